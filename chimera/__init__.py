@@ -1,0 +1,1 @@
+"""Chimera: an image-tokenizer trainer with four specialist clones."""

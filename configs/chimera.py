@@ -1,0 +1,217 @@
+"""Chimera's configuration: every key that the code reads.
+
+  python -m chimera.main --config=configs/chimera.py
+
+Variants (`--config=configs/chimera.py:NAME`):
+  (none)   the default: chosen for the held-out result.
+  smoke    the whole pipeline, small.
+  seed     the design document's letter: every step melded, Adam per clone,
+           full specialists, full bins; alpha 0.5.
+  control  one data-parallel learner: School, agents and Meld off.
+"""
+
+import ml_collections
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  c = ml_collections.ConfigDict()
+  c.basename = 'chimera'  # names the workdir runs/{basename} and the curriculum
+  c.seed = 0
+  c.devices = 0  # how many devices train; 0 = the most of 1, 2, 4, 8 there are
+  c.clone_names = ('perceptual', 'structural', 'adversarial', 'latent_purity')
+
+  c.data = ml_collections.ConfigDict()
+  c.data.source = 'photos'  # 'photos', a folder of images, .npy, .npz or .pkl
+  c.data.held_out_source = ''  # a folder of held-out images; '' = split source
+  c.data.held_out_fraction = 0.25  # of the photographs, where source is split
+  c.data.image_size = 64  # pixels, side of a crop as the models see it
+  c.data.train_count = 3072  # crops
+  c.data.held_out_count = 256  # crops
+  c.data.max_scale = 3.0  # a crop's side is 1 to this times image_size
+  c.data.seed = 0  # of the crops: kept apart from the seed of training
+
+  c.optics = ml_collections.ConfigDict()  # stage 1: image <-> path_params
+  c.optics.cell = 4  # pixels a side of one cell of the path_params grid
+  c.optics.width = 48  # channels
+  c.optics.radius = 'contrast'  # 'contrast' (radius = complexity) or 'free'
+  c.optics.steps = 900
+  c.optics.batch_size = 16  # images
+  c.optics.learning_rate = 2e-3
+  c.optics.chunk = 256  # samples encoded, scored or written at a time
+
+  c.school = ml_collections.ConfigDict()
+  c.school.enabled = True  # False: every lesson is uniform over everything
+  c.school.metric = 'mean_radius'  # or 'total_variation'
+  c.school.lessons = ((9,), (0, 1, 2, 3), (4, 5, 6), (7, 8))  # bins a clone
+  c.school.mix = 0.5  # share of a lesson drawn from the whole training set
+  c.school.enrol_from = (
+    300  # cycle from which clone D is re-enrolled; 0 = never
+  )
+  c.school.enrol_every = 100  # cycles between two re-enrolments
+  c.school.half_life = 500.0  # cycles in which a tracked varentropy halves
+  c.school.floor = 0.1  # share of the re-enrolled drawn by lot from everything
+  c.school.resident_mb = 2048  # whole training set on a device up to this size
+  c.school.rotating_samples = 8192  # else: samples of it resident at a time
+
+  c.model = ml_collections.ConfigDict()
+  c.model.width = 64  # channels
+  c.model.blocks = 2  # residual blocks at the token grid, each side
+  c.model.downsample = 2  # cells a side of one token: 1, 2, 4, ...
+  c.model.codes = 256  # V
+  c.model.code_dim = 8  # D
+  c.model.revive_after = 200  # cycles of disuse; 0 = never
+  c.model.critic_width = 32  # channels
+
+  c.loss = ml_collections.ConfigDict()  # base weights
+  c.loss.l1 = 1.0
+  c.loss.vq = 0.5
+  c.loss.adv = 0.005
+  c.loss.varentropy = 0.02
+  c.loss.ssim = 0.3
+  c.loss.edge = 0.3
+  c.loss.autocorrelation = 0.1
+  c.loss.moments = 0.1
+  c.loss.spectrum = 0.1
+  c.loss.color_covariance = 0.1
+  c.loss.commitment = 0.25  # of the vq term
+  c.loss.temperature = 0.1  # of the softmax assignment over codes
+  c.loss.adv_ramp = 300  # cycles in which the adversarial weight rises from 0
+
+  c.critic = ml_collections.ConfigDict()  # WGAN-GP
+  c.critic.learning_rate = 2e-4
+  c.critic.penalty = 10.0
+  c.critic.drift = 1e-3
+
+  # What each specialist weighs more, (perceptual, structural, adversarial,
+  # latent purity): base * (1 + strength * (specialty - 1)).
+  c.specialists = ml_collections.ConfigDict()
+  c.specialists.strength = 0.3
+  c.specialists.l1 = (0.7, 2.0, 0.7, 0.7)
+  c.specialists.vq = (0.7, 2.0, 0.7, 1.0)
+  c.specialists.adv = (0.7, 0.5, 5.0, 0.5)
+  c.specialists.varentropy = (1.0, 1.0, 0.5, 5.0)
+  c.specialists.ssim = (3.0, 0.5, 0.7, 0.7)
+  c.specialists.edge = (3.0, 0.5, 0.7, 0.7)
+  c.specialists.autocorrelation = (3.0, 0.5, 0.7, 0.7)
+  c.specialists.moments = (1.0, 1.0, 1.0, 1.0)
+  c.specialists.spectrum = (2.0, 0.5, 1.0, 0.7)
+  c.specialists.color_covariance = (1.0, 1.0, 1.0, 1.0)
+
+  # The PID lambda controller: (perceptual, structural, adversarial, purity).
+  c.pid = ml_collections.ConfigDict()
+  c.pid.enabled = True  # False: the base weights
+  c.pid.smoothing = 0.9  # of the filtered log error
+  c.pid.limit = 1.1  # |adjustment| of log lambda: at most a factor of 3
+  c.pid.slew = 0.02  # most that log lambda moves in one cycle
+  c.pid.proportional = (0.3, 0.3, 0.3, 0.3)
+  c.pid.integral = (0.002, 0.002, 0.002, 0.002)  # a cycle
+  c.pid.derivative = (1.0, 0.5, 0.5, 0.5)  # cycles
+  c.pid.target = ml_collections.ConfigDict()
+  c.pid.target.l1 = (0.14, 0.05, 0.10, 0.13)
+  c.pid.target.vq = (0.10, 0.04, 0.10, 0.10)
+  c.pid.target.adv = (0.08, 0.08, 0.35, 0.08)  # share of the gradient
+  c.pid.target.varentropy = (1.0, 1.0, 1.0, 0.3)
+  c.pid.target.ssim = (0.15, 0.4, 0.3, 0.4)
+  c.pid.target.edge = (0.1, 0.3, 0.2, 0.3)
+  c.pid.target.autocorrelation = (0.05, 0.1, 0.1, 0.1)
+  c.pid.target.moments = (0.05, 0.05, 0.05, 0.05)
+  c.pid.target.spectrum = (0.1, 0.1, 0.1, 0.1)
+  c.pid.target.color_covariance = (0.02, 0.02, 0.02, 0.02)
+
+  # The Q-learning controller of the learning rate, likewise a value a clone.
+  c.q = ml_collections.ConfigDict()
+  c.q.enabled = True  # False: the plain schedule
+  c.q.actions = (0.8, 0.95, 1.0, 1.05, 1.2)  # multipliers of the learning rate
+  c.q.window = 20  # cycles of loss history
+  c.q.every = 10  # cycles an action is held
+  c.q.history = 'own'  # loss history of the clone's 'own' steps, or the 'total'
+  c.q.low = (0.5, 0.5, 0.5, 0.5)  # least trim of the learning rate
+  c.q.high = (1.25, 2.0, 1.5, 1.5)  # greatest
+  c.q.rate = 0.2  # of learning of the table
+  c.q.discount = 0.9
+  c.q.epsilon = 0.3  # exploration at first
+  c.q.epsilon_end = 0.05
+  c.q.epsilon_decay = 50.0  # decisions in which the excess falls by e
+
+  c.meld = ml_collections.ConfigDict()
+  c.meld.enabled = True  # False: the gradients are averaged
+  c.meld.every = 1  # cycles
+  c.meld.alpha = 0.0  # share of itself that the master keeps: inverse step
+  c.meld.weights = 'equal'  # or 'mass': by each clone's share of the data
+  c.meld.optimizer_state = 'shared_v'  # or 'local', 'shared'
+  c.meld.outer_learning_rate = 1.0
+  c.meld.outer_momentum = 0.0  # Nesterov; DiLoCo takes 0.7 and 0.9
+  c.meld.ema = 0.995  # of the evaluation-only average, never fed back
+
+  c.train = ml_collections.ConfigDict()
+  c.train.cycles = 1000
+  c.train.batch_size = 8  # samples a clone and cycle
+  c.train.learning_rate = 1e-3
+  c.train.warmup = 50  # cycles
+  c.train.schedule = 'cosine'  # or 'constant'
+  c.train.adam_b1 = 0.9
+  c.train.adam_b2 = 0.99
+  c.train.cycles_per_dispatch = 10
+  c.train.log_every = 50  # cycles; a multiple of cycles_per_dispatch
+  c.train.eval_every = 500  # likewise
+  c.train.checkpoint_every = 250  # likewise
+  c.train.keep = 2  # checkpoints
+
+  c.eval = ml_collections.ConfigDict()
+  c.eval.batch_size = 64
+  c.eval.preview = 6  # images a row
+
+  if arg == 'smoke':
+    _smoke(c)
+  elif arg == 'seed':
+    _seed(c)
+  elif arg == 'control':
+    _control(c)
+  elif arg:
+    raise ValueError(
+      f"Variant must be '', 'smoke', 'seed' or 'control', got {arg!r}."
+    )
+  return c
+
+
+def _smoke(c):
+  """Measured in WORKSPACE.md."""
+  c.basename = 'smoke'
+  c.data.train_count = 320
+  c.data.held_out_count = 32
+  c.optics.steps = 60
+  c.optics.width = 16
+  c.model.width = 16
+  c.model.critic_width = 8
+  c.model.codes = 64
+  c.model.blocks = 1
+  c.train.cycles = 60
+  c.train.warmup = 10
+  c.train.log_every = 20
+  c.train.eval_every = 60
+  c.train.checkpoint_every = 20
+  c.school.enrol_from = 20
+  c.school.enrol_every = 20
+  c.loss.adv_ramp = 20
+  c.eval.batch_size = 32
+
+
+def _seed(c):
+  """The letter names no alpha: 0.5, the learning rate scaled by its inverse."""
+  c.basename = 'seed'
+  c.specialists.strength = 1.0
+  c.school.mix = 0.0
+  c.meld.optimizer_state = 'local'
+  c.meld.alpha = 0.5
+  c.train.learning_rate = c.train.learning_rate / (1 - c.meld.alpha)
+  c.q.history = 'total'
+
+
+def _control(c):
+  """Same images seen, same mean loss."""
+  c.basename = 'control'
+  c.specialists.strength = 0.0
+  c.school.enabled = False
+  c.pid.enabled = False
+  c.q.enabled = False
+  c.meld.enabled = False
