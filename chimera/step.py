@@ -1,0 +1,471 @@
+"""The compiled step: Assign, Learn, Synthesize, Re-clone.
+
+`train_step` is one cycle of ONE clone (design document, sections 2 and 8). It
+runs under `jax.pmap` over the devices and `jax.vmap` over the clones that share
+a device; it knows of the others only by the names of the axes, and of itself
+only by its `Mission`.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any
+
+import jax
+from jax import lax
+from jax.custom_batching import custom_vmap
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from chimera import agents
+from chimera import losses
+from chimera import meld
+from chimera import models
+from chimera import poincare
+from chimera import school
+from chimera import state as state_lib
+
+AXES = ('devices', 'clones')
+
+Metrics = dict[str, jax.Array]
+
+
+def train_step(
+  state: state_lib.CloneState,
+  mission: state_lib.Mission,
+  shard: school.Shard,
+  *,
+  spec: state_lib.StepSpec,
+) -> tuple[state_lib.CloneState, Metrics]:
+  """One cycle of one clone."""
+  step = state.step
+  cycle_rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), step)
+  rngs = jax.random.split(jax.random.fold_in(cycle_rng, mission.clone), 5)
+
+  # Assign: this clone's lesson, from its own shard.
+  ids_B, paths = school.draw_lesson(
+    rngs[0], state.school, shard, batch_size=spec.batch_size, mix=spec.mix
+  )
+  x = poincare.normalize(paths)
+
+  # The agents act.
+  lambda_K = agents.pid_act(state.pid, mission.pid)
+  q = agents.q_act(
+    rngs[1],
+    state.q,
+    mission.q,
+    actions=spec.q_actions,
+    every=spec.q_every,
+    cycle=step,
+    epsilon=spec.q_epsilon,
+    epsilon_end=spec.q_epsilon_end,
+    epsilon_decay=spec.q_epsilon_decay,
+  )
+  learning_rate = q.trim * spec.plain_learning_rate(step)
+
+  # Learn: the critic and the generator, from one forward pass.
+  ramp = jnp.minimum(1.0, step / max(spec.adv_ramp, 1))
+  epsilon_B = jax.random.uniform(rngs[2], (spec.batch_size,))
+  gradients, seen = one_by_one(functools.partial(learn, spec=spec))(
+    state.generator.params, state.critic.params, x, lambda_K, ramp, epsilon_B
+  )
+  weight = jnp.where(
+    meld.all_finite((gradients, state.generator)), mission.weight, 0.0
+  )
+  mean_gradients = meld.mean(
+    gradients, weight, AXES, jax.tree.map(jnp.zeros_like, gradients)
+  )
+  if spec.average_gradients:
+    gradients = mean_gradients
+  learned, critic = _descend(
+    state, gradients, mean_gradients, learning_rate, spec
+  )
+  weight = jnp.where(meld.all_finite((learned, critic)), weight, 0.0)
+  healthy = weight > 0
+
+  # The agents observe what happened.
+  target = mission.pid.target_K[losses.ADV]
+  pid = agents.pid_observe(
+    state.pid,
+    mission.pid,
+    # Signed and unbounded, adv has no log: its error is log(target / share).
+    seen['terms_K'].at[losses.ADV].set(target**2 / seen['adv_share']),
+    smoothing=spec.pid_smoothing,
+    limit=spec.pid_limit,
+    slew=spec.pid_slew,
+  )
+  base_loss = base_objective(mission.pid.base_K, seen['terms_K'])
+  if spec.q_history == 'own':
+    effect = _own_effect(rngs[3], state, learned.params, mission, shard, spec)
+    own_loss = effect * jnp.where(step % spec.q_every == 0, 1, state.own_loss)
+  else:
+    own_loss = state.own_loss
+  q = agents.q_observe(
+    q,
+    own_loss if spec.q_history == 'own' else base_loss,
+    every=spec.q_every,
+    cycle=step,
+    rate=spec.q_rate,
+    discount=spec.q_discount,
+  )
+  lessons = _remember(rngs[4], state.school, mission, step, ids_B, seen, spec)
+
+  # Synthesize: the mean of the destinations, folded into the master.
+  destination = meld.mean(learned.params, weight, AXES, state.master.params)
+  counts_V = lax.psum(seen['counts_V'], AXES)
+  is_meld = (step + 1) % spec.every == 0
+  master = _synthesize(
+    state.master, destination, counts_V, seen, is_meld, cycle_rng, step, spec
+  )
+
+  # Re-clone: at a meld, and whoever was not finite.
+  newborn = state_lib.TrainState(master.params, spec.adam.init(master.params))
+  generator = _where(healthy, learned, newborn)
+  params = _where(is_meld, master.params, generator.params)
+  critic = _where(healthy, critic, _new_critic(critic, state, weight, spec))
+  metrics = {
+    **{k: seen[k] for k in ('terms_K', 'adv_share', 'critic_loss')},
+    **{k: seen[k] for k in ('wasserstein', 'penalty')},
+    'lambda_K': lambda_K,
+    'integral_K': pid.integral_K,
+    'g_loss': seen['objective'],
+    'base_loss': base_loss,
+    'learning_rate': learning_rate,
+    'reward': q.reward,
+    'q_state': q.state,
+    'epsilon': q.epsilon,
+    'grads_rms': _rms(gradients['generator']),
+    'drift': meld.cosine(
+      jax.tree.map(jnp.subtract, learned.params, state.master.params),
+      jax.tree.map(jnp.subtract, destination, state.master.params),
+    ),
+    'dropped': state.dropped + ~healthy,
+    'perplexity': _perplexity(counts_V),
+    'used': jnp.sum(counts_V > 0),
+    'lesson_B': ids_B,
+  }
+  state = state.replace(
+    step=step + 1,
+    generator=generator.replace(params=params),
+    critic=critic,
+    master=master,
+    pid=pid,
+    q=q,
+    own_loss=own_loss,
+    school=lessons,
+    dropped=state.dropped + ~healthy,
+  )
+  # What the meld did not use of this clone is still worth a picture.
+  return state, {**metrics, 'specialist': learned.params}
+
+
+def learn(
+  generator_params: Any,
+  critic_params: Any,
+  x: jax.Array,
+  lambda_K: jax.Array,
+  ramp: jax.Array,
+  epsilon_B: jax.Array,
+  *,
+  spec: state_lib.StepSpec,
+) -> tuple[dict[str, Any], Metrics]:
+  """The gradients of generator and critic at one batch, and what was seen.
+
+  Both are taken where the cycle began, from one forward pass; so they can be
+  averaged over devices before either is applied.
+  """
+
+  def reconstruct(params: Any) -> tuple[Any, jax.Array]:
+    x_hat, codes, tokens = spec.tokenizer.apply({'params': params}, x)
+    return (x_hat, codes), tokens
+
+  def judge(params: Any, x: jax.Array) -> jax.Array:
+    return spec.critic.apply({'params': params}, x)
+
+  def objective(x_hat: jax.Array, x_adv: jax.Array, codes: Any):
+    terms_K, varentropy_B = losses.terms(
+      x,
+      x_hat,
+      x_adv,
+      codes,
+      functools.partial(judge, critic_params),
+      commitment=spec.commitment,
+      temperature=spec.temperature,
+    )
+    return jnp.vdot(lambda_K, terms_K), (terms_K, varentropy_B)
+
+  (x_hat, codes), pull_back, tokens = jax.vjp(
+    reconstruct, generator_params, has_aux=True
+  )
+  (total, (terms_K, varentropy_B)), (by_rest, by_adv, by_codes) = (
+    jax.value_and_grad(objective, argnums=(0, 1, 2), has_aux=True)(
+      x_hat, x_hat, codes
+    )
+  )
+  (generator_gradient,) = pull_back((by_rest + ramp * by_adv, by_codes))
+  (critic_loss, parts), critic_gradient = jax.value_and_grad(
+    losses.critic_loss, has_aux=True
+  )(
+    critic_params,
+    judge,
+    x,
+    x_hat,
+    epsilon_B,
+    penalty=spec.penalty,
+    drift=spec.drift,
+  )
+  adv, rest = jnp.linalg.norm(by_adv.ravel()), jnp.linalg.norm(by_rest.ravel())
+  seen = {
+    'objective': total,
+    'terms_K': terms_K,
+    'varentropy_B': varentropy_B,
+    'adv_share': jnp.maximum(adv / (adv + rest + 1e-12), 1e-4),
+    'critic_loss': critic_loss,
+    'z_XxD': codes.z_BxhxwxD.reshape(-1, codes.z_BxhxwxD.shape[-1]),
+    'counts_V': jnp.bincount(
+      tokens.ravel(), length=spec.tokenizer.codes
+    ).astype(jnp.int32),
+    **parts,
+  }
+  return {'generator': generator_gradient, 'critic': critic_gradient}, seen
+
+
+def base_objective(base_K: jax.Array, terms_K: jax.Array) -> jax.Array:
+  """The loss that no agent moves: base weights, without the signed term."""
+  return jnp.vdot(base_K.at[losses.ADV].set(0), terms_K)
+
+
+def one_by_one(f: Callable[..., Any]) -> Callable[..., Any]:
+  """f, whose `vmap` is f written out once for each clone.
+
+  Mapped weights would turn the clones' convolutions into grouped ones, which
+  cost half as much again on one device.
+  """
+  f = custom_vmap(f)
+
+  @f.def_vmap
+  def _(size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
+    def pick(i: int) -> Any:
+      return jax.tree.map(lambda x, b: x[i] if b else x, args, tuple(batched))
+
+    out = jax.tree.map(
+      lambda *x: jnp.stack(x), *[f(*pick(i)) for i in range(size)]
+    )
+    return out, jax.tree.map(lambda _: True, out)
+
+  return f
+
+
+def make_train_step(
+  spec: state_lib.StepSpec,
+  devices: Sequence[jax.Device],
+  *,
+  cycles: int = 1,
+  resident: bool = True,
+) -> Callable[..., tuple[state_lib.CloneState, Metrics]]:
+  """Compiles `cycles` cycles of all clones: (state, mission, shard) -> ...
+
+  Leading axes of state and mission: devices, then the clones of each device.
+  The state is donated. The metrics are those of the last cycle.
+
+  Args:
+    spec: the constants.
+    devices: one, two or four.
+    cycles: in one dispatch.
+    resident: whether a device's clones share one shard, which then has no
+      axis of clones.
+  """
+  all_clones = jax.vmap(
+    functools.partial(train_step, spec=spec),
+    in_axes=(0, 0, None if resident else 0),
+    axis_name='clones',
+  )
+
+  def dispatch(state, mission, shard):
+    state, metrics = all_clones(state, mission, shard)
+    if cycles > 1:
+      state, metrics = lax.fori_loop(
+        1,
+        cycles,
+        lambda _, carry: all_clones(carry[0], mission, shard),
+        (state, metrics),
+      )
+    return state, metrics
+
+  return jax.pmap(dispatch, 'devices', devices=devices, donate_argnums=0)
+
+
+def put(tree: Any, devices: Sequence[jax.Device]) -> Any:
+  """Host arrays (M, ...) onto the devices as (devices, M / devices, ...).
+
+  With the very sharding that the compiled step returns: any other compiles it
+  twice and donates nothing.
+  """
+  mesh = jax.sharding.Mesh(np.array(devices), ('devices',))
+  sharding = jax.sharding.NamedSharding(
+    mesh, jax.sharding.PartitionSpec('devices')
+  )
+  n = len(devices)
+  return jax.tree.map(
+    lambda x: jax.device_put(
+      np.reshape(x, (n, np.shape(x)[0] // n, *np.shape(x)[1:])), sharding
+    ),
+    tree,
+  )
+
+
+def put_shared(tree: Any, devices: Sequence[jax.Device]) -> Any:
+  """Host arrays onto every device, as (devices, ...)."""
+  return jax.tree.map(
+    lambda x: jnp.squeeze(x, 1),
+    put(
+      jax.tree.map(
+        lambda x: np.broadcast_to(x, (len(devices), *np.shape(x))), tree
+      ),
+      devices,
+    ),
+  )
+
+
+def fetch(tree: Any) -> Any:
+  """Device arrays (devices, M / devices, ...) as host arrays (M, ...)."""
+  return jax.tree.map(
+    lambda x: np.reshape(x, (-1, *x.shape[2:])), jax.device_get(tree)
+  )
+
+
+def _descend(
+  state: state_lib.CloneState,
+  gradients: dict[str, Any],
+  mean_gradients: dict[str, Any],
+  learning_rate: jax.Array,
+  spec: state_lib.StepSpec,
+) -> tuple[state_lib.TrainState, state_lib.TrainState]:
+  direction, opt_state = meld.descend(
+    spec.adam,
+    gradients['generator'],
+    mean_gradients['generator'],
+    state.generator.opt_state,
+    mode=spec.optimizer_state,
+    b1=spec.adam_b1,
+    b2=spec.adam_b2,
+  )
+  critic_direction, critic_opt_state = spec.critic_adam.update(
+    gradients['critic'], state.critic.opt_state
+  )
+  return (
+    state_lib.TrainState(
+      _minus(state.generator.params, learning_rate, direction), opt_state
+    ),
+    state_lib.TrainState(
+      _minus(state.critic.params, spec.critic_learning_rate, critic_direction),
+      critic_opt_state,
+    ),
+  )
+
+
+def _own_effect(rng, state, after, mission, shard, spec) -> jax.Array:
+  """Loss after over loss before the clone's own step, on a fresh batch."""
+  _, paths = school.draw_lesson(
+    rng, state.school, shard, batch_size=spec.batch_size, mix=spec.mix
+  )
+  x = poincare.normalize(paths)
+
+  def probe(params: Any, x: jax.Array) -> jax.Array:
+    x_hat, codes, _ = spec.tokenizer.apply({'params': params}, x)
+    terms_K, _ = losses.terms(
+      x,
+      x_hat,
+      x_hat,
+      codes,
+      lambda x: jnp.zeros(len(x), x.dtype),
+      commitment=spec.commitment,
+      temperature=spec.temperature,
+    )
+    return terms_K
+
+  probe = one_by_one(probe)
+  base_K = mission.pid.base_K
+  effect = base_objective(base_K, probe(after, x)) / base_objective(
+    base_K, probe(state.generator.params, x)
+  )
+  return jnp.where(jnp.isfinite(effect), effect, 1)
+
+
+def _remember(rng, lessons, mission, step, ids_B, seen, spec):
+  """Tracks every clone's varentropy; re-enrols whose mission it is."""
+  lessons = school.record(
+    lessons, _gather(ids_B), _gather(seen['varentropy_B']), step
+  )
+  if not spec.enrol_from:
+    return lessons
+  is_due = (
+    (mission.enrols > 0)
+    & (step >= spec.enrol_from)
+    & ((step - spec.enrol_from) % spec.enrol_every == 0)
+  )
+
+  def re_enrol(is_due, rng, lessons, step):
+    return lax.cond(
+      is_due,
+      lambda s: school.re_enrol(
+        rng, s, step, half_life=spec.half_life, floor=spec.floor
+      ),
+      lambda s: s,
+      lessons,
+    )
+
+  return one_by_one(re_enrol)(is_due, rng, lessons, step)
+
+
+def _synthesize(
+  master, destination, counts_V, seen, is_meld, rng, step, spec
+) -> state_lib.Master:
+  unused_V = jnp.where(counts_V > 0, 0, master.unused_V + 1)
+  target = meld.fold(master.params, destination, spec.alpha)
+  update, outer = spec.outer.update(
+    jax.tree.map(jnp.subtract, master.params, target), master.outer
+  )
+  params = models.renormalize(optax.apply_updates(master.params, update))
+  if spec.revive_after:
+    dead_V = unused_V >= spec.revive_after
+    params = models.revive(params, dead_V, _gather(seen['z_XxD']), rng)
+    unused_V = jnp.where(dead_V & is_meld, 0, unused_V)
+  melded = state_lib.Master(
+    params=params,
+    outer=outer,
+    ema=meld.average(master.ema, params, spec.ema, step),
+    unused_V=unused_V,
+  )
+  return _where(is_meld, melded, master.replace(unused_V=unused_V))
+
+
+def _new_critic(critic, state, weight, spec) -> state_lib.TrainState:
+  """Born of the healthy clones' critics, for one that is not finite."""
+  params = meld.mean(critic.params, weight, AXES, state.critic.params)
+  return state_lib.TrainState(params, spec.critic_adam.init(params))
+
+
+def _gather(x: jax.Array) -> jax.Array:
+  """All clones' rows, in the order of the clones."""
+  for axis in reversed(AXES):
+    x = lax.all_gather(x, axis)
+  return x.reshape(-1, *x.shape[3:])
+
+
+def _minus(params: Any, learning_rate: Any, direction: Any) -> Any:
+  return jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
+
+
+def _where(condition: jax.Array, a: Any, b: Any) -> Any:
+  return jax.tree.map(functools.partial(jnp.where, condition), a, b)
+
+
+def _rms(tree: Any) -> jax.Array:
+  return optax.tree.norm(tree) / np.sqrt(optax.tree.size(tree))
+
+
+def _perplexity(counts_V: jax.Array) -> jax.Array:
+  """exp of the entropy of the codes' frequencies, 1 to V."""
+  p_V = counts_V / jnp.sum(counts_V)
+  return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(p_V, p_V)))
