@@ -1,0 +1,114 @@
+"""What Chimera costs, measured: `python -m chimera.benchmark WHAT`.
+
+curriculum   score, sort and save a million samples, against a bare mean.
+"""
+
+import argparse
+from collections.abc import Callable
+from concurrent import futures
+import multiprocessing
+import pathlib
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import rich.console
+
+_GRID = (16, 16, 3)
+
+
+def _write_latents(path: pathlib.Path, samples: int) -> None:
+  """Random path_params, written without ever being in memory together."""
+  import numpy as np
+
+  rng = np.random.default_rng(0)
+  header = {'descr': '<f4', 'fortran_order': False, 'shape': (samples, *_GRID)}
+  with open(path, 'wb') as f:
+    np.lib.format.write_array_header_1_0(f, header)
+    for start in range(0, samples, 8192):
+      n = min(8192, samples - start)
+      x = rng.random((n, *_GRID), np.float32)
+      # Each sample has a radius of its own.
+      x[..., 2] *= rng.random((n, 1, 1), np.float32) * (np.pi / 2)
+      f.write(x)
+
+
+def _peak_mb() -> float:
+  import resource
+
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _bare(path: pathlib.Path) -> tuple[float, float]:
+  """Seconds and peak MB of the plain mean over the memory map."""
+  import numpy as np
+
+  latents = np.load(path, mmap_mode='r')
+  start = time.perf_counter()
+  latents[..., 2].mean((1, 2))
+  return time.perf_counter() - start, _peak_mb()
+
+
+def _prepare(path: pathlib.Path, chunk: int) -> tuple[float, float]:
+  """Seconds and peak MB of all that prepare-curriculum does here."""
+  import numpy as np
+
+  from chimera import school
+
+  latents = np.load(path, mmap_mode='r')
+  start = time.perf_counter()
+  scores = school.score(latents, metric='mean_radius', chunk=chunk)
+  school.save_curriculum(
+    path.with_name('curriculum_bins_benchmark.pkl'),
+    school.bin_samples(scores),
+    digest=school.digest(latents, scores),
+    metric='mean_radius',
+  )
+  return time.perf_counter() - start, _peak_mb()
+
+
+def _in_child(f: Callable[..., Any], *args: Any) -> Any:
+  """Runs f in a fresh process, whose peak memory is its own."""
+  spawn = multiprocessing.get_context('spawn')
+  with futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+    return pool.submit(f, *args).result()
+
+
+def curriculum(args: argparse.Namespace) -> None:
+  """Prints both speeds, their ratio and both peaks; medians of the rounds."""
+  console = rich.console.Console()
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder, 'latents.npy')
+    _write_latents(path, args.samples)
+    gigabytes = path.stat().st_size / 1e9
+    rounds = [
+      (_in_child(_bare, path), _in_child(_prepare, path, args.chunk))
+      for _ in range(args.rounds)
+    ]
+  seconds = []
+  names = ('latents[..., 2].mean((1, 2))', 'score, sort, digest and save')
+  console.print(f'{args.samples:,} samples, {gigabytes:.2f} GB')
+  for name, runs in zip(names, zip(*rounds)):
+    seconds.append(statistics.median(s for s, _ in runs))
+    console.print(
+      f'{name:30s} {seconds[-1]:6.3f} s  {gigabytes / seconds[-1]:6.2f} GB/s  '
+      f'peak {max(peak for _, peak in runs):5.0f} MB'
+    )
+  console.print(f'speed against the bare mean: {seconds[0] / seconds[1]:.2f}')
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(prog='python -m chimera.benchmark')
+  commands = parser.add_subparsers(dest='command', required=True)
+  command = commands.add_parser('curriculum')
+  command.add_argument('--samples', type=int, default=1_000_000)
+  command.add_argument('--chunk', type=int, default=256)
+  command.add_argument('--rounds', type=int, default=5)
+  command.set_defaults(run=curriculum)
+  args = parser.parse_args()
+  args.run(args)
+
+
+if __name__ == '__main__':
+  main()
