@@ -66,7 +66,7 @@ def outer(
   Douillard et al., DiLoCo, 2023, https://arxiv.org/abs/2311.08105: SGD with
   Nesterov momentum, 0.7 and 0.9. With 1 and 0 the master becomes the target.
   """
-  return optax.sgd(learning_rate, momentum, nesterov=True)
+  return optax.sgd(learning_rate, momentum or None, nesterov=True)
 
 
 def average(ema: Tree, master: Tree, decay: float, step: jax.Array) -> Tree:

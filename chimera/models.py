@@ -40,7 +40,7 @@ class ResidualBlock(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     y = x
     for _ in range(2):
-      y = nn.swish(nn.GroupNorm(num_groups=min(8, self.width))(y))
+      y = nn.swish(nn.GroupNorm(num_groups=max(1, self.width // 8))(y))
       y = nn.Conv(self.width, (3, 3))(y)
     return x + y
 

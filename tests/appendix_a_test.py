@@ -1,0 +1,291 @@
+"""The compiled step computes what the design document's Appendix A says.
+
+`appendix_a` is the document's pseudocode written out: Python lists of four
+states, four PID agents, four Q-agents, a `for` loop over the clones, and means
+by `tree_map` on the host. It shares the pure functions of models, losses,
+agents and School with the compiled program, and nothing of step.py. Gradients
+are plain `jax.grad`s of a whole loss, one forward pass each.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from chimera import agents
+from chimera import losses
+from chimera import models
+from chimera import poincare
+from chimera import school
+from chimera import state as state_lib
+from chimera import step as step_lib
+from tests import tiny
+
+CYCLES = 20
+
+
+def appendix_a(config, spec, bins, paths, total_steps):
+  """Appendix A: returns (clone_states, pid_agents, q_agents, master, log)."""
+  born = state_lib.create_states(config, spec, bins, paths.shape[1:3])
+  missions = state_lib.create_missions(config, bins)
+  curriculum = [s.school for s in born]
+  shard = school.resident_shard(paths)
+  adam = optax.scale_by_adam(spec.adam_b1, spec.adam_b2)
+  critic_adam = optax.scale_by_adam(0.0, 0.9)
+
+  # --- Initialization ---
+  master_params = born[0].generator.params
+  ema_params = master_params
+  unused_V = np.zeros(config.model.codes, int)
+  clone_states = [
+    {
+      'params': master_params,
+      'adam': adam.init(master_params),
+      'critic': s.critic.params,
+      'critic_adam': critic_adam.init(s.critic.params),
+    }
+    for s in born
+  ]
+  pid_agents = [s.pid for s in born]
+  q_agents = [s.q for s in born]
+  log = []
+
+  def generator_loss(params, critic, x, lambdas, ramp):
+    x_hat, codes, tokens = spec.tokenizer.apply({'params': params}, x)
+    terms_K, varentropy_B = losses.terms(
+      x,
+      x_hat,
+      x_hat,
+      codes,
+      lambda y: spec.critic.apply({'params': critic}, y),
+      commitment=spec.commitment,
+      temperature=spec.temperature,
+    )
+    ramped_K = lambdas.at[losses.ADV].multiply(ramp)
+    return jnp.sum(ramped_K * terms_K), (
+      terms_K, varentropy_B, tokens, codes.z_BxhxwxD
+    )
+
+  def critic_loss(critic, params, x, epsilon_B):
+    fake = spec.tokenizer.apply({'params': params}, x)[0]
+    return losses.critic_loss(
+      critic,
+      lambda p, y: spec.critic.apply({'params': p}, y),
+      x,
+      fake,
+      epsilon_B,
+      penalty=spec.penalty,
+      drift=spec.drift,
+    )[0]
+
+  def adv_share(params, critic, x, lambdas):
+    x_hat, codes, _ = spec.tokenizer.apply({'params': params}, x)
+
+    def part(y, chosen_K):
+      terms_K, _ = losses.terms(
+        x,
+        y,
+        y,
+        codes,
+        lambda y: spec.critic.apply({'params': critic}, y),
+        commitment=spec.commitment,
+        temperature=spec.temperature,
+      )
+      return jnp.sum(chosen_K * lambdas * terms_K)
+
+    is_adv_K = jnp.arange(len(losses.TERMS)) == losses.ADV
+    norm = lambda chosen_K: jnp.sqrt(jnp.sum(jax.grad(part)(x_hat, chosen_K) ** 2))
+    adv, rest = norm(is_adv_K), norm(~is_adv_K)
+    return jnp.maximum(adv / (adv + rest), 1e-4)
+
+  @jax.jit
+  def wgan_gp_train_step(clone, x, lambdas, learning_rate, ramp, epsilon_B):
+    grads, seen = jax.grad(generator_loss, has_aux=True)(
+      clone['params'], clone['critic'], x, lambdas, ramp
+    )
+    critic_grads = jax.grad(critic_loss)(
+      clone['critic'], clone['params'], x, epsilon_B
+    )
+    share = adv_share(clone['params'], clone['critic'], x, lambdas)
+    up, opt = adam.update(grads, clone['adam'])
+    critic_up, critic_opt = critic_adam.update(
+      critic_grads, clone['critic_adam']
+    )
+    rate = spec.critic_learning_rate
+    return {
+      'params': jax.tree.map(
+        lambda p, d: p - learning_rate * d, clone['params'], up
+      ),
+      'adam': opt,
+      'critic': jax.tree.map(
+        lambda p, d: p - rate * d, clone['critic'], critic_up
+      ),
+      'critic_adam': critic_opt,
+    }, (*seen, share)
+
+  key = jax.random.key(config.seed)
+  # --- Main Training Loop ---
+  for step in range(total_steps):
+    updated_clone_states, rows = [], []
+    cycle_key = jax.random.fold_in(key, step)
+    for i in range(4):
+      rngs = jax.random.split(jax.random.fold_in(cycle_key, i), 5)
+      # 2. Assign a specialized lesson from The School
+      ids, batch = school.draw_lesson(
+        rngs[0], curriculum[i], shard, batch_size=spec.batch_size, mix=spec.mix
+      )
+      x = poincare.normalize(batch)
+      # 3. Agents make decisions
+      lambdas = agents.pid_act(pid_agents[i], missions[i].pid)
+      q_agents[i] = agents.q_act(
+        rngs[1],
+        q_agents[i],
+        missions[i].q,
+        actions=spec.q_actions,
+        every=spec.q_every,
+        cycle=step,
+        epsilon=spec.q_epsilon,
+        epsilon_end=spec.q_epsilon_end,
+        epsilon_decay=spec.q_epsilon_decay,
+      )
+      # 4. Update the clone's optimizer with the agent's decision
+      learning_rate = q_agents[i].trim * spec.plain_learning_rate(step)
+      # 5. Execute a single, independent training step for this clone
+      ramp = min(1.0, step / spec.adv_ramp)
+      updated, (terms_K, varentropy_B, tokens, z, share) = wgan_gp_train_step(
+        clone_states[i],
+        x,
+        lambdas,
+        learning_rate,
+        ramp,
+        jax.random.uniform(rngs[2], (spec.batch_size,)),
+      )
+      # 6. Store results and update agents
+      updated_clone_states.append(updated)
+      target = missions[i].pid.target_K[losses.ADV]
+      pid_agents[i] = agents.pid_observe(
+        pid_agents[i],
+        missions[i].pid,
+        terms_K.at[losses.ADV].set(target**2 / share),
+        smoothing=spec.pid_smoothing,
+        limit=spec.pid_limit,
+        slew=spec.pid_slew,
+      )
+      base_K = np.array(missions[i].pid.base_K)
+      base_K[losses.ADV] = 0
+      q_agents[i] = agents.q_observe(
+        q_agents[i],
+        jnp.sum(base_K * terms_K),
+        every=spec.q_every,
+        cycle=step,
+        rate=spec.q_rate,
+        discount=spec.q_discount,
+      )
+      rows.append(
+        dict(
+          ids=ids, terms_K=terms_K, lambdas=lambdas, lr=learning_rate,
+          share=share, varentropy_B=varentropy_B, tokens=tokens, z=z,
+        )
+      )
+    # --- (IV) The Brain Meld ---
+    used = np.bincount(
+      np.concatenate([np.ravel(r['tokens']) for r in rows]),
+      minlength=config.model.codes,
+    )
+    unused_V = np.where(used > 0, 0, unused_V + 1)
+    if (step + 1) % config.meld.every == 0:
+      mean_clone_params = jax.tree.map(
+        lambda *p: jnp.mean(jnp.stack(p), axis=0),
+        *[s['params'] for s in updated_clone_states],
+      )
+      alpha = config.meld.alpha
+      master_params = jax.tree.map(
+        lambda m, c: alpha * m + (1 - alpha) * c,
+        master_params,
+        mean_clone_params,
+      )
+      master_params = models.renormalize(master_params)
+      dead_V = unused_V >= spec.revive_after
+      master_params = models.revive(
+        master_params,
+        jnp.asarray(dead_V),
+        jnp.concatenate([r['z'].reshape(-1, r['z'].shape[-1]) for r in rows]),
+        cycle_key,
+      )
+      unused_V = np.where(dead_V, 0, unused_V)
+      decay = min(spec.ema, (1 + step) / (10 + step))
+      ema_params = jax.tree.map(
+        lambda e, m: decay * e + (1 - decay) * m, ema_params, master_params
+      )
+      # 3. Re-Clone: Update all clones with the new unified knowledge
+      for clone in updated_clone_states:
+        clone['params'] = master_params
+    clone_states = updated_clone_states
+    # The librarian keeps every clone's record of every sample.
+    for j in range(4):
+      for row in rows:
+        curriculum[j] = school.record(
+          curriculum[j], row['ids'], row['varentropy_B'], step
+        )
+    log.append(rows)
+  return clone_states, pid_agents, q_agents, master_params, ema_params, log
+
+
+def assert_close(actual, expected, what):
+  """Relative to the largest entry of each leaf: a near-zero has no digits."""
+  paths = jax.tree_util.tree_leaves_with_path(expected)
+  for (path, e), a in zip(paths, jax.tree.leaves(actual), strict=True):
+    e, a = np.asarray(e, np.float64), np.asarray(a, np.float64)
+    scale = max(np.abs(e).max(initial=0), 1e-7)
+    worst = np.abs(a - e).max(initial=0) / scale
+    assert worst < 1e-4, f'{what}{jax.tree_util.keystr(path)}: {worst:.1e}'
+
+
+@pytest.mark.parametrize('every', [1, 4])
+def test_the_compiled_program_is_appendix_a(every):
+  config = tiny.get_config('seed')
+  config.meld.every = every
+  config.model.revive_after = 6
+  bins, paths = tiny.bins_and_paths()
+  spec = state_lib.create_spec(config)
+  clones, pids, qs, master, ema, log = appendix_a(
+    config, spec, bins, paths, CYCLES
+  )
+
+  devices = jax.devices()[:4]
+  run = step_lib.make_train_step(spec, devices)
+  state, mission, shard = tiny.on_devices(config, spec, bins, paths, devices)
+  for row in log:
+    state, metrics = run(state, mission, shard)
+    seen = step_lib.fetch({**metrics, 'specialist': ()})
+    np.testing.assert_array_equal(
+      seen['lesson_B'], np.stack([r['ids'] for r in row])
+    )
+    for name, mine in (
+      ('terms_K', 'terms_K'),
+      ('lambdas', 'lambda_K'),
+      ('lr', 'learning_rate'),
+      ('share', 'adv_share'),
+    ):
+      assert_close(seen[mine], np.stack([r[name] for r in row]), name)
+  state = step_lib.fetch(state)
+  stack = state_lib.stack
+  assert_close(
+    state.generator.params, stack([c['params'] for c in clones]), 'generator'
+  )
+  assert_close(
+    state.generator.opt_state, stack([c['adam'] for c in clones]), 'moments'
+  )
+  assert_close(
+    state.critic.params, stack([c['critic'] for c in clones]), 'critic'
+  )
+  assert_close(
+    state.critic.opt_state,
+    stack([c['critic_adam'] for c in clones]),
+    'critic moments',
+  )
+  assert_close(state.master.params, stack([master] * 4), 'master')
+  assert_close(state.master.ema, stack([ema] * 4), 'ema')
+  assert_close(state.pid, stack(pids), 'pid')
+  assert_close(state.q, stack(qs), 'q')

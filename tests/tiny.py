@@ -1,0 +1,64 @@
+"""A run small enough for tests: 8x8 path_params, 120 samples, 4 clones."""
+
+import jax
+import numpy as np
+
+from chimera import school
+from chimera import state as state_lib
+from chimera import step as step_lib
+from configs import chimera as chimera_config
+
+SAMPLES = 120
+
+
+def get_config(arg=''):
+  c = chimera_config.get_config(arg)
+  c.model.width = 8
+  c.model.blocks = 1
+  c.model.codes = 16
+  c.model.code_dim = 4
+  c.model.critic_width = 4
+  c.train.batch_size = 4
+  c.train.warmup = 4
+  c.train.cycles = 40
+  c.loss.adv_ramp = 5
+  c.q.every = 4
+  c.q.window = 4
+  c.school.enrol_from = 0
+  return c
+
+
+def bins_and_paths():
+  rng = np.random.default_rng(0)
+  smooth = rng.normal(size=(SAMPLES, 3, 3, 3)).repeat(3, 1).repeat(3, 2)
+  paths = np.tanh(smooth[:, :8, :8] + 0.2 * rng.normal(size=(SAMPLES, 8, 8, 3)))
+  low = np.array([-np.pi, -np.pi / 4, 0])
+  high = np.array([np.pi, np.pi / 4, np.pi / 2])
+  paths = ((paths + 1) / 2 * (high - low) + low).astype(np.float32)
+  order = np.argsort(paths[..., 2].mean((1, 2)))
+  bins = {b: [int(i) for i in part] for b, part in enumerate(np.split(order, 10))}
+  return bins, paths
+
+
+def on_devices(config, spec, bins, paths, devices):
+  states = state_lib.create_states(config, spec, bins, paths.shape[1:3])
+  return (
+    step_lib.put(state_lib.stack(states), devices),
+    step_lib.put(
+      state_lib.stack(state_lib.create_missions(config, bins)), devices
+    ),
+    step_lib.put_shared(school.resident_shard(paths), devices),
+  )
+
+
+def run(config, cycles, devices, spec=None):
+  """(state, [metrics]) of a fresh run, on the host."""
+  bins, paths = bins_and_paths()
+  spec = spec or state_lib.create_spec(config)
+  step = step_lib.make_train_step(spec, devices)
+  state, mission, shard = on_devices(config, spec, bins, paths, devices)
+  log = []
+  for _ in range(cycles):
+    state, metrics = step(state, mission, shard)
+    log.append(step_lib.fetch({**metrics, 'specialist': ()}))
+  return step_lib.fetch(state), log
