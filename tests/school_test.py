@@ -1,5 +1,6 @@
 """The School: bins, the curriculum file, lessons, re-enrolment."""
 
+import functools
 import hashlib
 import json
 import logging as std_logging
@@ -42,15 +43,7 @@ def _shard(samples: int) -> school.Shard:
     np.arange(samples, dtype=np.float32)[:, None, None, None],
     (samples, 2, 2, 3),
   )
-  (shard,) = school.make_shards(
-    latents,
-    np.zeros((1, 1), np.int32),
-    resident_mb=1,
-    rotating_samples=0,
-    rotation=0,
-    seed=0,
-  )
-  return jax.device_put(shard)
+  return jax.device_put(school.resident_shard(latents))
 
 
 def test_mean_radius_is_the_mean_of_the_third_channel():
@@ -144,14 +137,6 @@ def test_bins_bear_the_names_of_the_design_document():
   assert school.BIN_NAMES[4:7] == ('Advanced Placement',) * 3
   assert school.BIN_NAMES[7:9] == ('Honors Seminar',) * 2
   assert school.BIN_NAMES[9] == 'Gifted & Talented'
-
-
-def test_held_out_samples_are_placed_by_the_training_bins_edges():
-  scores = np.arange(100, dtype=np.float32)
-  placed = school.place(
-    np.array([-5.0, 9.5, 10.0, 45.0, 89.9, 90.0, 1e9]), _bins(), scores
-  )
-  np.testing.assert_array_equal(placed, [0, 0, 1, 4, 8, 9, 9])
 
 
 def test_radius_check_is_the_rank_correlation_and_warns_below_a_half(caplog):
@@ -322,6 +307,25 @@ def test_a_missing_curriculum_or_tie_is_refused(tmp_path):
   _refused(path, 'No such file')
 
 
+def test_preparing_makes_then_loads_then_refuses_then_mends(tmp_path):
+  path = tmp_path / 'c.pkl'
+  prepare = functools.partial(
+    school.prepare_curriculum, path, metric='mean_radius', chunk=16
+  )
+  bins, scores = prepare(_latents(40))
+  written = path.stat().st_mtime_ns
+  np.testing.assert_allclose(
+    scores, _latents(40)[..., 2].mean((1, 2)), rtol=1e-6
+  )
+  assert prepare(_latents(40))[0] == bins
+  assert path.stat().st_mtime_ns == written
+  with pytest.raises(ValueError, match='prepare-curriculum'):
+    prepare(_latents(40, seed=1))
+  assert path.stat().st_mtime_ns == written
+  again, _ = prepare(_latents(40, seed=1), afresh=True)
+  assert prepare(_latents(40, seed=1))[0] == again != bins
+
+
 def test_the_longest_lesson_gives_the_length():
   assert school.lesson_length(_bins(), LESSONS) == 40
 
@@ -384,13 +388,8 @@ def test_an_enrolled_sample_that_is_not_resident_gives_way_to_a_resident():
   state = school.create_state(_bins(), (9,), samples=100, length=10)
   latents = np.zeros((100, 2, 2, 3), np.float32)
   latents += np.arange(100)[:, None, None, None]
-  (shard,) = school.make_shards(
-    latents,
-    np.array([[90, 91, 92]], np.int32),
-    resident_mb=0,
-    rotating_samples=5,
-    rotation=0,
-    seed=0,
+  shard = school.rotating_shard(
+    latents, np.array([90, 91, 92]), rotating_samples=5, seed=0, cycle=0
   )
   ids, x = school.draw_lesson(
     jax.random.key(0), state, shard, batch_size=500, mix=0.0
@@ -399,9 +398,9 @@ def test_an_enrolled_sample_that_is_not_resident_gives_way_to_a_resident():
   np.testing.assert_array_equal(x[:, 0, 0, 0], ids)
 
 
-def test_a_small_set_is_resident_whole_and_shared():
+def test_a_small_set_is_resident_whole():
   shard = _shard(20)
-  assert shard.samples_RxHxWxC.dtype == np.float32
+  assert shard.samples_RxHxWxC.dtype == jnp.float32
   np.testing.assert_array_equal(shard.ids_U, np.arange(20))
   np.testing.assert_array_equal(shard.row_of_N, np.arange(20))
 
@@ -410,29 +409,25 @@ def test_rotating_shards_hold_the_class_and_in_time_show_everything(tmp_path):
   latents = np.zeros((100, 2, 2, 3), np.float32)
   latents += np.arange(100)[:, None, None, None]
   np.save(tmp_path / 'x.npy', latents)
-  enrolled = np.array([[90, 91, 92], [1, 2, 1]], np.int32)
   seen = set()
-  for rotation in range(5):
-    shards = school.make_shards(
+  # 100 rotations of 10 in 100: one is missed with probability 100 * 0.9 ** 100.
+  for cycle in range(0, 5000, 50):
+    shard = school.rotating_shard(
       np.load(tmp_path / 'x.npy', mmap_mode='r'),
-      enrolled,
-      resident_mb=0,
+      np.array([1, 2, 1], np.int32),
       rotating_samples=10,
-      rotation=rotation,
       seed=3,
+      cycle=cycle,
     )
-    assert len(shards) == 2
-    for enrolled_L, shard in zip(enrolled, shards):
-      assert shard.samples_RxHxWxC.shape == (13, 2, 2, 3)
-      assert not isinstance(shard.samples_RxHxWxC, np.memmap)
-      assert np.all(shard.row_of_N[enrolled_L] >= 10)
-      assert np.sum(shard.row_of_N >= 0) <= 13
-      for i in np.flatnonzero(shard.row_of_N >= 0):
-        assert shard.samples_RxHxWxC[shard.row_of_N[i], 0, 0, 0] == i
-      np.testing.assert_array_equal(
-        shard.samples_RxHxWxC[:10, 0, 0, 0], shard.ids_U
-      )
-      seen |= set(shard.ids_U)
+    assert shard.samples_RxHxWxC.shape == (13, 2, 2, 3)
+    assert not isinstance(shard.samples_RxHxWxC, np.memmap)
+    assert np.all(shard.row_of_N[[1, 2]] >= 10)
+    for i in np.flatnonzero(shard.row_of_N >= 0):
+      assert shard.samples_RxHxWxC[shard.row_of_N[i], 0, 0, 0] == i
+    np.testing.assert_array_equal(
+      shard.samples_RxHxWxC[:10, 0, 0, 0], shard.ids_U
+    )
+    seen |= set(shard.ids_U)
   assert seen == set(range(100))
 
 
