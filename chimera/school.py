@@ -161,6 +161,14 @@ def bin_samples(scores_N: np.ndarray) -> dict[int, list[int]]:
   return {k: part.tolist() for k, part in enumerate(np.split(order_N, cuts))}
 
 
+def place(
+  scores_M: np.ndarray, bins: dict[int, list[int]], scores_N: np.ndarray
+) -> np.ndarray:
+  """The bin_M that other samples, say held-out ones, would have gone to."""
+  floors = [scores_N[bins[k][0]] for k in range(1, BINS)]
+  return np.searchsorted(floors, scores_M, side='right')
+
+
 def radius_check(scores_N: np.ndarray, gradients_N: np.ndarray) -> float:
   """Spearman's rank correlation of the scores with gradient magnitudes.
 
@@ -405,38 +413,52 @@ def create_state(
   )
 
 
-def resident_shard(latents_NxHxWxC: np.ndarray) -> Shard:
-  """The whole training set, for every clone."""
-  ids_N = np.arange(len(latents_NxHxWxC), dtype=np.int32)
-  return Shard(np.array(latents_NxHxWxC, np.float32), ids_N, ids_N)
-
-
-def rotating_shard(
+def make_shards(
   latents_NxHxWxC: np.ndarray,
-  enrolled_L: np.ndarray,
+  enrolled_MxL: np.ndarray,
   *,
+  resident_mb: float,
   rotating_samples: int,
+  rotation: int,
   seed: int,
-  cycle: int,
-) -> Shard:
-  """U samples of everything, then one clone's class, R = U + L rows.
+) -> list[Shard]:
+  """Reads what the clones' devices shall hold.
 
   Args:
     latents_NxHxWxC: the training set, an array or a memory map.
-    enrolled_L: who is enrolled with the clone.
-    rotating_samples: U, at most N, drawn without replacement.
-    seed: with `cycle`, decides which: each rotation shows others.
-    cycle: now.
+    enrolled_MxL: who is enrolled with each clone.
+    resident_mb: a set up to this size (MiB) is resident whole.
+    rotating_samples: U, else: a shard is the clone's class (L rows) after U
+      rows of everything, which change with every rotation. All M clones
+      together have seen everything after N / (M U) rotations.
+    rotation: how many have been, from 0.
+    seed: of the order in which everything comes by.
+
+  Returns:
+    One Shard for all clones where everything is resident, else M of them.
   """
   samples = len(latents_NxHxWxC)
-  rng = np.random.default_rng((seed, cycle))
-  ids_U = rng.permutation(samples)[:rotating_samples].astype(np.int32)
-  ids_U.sort()  # so that a memory map is read forward
-  ids_R = np.concatenate([ids_U, enrolled_L])
-  row_of_N = np.full(samples, -1, np.int32)
-  row_of_N[ids_R] = np.arange(len(ids_R), dtype=np.int32)
-  rows = np.asarray(latents_NxHxWxC[ids_R], np.float32)
-  return Shard(rows, ids_U, row_of_N)
+  if latents_NxHxWxC.nbytes <= resident_mb * 2**20:
+    ids_N = np.arange(samples, dtype=np.int32)
+    return [Shard(np.array(latents_NxHxWxC, np.float32), ids_N, ids_N)]
+  order_N = np.random.default_rng(seed).permutation(samples)
+  rows_U = np.arange(min(rotating_samples, samples))
+  shards = []
+  for clone, enrolled_L in enumerate(np.asarray(enrolled_MxL)):
+    start = (rotation * len(enrolled_MxL) + clone) * len(rows_U)
+    # Sorted: the memory map is read forward.
+    ids_U = np.sort(order_N[(start + rows_U) % samples])
+    ids_R = np.concatenate([ids_U, enrolled_L])
+    row_of_N = np.full(samples, -1, np.int32)
+    row_of_N[ids_R] = np.arange(len(ids_R))
+    shards.append(
+      Shard(
+        np.asarray(latents_NxHxWxC[ids_R], np.float32),
+        ids_U.astype(np.int32),
+        row_of_N,
+      )
+    )
+  return shards
 
 
 def draw_lesson(

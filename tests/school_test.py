@@ -43,7 +43,15 @@ def _shard(samples: int) -> school.Shard:
     np.arange(samples, dtype=np.float32)[:, None, None, None],
     (samples, 2, 2, 3),
   )
-  return jax.device_put(school.resident_shard(latents))
+  (shard,) = school.make_shards(
+    latents,
+    np.zeros((1, 1), np.int32),
+    resident_mb=1,
+    rotating_samples=0,
+    rotation=0,
+    seed=0,
+  )
+  return jax.device_put(shard)
 
 
 def test_mean_radius_is_the_mean_of_the_third_channel():
@@ -137,6 +145,14 @@ def test_bins_bear_the_names_of_the_design_document():
   assert school.BIN_NAMES[4:7] == ('Advanced Placement',) * 3
   assert school.BIN_NAMES[7:9] == ('Honors Seminar',) * 2
   assert school.BIN_NAMES[9] == 'Gifted & Talented'
+
+
+def test_held_out_samples_are_placed_by_the_training_bins_edges():
+  scores = np.arange(100, dtype=np.float32)
+  placed = school.place(
+    np.array([-5.0, 9.5, 10.0, 45.0, 89.9, 90.0, 1e9]), _bins(), scores
+  )
+  np.testing.assert_array_equal(placed, [0, 0, 1, 4, 8, 9, 9])
 
 
 def test_radius_check_is_the_rank_correlation_and_warns_below_a_half(caplog):
@@ -388,8 +404,13 @@ def test_an_enrolled_sample_that_is_not_resident_gives_way_to_a_resident():
   state = school.create_state(_bins(), (9,), samples=100, length=10)
   latents = np.zeros((100, 2, 2, 3), np.float32)
   latents += np.arange(100)[:, None, None, None]
-  shard = school.rotating_shard(
-    latents, np.array([90, 91, 92]), rotating_samples=5, seed=0, cycle=0
+  (shard,) = school.make_shards(
+    latents,
+    np.array([[90, 91, 92]], np.int32),
+    resident_mb=0,
+    rotating_samples=5,
+    rotation=0,
+    seed=0,
   )
   ids, x = school.draw_lesson(
     jax.random.key(0), state, shard, batch_size=500, mix=0.0
@@ -398,9 +419,9 @@ def test_an_enrolled_sample_that_is_not_resident_gives_way_to_a_resident():
   np.testing.assert_array_equal(x[:, 0, 0, 0], ids)
 
 
-def test_a_small_set_is_resident_whole():
+def test_a_small_set_is_resident_whole_and_shared():
   shard = _shard(20)
-  assert shard.samples_RxHxWxC.dtype == jnp.float32
+  assert shard.samples_RxHxWxC.dtype == np.float32
   np.testing.assert_array_equal(shard.ids_U, np.arange(20))
   np.testing.assert_array_equal(shard.row_of_N, np.arange(20))
 
@@ -409,25 +430,29 @@ def test_rotating_shards_hold_the_class_and_in_time_show_everything(tmp_path):
   latents = np.zeros((100, 2, 2, 3), np.float32)
   latents += np.arange(100)[:, None, None, None]
   np.save(tmp_path / 'x.npy', latents)
+  enrolled = np.array([[90, 91, 92], [1, 2, 1]], np.int32)
   seen = set()
-  # 100 rotations of 10 in 100: one is missed with probability 100 * 0.9 ** 100.
-  for cycle in range(0, 5000, 50):
-    shard = school.rotating_shard(
+  for rotation in range(5):
+    shards = school.make_shards(
       np.load(tmp_path / 'x.npy', mmap_mode='r'),
-      np.array([1, 2, 1], np.int32),
+      enrolled,
+      resident_mb=0,
       rotating_samples=10,
+      rotation=rotation,
       seed=3,
-      cycle=cycle,
     )
-    assert shard.samples_RxHxWxC.shape == (13, 2, 2, 3)
-    assert not isinstance(shard.samples_RxHxWxC, np.memmap)
-    assert np.all(shard.row_of_N[[1, 2]] >= 10)
-    for i in np.flatnonzero(shard.row_of_N >= 0):
-      assert shard.samples_RxHxWxC[shard.row_of_N[i], 0, 0, 0] == i
-    np.testing.assert_array_equal(
-      shard.samples_RxHxWxC[:10, 0, 0, 0], shard.ids_U
-    )
-    seen |= set(shard.ids_U)
+    assert len(shards) == 2
+    for enrolled_L, shard in zip(enrolled, shards):
+      assert shard.samples_RxHxWxC.shape == (13, 2, 2, 3)
+      assert not isinstance(shard.samples_RxHxWxC, np.memmap)
+      assert np.all(shard.row_of_N[enrolled_L] >= 10)
+      assert np.sum(shard.row_of_N >= 0) <= 13
+      for i in np.flatnonzero(shard.row_of_N >= 0):
+        assert shard.samples_RxHxWxC[shard.row_of_N[i], 0, 0, 0] == i
+      np.testing.assert_array_equal(
+        shard.samples_RxHxWxC[:10, 0, 0, 0], shard.ids_U
+      )
+      seen |= set(shard.ids_U)
   assert seen == set(range(100))
 
 
