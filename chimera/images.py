@@ -145,9 +145,9 @@ def plan_crops(
   Raises:
     ValueError: no such folder, no readable image, or too few to split.
   """
-  train_sources = _list_sources(source, 'source')
+  train_sources = list_sources(source, 'source')
   held_out_sources = (
-    _list_sources(held_out_source, 'held_out_source') if held_out_source else []
+    list_sources(held_out_source, 'held_out_source') if held_out_source else []
   )
   sources = train_sources + held_out_sources
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -363,7 +363,7 @@ def _bundled_folder() -> str:
   return os.path.join(spec.submodule_search_locations[0], 'data')
 
 
-def _list_sources(source: str, key: str) -> list[str]:
+def list_sources(source: str, key: str) -> list[str]:
   """Every image of a source, sorted."""
   if source == 'photos':
     return [BUNDLED + name for name in PHOTOGRAPHS]
