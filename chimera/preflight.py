@@ -18,11 +18,11 @@ from chimera import images
 
 CLONES = 4
 # What a resumed run may do differently: nothing that is learned depends on it.
-FREE = ('devices', 'train.keep', 'train.log_every', 'eval.')
+FREE = ('devices', 'optics.chunk', 'train.keep', 'train.log_every', 'eval.')
 # What latents.npy and the optics are made by; the rest binds once a run began.
 STAGE_1 = ('seed', 'data.', 'optics.')
 _TRAINED = ('checkpoints/*', 'evaluation.json')
-_PREPARED = ('optics', 'latents.npy', 'manifest.csv', 'curriculum_bins_*')
+_PREPARED = ('optics/*', 'latents.npy', 'manifest.csv', 'curriculum_bins_*')
 
 
 class _Rule(NamedTuple):
