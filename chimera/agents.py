@@ -19,11 +19,14 @@ EASE = 0.25
 # must not take the filter longer to forget than a bad one.
 MAX_ERROR = 5.0
 
-# The q-states, classes of the loss trend.
+# Classes of the loss trend.
 TRENDS = ('rapidly improving', 'improving', 'stagnated', 'worsening')
 # Between them: change of the loss a cycle, as a share of the loss.
 RAPID = 5e-3
 STILL = 5e-4
+# Trims between which the learning rate counts as low, as configured and high:
+# a state of the trend alone cannot tell where to stop.
+LOW, HIGH = 0.85, 1.15
 # Of the reward: what stagnation costs, what ascent costs beside its slope, and
 # the greatest number of RAPIDs that a slope is worth.
 STAGNATION_COST = 0.1
@@ -155,13 +158,16 @@ class QState(NamedTuple):
   """One clone's Q-learner.
 
   Attributes:
-    table_SxA: value of each action in each of the `TRENDS`, float32.
+    table_SxA: value of each action in each state, float32.
     history_W: the last W losses, the newest last, float32.
     filled: how many of them were observed, int32.
     trim: of the learning rate, float32.
-    state: index into `TRENDS` of the last trend, int32.
+    settled: the trim that no exploration moved, float32.
+    state: `trend + 4 zone`: index into `TRENDS` of the last trend, and whether
+      the trim settled low (0), as configured (1) or high (2), int32.
     action: the one that is held, int32.
     reward: of the last one that was held to its end, float32.
+    usual: running mean of the rewards, float32.
     epsilon: chance that the coming decision explores, float32.
     decisions: how many were taken, int32.
   """
@@ -170,9 +176,11 @@ class QState(NamedTuple):
   history_W: jax.Array
   filled: jax.Array
   trim: jax.Array
+  settled: jax.Array
   state: jax.Array
   action: jax.Array
   reward: jax.Array
+  usual: jax.Array
   epsilon: jax.Array
   decisions: jax.Array
 
@@ -192,13 +200,15 @@ def q_init(*, window: int, actions: int) -> QState:
     raise ValueError('There must be an action: mend --config.q.actions.')
   zero, none = jnp.float32(0.0), jnp.int32(0)
   return QState(
-    table_SxA=jnp.zeros((len(TRENDS), actions), jnp.float32),
+    table_SxA=jnp.zeros((3 * len(TRENDS), actions), jnp.float32),
     history_W=jnp.zeros(window, jnp.float32),
     filled=none,
     trim=jnp.float32(1.0),
-    state=jnp.int32(TRENDS.index('stagnated')),
+    settled=jnp.float32(1.0),
+    state=none,
     action=none,
     reward=zero,
+    usual=zero,
     epsilon=zero,
     decisions=none,
   )
@@ -218,8 +228,10 @@ def q_act(
 ) -> QState:
   """Every `every` cycles chooses a multiplier and moves the trim by it.
 
-  Epsilon-greedy. Actions of equal value, as all are at first, are taken the
-  gentlest first: by how near their multiplier is to 1.
+  Epsilon-greedy. A random action is a trial: the next decision starts from
+  where the trim was before it, else exploration alone would walk the learning
+  rate from bound to bound. Actions of equal value, as all are at first, are
+  taken the gentlest first: by how near their multiplier is to 1.
 
   Args:
     rng: key of this clone and cycle.
@@ -244,15 +256,18 @@ def q_act(
   explore_rng, action_rng = jax.random.split(rng)
   # Far below the least reward that tells two actions apart.
   preference_A = -1e-4 * jnp.abs(jnp.log(multiplier_A))
+  explores = jax.random.uniform(explore_rng) < epsilon
   action = jnp.where(
-    jax.random.uniform(explore_rng) < epsilon,
+    explores,
     jax.random.randint(action_rng, (), 0, len(actions)),
     jnp.argmax(state.table_SxA[state.state] + preference_A),
   ).astype(jnp.int32)
-  trim = jnp.clip(state.trim * multiplier_A[action], mission.low, mission.high)
+  trim = state.settled * multiplier_A[action]
+  trim = jnp.clip(trim, mission.low, mission.high)
   decides = (cycle % every == 0) & (state.filled == state.history_W.shape[0])
   return state._replace(
     trim=jnp.where(decides, trim, state.trim),
+    settled=jnp.where(decides & ~explores, trim, state.settled),
     action=jnp.where(decides, action, state.action),
     decisions=state.decisions + decides,
     epsilon=jnp.float32(epsilon),
@@ -270,10 +285,15 @@ def q_observe(
 ) -> QState:
   """Notes a loss; where an action's time is over, learns what it was worth.
 
-    Q[s, a] <- Q[s, a] + rate (r + discount max_a' Q[s', a'] - Q[s, a])
+    Q[s, a] <- Q[s, a] + rate (r - u + discount max_a' Q[s', a'] - Q[s, a])
+    u       <- u + rate (r - u)
 
-  with r the reward of the window's trend and s' its class. Watkins and Dayan,
-  "Q-learning", 1992, https://doi.org/10.1007/BF00992698
+  with r the reward of the window's trend, s' the state it leads to, and u the
+  usual reward: a loss falls at any sane rate, and the first action that is
+  tried must not earn that. Watkins and Dayan, "Q-learning", 1992,
+  https://doi.org/10.1007/BF00992698; the baseline as in Wan et al., "Learning
+  and planning in average-reward Markov decision processes", 2021,
+  https://arxiv.org/abs/2006.16318
 
   Args:
     state: as `q_act` left it in this cycle.
@@ -294,18 +314,24 @@ def q_observe(
   filled = jnp.minimum(state.filled + finite, window)
 
   slope = trend(history_W)
-  reward, trend_class = reward_of(slope), classify(slope)
+  reward = reward_of(slope)
+  next_state = state_of(slope, state.settled)
   due = ((cycle + 1) % every == 0) & (filled == window)
   judges = due & (state.decisions > 0)
   at = (state.state, state.action)
-  goal = reward + discount * jnp.max(state.table_SxA[trend_class])
-  error = jnp.where(judges, goal - state.table_SxA[at], 0.0)
-  return state._replace(
+  usual = jnp.where(state.decisions > 1, state.usual, reward)
+  future = jnp.max(state.table_SxA[next_state])
+  error = reward - usual + discount * future - state.table_SxA[at]
+  learned = state._replace(
     table_SxA=state.table_SxA.at[at].add(rate * error),
+    reward=reward,
+    usual=usual + rate * (reward - usual),
+  )
+  state = jax.tree.map(lambda a, b: jnp.where(judges, a, b), learned, state)
+  return state._replace(
     history_W=history_W,
     filled=filled,
-    state=jnp.where(due, trend_class, state.state),
-    reward=jnp.where(judges, reward, state.reward),
+    state=jnp.where(due, next_state, state.state),
   )
 
 
@@ -316,10 +342,11 @@ def trend(history_W: jax.Array) -> jax.Array:
   return slope / jnp.maximum(jnp.mean(jnp.abs(history_W)), 1e-30)
 
 
-def classify(slope: jax.Array) -> jax.Array:
-  """Index into `TRENDS`, int32: from -RAPID, from -STILL, to +STILL, above."""
+def state_of(slope: jax.Array, settled: jax.Array) -> jax.Array:
+  """`trend + 4 zone`, int32: the slope's class and the settled trim's zone."""
   bounds = jnp.array([-RAPID, -STILL, STILL], jnp.float32)
-  return jnp.searchsorted(bounds, slope).astype(jnp.int32)
+  zone = (settled > LOW).astype(jnp.int32) + (settled > HIGH)
+  return jnp.searchsorted(bounds, slope).astype(jnp.int32) + 4 * zone
 
 
 def reward_of(slope: jax.Array) -> jax.Array:
