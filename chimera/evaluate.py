@@ -6,7 +6,6 @@ figures compare the photograph with optics(tokenizer(optics(photograph))), both
 in [-1, 1], so that optics_psnr is their upper bound.
 """
 
-from collections.abc import Sequence
 import functools
 import math
 from typing import Any, NamedTuple
@@ -16,11 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from chimera import images
-from chimera import models
-from chimera import optics
-from chimera import perceptual
-from chimera import poincare
+from chimera import images, models, optics, perceptual, poincare
 
 
 class HeldOut(NamedTuple):
@@ -42,16 +37,6 @@ class Eyes(NamedTuple):
 
   model: optics.Optics
   params: Any
-
-
-def bins_of(scores_N: np.ndarray, greatest_10: Sequence[float]) -> np.ndarray:
-  """The bin whose range of scores holds each score.
-
-  Args:
-    scores_N: complexity.
-    greatest_10: the greatest training score of each bin, rising.
-  """
-  return np.searchsorted(np.asarray(greatest_10)[:-1], scores_N)
 
 
 def evaluate(

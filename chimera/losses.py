@@ -11,8 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from chimera import models
-from chimera import perceptual
+from chimera import models, perceptual
 
 TERMS = (
   'l1',

@@ -16,11 +16,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from chimera import agents
-from chimera import losses
-from chimera import meld
-from chimera import models
-from chimera import school
+from chimera import agents, losses, meld, models, school
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -278,7 +274,9 @@ def create_states(
     jax.random.fold_in(jax.random.wrap_key_data(key), 0), x
   )['params']
   samples = sum(map(len, bins.values()))
-  length = school.lesson_length(bins, config.school.lessons)
+  length = school.lesson_length(
+    bins, config.school.lessons, batch_size=config.train.batch_size
+  )
   states = []
   for i, lesson in enumerate(config.school.lessons):
     # Averaged critics must be born alike.

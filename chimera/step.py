@@ -17,12 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from chimera import agents
-from chimera import losses
-from chimera import meld
-from chimera import models
-from chimera import poincare
-from chimera import school
+from chimera import agents, losses, meld, models, poincare, school
 from chimera import state as state_lib
 
 AXES = ('devices', 'clones')

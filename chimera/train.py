@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 import json
+import operator
 import os
-import time
 from typing import Any
 
 from absl import logging
@@ -11,27 +11,38 @@ import jax
 import ml_collections
 import numpy as np
 
-from chimera import checkpoint
-from chimera import evaluate
-from chimera import latents
-from chimera import losses
-from chimera import mission_control
-from chimera import school
+from chimera import (
+  checkpoint,
+  evaluate,
+  images,
+  latents,
+  losses,
+  mission_control,
+  school,
+)
 from chimera import state as state_lib
 from chimera import step as step_lib
 
 
 def prepare_curriculum(
-  config: ml_collections.ConfigDict, workdir: str
+  config: ml_collections.ConfigDict, workdir: str, *, afresh: bool = False
 ) -> tuple[latents.Prepared, dict[int, list[int]]]:
   """Scores, sorts and bins latents.npy, or loads the curriculum it finds."""
   data = latents.prepare(config, workdir)
-  bins = school.prepare_curriculum(
+  bins, scores_N = school.prepare_curriculum(
     os.path.join(workdir, f'curriculum_bins_{config.basename}.pkl'),
-    os.path.join(workdir, 'latents.npy'),
-    data,
+    data.paths_NxHxWxC,
     metric=config.school.metric,
     chunk=config.optics.chunk,
+    afresh=afresh,
+  )
+  if data.gradients_N is not None:
+    logging.info(
+      'Rank correlation of complexity with gradient magnitude: %.3f.',
+      school.radius_check(scores_N, data.gradients_N),
+    )
+  images.write_manifest(
+    os.path.join(workdir, 'manifest.csv'), data.crops, scores_N
   )
   return data, bins
 
@@ -43,134 +54,145 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
   checkpoint over them, 4. onto the devices, 5. the loop.
 
   Returns:
-    The master's last held-out figures.
+    The last held-out figures, by 'tokenizer/figure'; empty where the workdir
+    has all its cycles already.
   """
   data, bins = prepare_curriculum(config, workdir)
   devices = choose_devices(config.devices)
-  held_out, eyes = look_at_held_out(config, data, bins)
-  spec = state_lib.create_spec(config)
-  states = state_lib.create_states(
-    config, spec, bins, data.paths_NxHxWxC.shape[1:3]
-  )
-  host = state_lib.stack(states)
-  checkpoints = checkpoint.Checkpoints(
-    os.path.join(workdir, 'checkpoints'), keep=config.train.keep
-  )
+  spec, host = newborn(config, data, bins)
+  checkpoints = open_checkpoints(config, workdir)
   first = 0
   if restored := checkpoints.restore(host):
     first, host, _ = restored
     logging.info('Resuming from cycle %d.', first)
+  if first >= config.train.cycles:
+    logging.info('Nothing to do: %s has all its cycles.', workdir)
+    return {}
+  held_out, eyes = look_at_held_out(config, data, bins)
   missions = step_lib.put(
     state_lib.stack(state_lib.create_missions(config, bins)), devices
   )
   shards = Shards(config, data.paths_NxHxWxC, devices)
+  shard = shards.deal(host.school.enrolled_L, first)
+  state = step_lib.put(host, devices)
   cycles = config.train.cycles_per_dispatch
   train_step = step_lib.make_train_step(
     spec, devices, cycles=cycles, resident=shards.resident
   )
-  state = step_lib.put(host, devices)
-  shard = shards.deal(host.school, first)
   progress = mission_control.Progress(config.train.cycles, first)
-  summary = None
-  figures: dict[str, float] = {}
   logging.info('Compiling the step for %d device(s).', len(devices))
   with mission_control.Writers(workdir, config.clone_names) as writers:
     for done in range(first + cycles, config.train.cycles + 1, cycles):
       with jax.transfer_guard('disallow'):
         state, metrics = train_step(state, missions, shard)
-      last = done + cycles > config.train.cycles
+      last = done == config.train.cycles
       if done % config.train.log_every == 0 or last:
-        seen = step_lib.fetch({**metrics, 'specialist': (), 'lesson_B': ()})
-        rate = progress.update(done)
-        rows = [clone_scalars(seen, i) for i in range(len(states))]
-        writers.write(done, rows, master_scalars(seen, rate, spec))
+        specialists = metrics.pop('specialist')
+        seen = step_lib.fetch(metrics)
+        rate = progress.update(done, f'loss {seen["base_loss"].mean():.4f}')
+        writers.write(
+          done,
+          [clone_scalars(seen, i) for i in range(len(config.clone_names))],
+          master_scalars(seen, rate, spec),
+        )
         if not np.isfinite(seen['base_loss']).any():
           raise FloatingPointError(
-            f'No clone was finite at cycle {done}: lower '
-            '--config.train.learning_rate.'
+            f'No clone was finite between cycles {done - cycles} and {done}: '
+            'lower --config.train.learning_rate.'
           )
         if not shards.resident:
-          shard = shards.deal(step_lib.fetch(state.school), done)
+          shard = shards.deal(step_lib.fetch(state.school.enrolled_L), done)
       if done % config.train.checkpoint_every == 0 or last:
         checkpoints.save(done, step_lib.fetch(state), {})
       if done % config.train.eval_every == 0 or last:
-        figures = _examine(
-          config, workdir, spec, held_out, eyes, state, metrics, done
+        figures, sheet = examine(
+          config,
+          spec,
+          held_out,
+          eyes,
+          *step_lib.fetch((state.master, specialists)),
         )
+        save_figures(config, workdir, figures, held_out, done)
+        save_preview(workdir, sheet, done)
         writers.write(
           done,
-          [{} for _ in states],
-          {f'eval/{k}': v for k, v in _of(figures, 'master').items()},
+          [{}] * len(config.clone_names),
+          {f'eval/{k}': v for k, v in figures['master'].items()},
         )
-        summary = mission_control.summary(
-          summarize(config, bins, step_lib.fetch({**metrics, 'specialist': ()})),
-          _of(figures, 'master'),
-        )
-  if summary is None:
-    logging.info('Nothing to do: %s has all its cycles.', workdir)
-  else:
-    mission_control.show(summary)
-  return figures
+        writers.images(done, {'reconstructions': sheet})
+  mission_control.show(
+    mission_control.summary(summarize(config, bins, seen), figures['master'])
+  )
+  return _flat(figures)
+
+
+def newborn(
+  config: ml_collections.ConfigDict,
+  data: latents.Prepared,
+  bins: dict[int, list[int]],
+) -> tuple[state_lib.StepSpec, state_lib.CloneState]:
+  """The step's constants and four clones, host arrays with a leading M."""
+  spec = state_lib.create_spec(config)
+  states = state_lib.create_states(
+    config, spec, bins, data.paths_NxHxWxC.shape[1:3]
+  )
+  return spec, state_lib.stack(states)
+
+
+def open_checkpoints(
+  config: ml_collections.ConfigDict, workdir: str
+) -> checkpoint.Checkpoints:
+  return checkpoint.Checkpoints(
+    os.path.join(workdir, 'checkpoints'), keep=config.train.keep
+  )
 
 
 def evaluate_workdir(
   config: ml_collections.ConfigDict, workdir: str
 ) -> dict[str, float]:
-  """Evaluates the newest whole checkpoint; rewrites evaluation.json."""
+  """Evaluates the newest whole checkpoint and rewrites evaluation.json."""
   data, bins = prepare_curriculum(config, workdir)
-  held_out, eyes = look_at_held_out(config, data, bins)
-  spec = state_lib.create_spec(config)
-  host = state_lib.stack(
-    state_lib.create_states(config, spec, bins, data.paths_NxHxWxC.shape[1:3])
-  )
-  restored = checkpoint.Checkpoints(
-    os.path.join(workdir, 'checkpoints'), keep=config.train.keep
-  ).restore(host)
+  spec, host = newborn(config, data, bins)
+  restored = open_checkpoints(config, workdir).restore(host)
   if restored is None:
     raise ValueError(
       f'evaluate needs a trained tokenizer, got none in {workdir}: run '
       '`python -m chimera.main train` with the same flags first.'
     )
   done, host, _ = restored
-  figures = {}
-  for name, params in {
-    'master': host.master.params,
-    'ema': host.master.ema,
-  }.items():
-    figures[name] = evaluate.evaluate(
-      spec.tokenizer,
-      jax.tree.map(lambda x: x[0], params),
-      held_out,
-      eyes,
-      batch_size=config.eval.batch_size,
-    )
-  return _write_evaluation(config, workdir, held_out, figures, done)
+  held_out, eyes = look_at_held_out(config, data, bins)
+  figures, _ = examine(config, spec, held_out, eyes, host.master, None)
+  save_figures(config, workdir, figures, held_out, done)
+  mission_control.show(mission_control.summary([], figures['master']))
+  return _flat(figures)
 
 
 class Shards:
   """Deals each clone what its device holds of the training set."""
 
-  def __init__(self, config, paths_NxHxWxC: np.ndarray, devices):
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    paths_NxHxWxC: np.ndarray,
+    devices: list[jax.Device],
+  ):
     self._config = config
     self._paths = paths_NxHxWxC
     self._devices = devices
     self.resident = paths_NxHxWxC.nbytes <= config.school.resident_mb << 20
 
-  def deal(self, lessons: school.SchoolState, cycle: int) -> school.Shard:
+  def deal(self, enrolled_MxL: np.ndarray, cycle: int) -> school.Shard:
+    """The shards from `cycle` on; their rotation follows the log cycles."""
+    shards = school.make_shards(
+      self._paths,
+      enrolled_MxL,
+      resident_mb=self._config.school.resident_mb,
+      rotating_samples=self._config.school.rotating_samples,
+      rotation=cycle // self._config.train.log_every,
+      seed=self._config.seed,
+    )
     if self.resident:
-      return step_lib.put_shared(
-        school.resident_shard(self._paths), self._devices
-      )
-    shards = [
-      school.rotating_shard(
-        self._paths,
-        lessons.enrolled_L[i],
-        rotating_samples=self._config.school.rotating_samples,
-        seed=self._config.seed,
-        cycle=cycle,
-      )
-      for i in range(len(lessons.enrolled_L))
-    ]
+      return step_lib.put_shared(shards[0], self._devices)
     return step_lib.put(state_lib.stack(shards), self._devices)
 
 
@@ -192,18 +214,16 @@ def look_at_held_out(
   bins: dict[int, list[int]],
 ) -> tuple[evaluate.HeldOut, evaluate.Eyes | None]:
   """Places the held-out samples in the bins of the training scores."""
-  metric, chunk = config.school.metric, config.optics.chunk
-  scores_N = school.score(data.paths_NxHxWxC, metric=metric, chunk=chunk)
+  scores_N, scores_M = (
+    school.score(paths, metric=config.school.metric, chunk=config.optics.chunk)
+    for paths in (data.paths_NxHxWxC, data.held_out_paths)
+  )
   held_out = evaluate.HeldOut(
     data.held_out_paths,
     data.held_out_images,
-    evaluate.bins_of(
-      school.score(data.held_out_paths, metric=metric, chunk=chunk),
-      [scores_N[bins[b]].max() for b in range(10)],
-    ),
+    school.place(scores_M, bins, scores_N),
   )
-  eyes = evaluate.Eyes(*data.optics) if data.optics else None
-  return held_out, eyes
+  return held_out, evaluate.Eyes(*data.optics) if data.optics else None
 
 
 def clone_scalars(seen: dict[str, np.ndarray], i: int) -> dict[str, float]:
@@ -267,18 +287,32 @@ def summarize(
   return rows
 
 
-def _examine(
-  config, workdir, spec, held_out, eyes, state, metrics, done
-) -> dict[str, float]:
-  """Evaluates master and specialists, writes the sheet and the figures."""
-  master = step_lib.fetch(state.master)
-  specialists = step_lib.fetch(metrics['specialist'])
+def examine(
+  config: ml_collections.ConfigDict,
+  spec: state_lib.StepSpec,
+  held_out: evaluate.HeldOut,
+  eyes: evaluate.Eyes | None,
+  master: state_lib.Master,
+  specialists: Any,
+) -> tuple[dict[str, dict[str, float]], np.ndarray]:
+  """Figures of master, EMA and specialists, and the sheet that shows them.
+
+  Args:
+    config: the run's.
+    spec: of the step.
+    held_out: samples.
+    eyes: the optics.
+    master: of all clones, host arrays with a leading M.
+    specialists: the clones' own generators before the last meld, likewise;
+      None where they are not kept.
+  """
   tokenizers = {
     'master': jax.tree.map(lambda x: x[0], master.params),
     'ema': jax.tree.map(lambda x: x[0], master.ema),
   }
-  for i, name in enumerate(config.clone_names):
-    tokenizers[name] = jax.tree.map(lambda x, i=i: x[i], specialists)
+  if specialists is not None:
+    for i, name in enumerate(config.clone_names):
+      tokenizers[name] = jax.tree.map(operator.itemgetter(i), specialists)
   figures = {
     name: evaluate.evaluate(
       spec.tokenizer,
@@ -290,21 +324,20 @@ def _examine(
     for name, params in tokenizers.items()
   }
   del tokenizers['ema']
-  os.makedirs(os.path.join(workdir, 'previews'), exist_ok=True)
-  evaluate.save_png(
-    os.path.join(workdir, 'previews', f'{done:07d}.png'),
-    evaluate.preview(
-      spec.tokenizer, tokenizers, held_out, eyes, columns=config.eval.preview
-    ),
+  sheet = evaluate.preview(
+    spec.tokenizer, tokenizers, held_out, eyes, columns=config.eval.preview
   )
-  return _write_evaluation(config, workdir, held_out, figures, done)
+  return figures, sheet
 
 
-def _write_evaluation(
-  config, workdir, held_out, figures, done
-) -> dict[str, float]:
+def save_figures(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  figures: dict[str, dict[str, float]],
+  held_out: evaluate.HeldOut,
+  done: int,
+) -> None:
   """evaluation.json: flat figures and the protocol they were taken by."""
-  flat = {f'{g}/{k}': v for g, row in figures.items() for k, v in row.items()}
   protocol = {
     'split': 'held out by photograph',
     'source': config.data.held_out_source or config.data.source,
@@ -313,20 +346,22 @@ def _write_evaluation(
     'color_range': '[-1, 1]',
     'cycles': done,
     'images_seen': done * config.train.batch_size * len(config.clone_names),
+    'seed': config.seed,
   }
   path = os.path.join(workdir, 'evaluation.json')
   with open(f'{path}.tmp', 'w') as f:
-    json.dump({**flat, 'protocol': protocol}, f, indent=1)
+    json.dump({**_flat(figures), 'protocol': protocol}, f, indent=1)
   os.replace(f'{path}.tmp', path)
-  return flat
 
 
-def _of(figures: dict[str, float], group: str) -> dict[str, float]:
-  return {
-    k.split('/', 1)[1]: v
-    for k, v in figures.items()
-    if k.startswith(f'{group}/')
-  }
+def save_preview(workdir: str, sheet: np.ndarray, done: int) -> None:
+  folder = os.path.join(workdir, 'previews')
+  os.makedirs(folder, exist_ok=True)
+  evaluate.save_png(os.path.join(folder, f'{done:07d}.png'), sheet)
+
+
+def _flat(figures: dict[str, dict[str, float]]) -> dict[str, float]:
+  return {f'{g}/{k}': v for g, row in figures.items() for k, v in row.items()}
 
 
 def _terms(values_K: np.ndarray) -> Iterator[tuple[str, float]]:

@@ -7,6 +7,8 @@ agents and School with the compiled program, and nothing of step.py. Gradients
 are plain `jax.grad`s of a whole loss, one forward pass each.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,8 +31,8 @@ def appendix_a(config, spec, bins, paths, total_steps):
   """Appendix A: returns (clone_states, pid_agents, q_agents, master, log)."""
   born = state_lib.create_states(config, spec, bins, paths.shape[1:3])
   missions = state_lib.create_missions(config, bins)
-  curriculum = [s.school for s in born]
-  shard = school.resident_shard(paths)
+  curriculum = [jax.tree.map(jnp.asarray, s.school) for s in born]
+  shard = tiny.shard(paths)
   adam = optax.scale_by_adam(spec.adam_b1, spec.adam_b2)
   critic_adam = optax.scale_by_adam(0.0, 0.9)
 
@@ -51,6 +53,40 @@ def appendix_a(config, spec, bins, paths, total_steps):
   q_agents = [s.q for s in born]
   log = []
 
+  get_specialized_batch = jax.jit(
+    functools.partial(
+      school.draw_lesson, batch_size=spec.batch_size, mix=spec.mix
+    )
+  )
+  remember = jax.jit(school.record)
+  calculate_lambdas = jax.jit(agents.pid_act)
+  update_pid = jax.jit(
+    functools.partial(
+      agents.pid_observe,
+      smoothing=spec.pid_smoothing,
+      limit=spec.pid_limit,
+      slew=spec.pid_slew,
+    )
+  )
+  choose_action = jax.jit(
+    functools.partial(
+      agents.q_act,
+      actions=spec.q_actions,
+      every=spec.q_every,
+      epsilon=spec.q_epsilon,
+      epsilon_end=spec.q_epsilon_end,
+      epsilon_decay=spec.q_epsilon_decay,
+    )
+  )
+  update_q = jax.jit(
+    functools.partial(
+      agents.q_observe,
+      every=spec.q_every,
+      rate=spec.q_rate,
+      discount=spec.q_discount,
+    )
+  )
+
   def generator_loss(params, critic, x, lambdas, ramp):
     x_hat, codes, tokens = spec.tokenizer.apply({'params': params}, x)
     terms_K, varentropy_B = losses.terms(
@@ -64,7 +100,10 @@ def appendix_a(config, spec, bins, paths, total_steps):
     )
     ramped_K = lambdas.at[losses.ADV].multiply(ramp)
     return jnp.sum(ramped_K * terms_K), (
-      terms_K, varentropy_B, tokens, codes.z_BxhxwxD
+      terms_K,
+      varentropy_B,
+      tokens,
+      codes.z_BxhxwxD,
     )
 
   def critic_loss(critic, params, x, epsilon_B):
@@ -95,7 +134,9 @@ def appendix_a(config, spec, bins, paths, total_steps):
       return jnp.sum(chosen_K * lambdas * terms_K)
 
     is_adv_K = jnp.arange(len(losses.TERMS)) == losses.ADV
-    norm = lambda chosen_K: jnp.sqrt(jnp.sum(jax.grad(part)(x_hat, chosen_K) ** 2))
+    norm = lambda chosen_K: jnp.sqrt(
+      jnp.sum(jax.grad(part)(x_hat, chosen_K) ** 2)
+    )
     adv, rest = norm(is_adv_K), norm(~is_adv_K)
     return jnp.maximum(adv / (adv + rest), 1e-4)
 
@@ -132,22 +173,12 @@ def appendix_a(config, spec, bins, paths, total_steps):
     for i in range(4):
       rngs = jax.random.split(jax.random.fold_in(cycle_key, i), 5)
       # 2. Assign a specialized lesson from The School
-      ids, batch = school.draw_lesson(
-        rngs[0], curriculum[i], shard, batch_size=spec.batch_size, mix=spec.mix
-      )
+      ids, batch = get_specialized_batch(rngs[0], curriculum[i], shard)
       x = poincare.normalize(batch)
       # 3. Agents make decisions
-      lambdas = agents.pid_act(pid_agents[i], missions[i].pid)
-      q_agents[i] = agents.q_act(
-        rngs[1],
-        q_agents[i],
-        missions[i].q,
-        actions=spec.q_actions,
-        every=spec.q_every,
-        cycle=step,
-        epsilon=spec.q_epsilon,
-        epsilon_end=spec.q_epsilon_end,
-        epsilon_decay=spec.q_epsilon_decay,
+      lambdas = calculate_lambdas(pid_agents[i], missions[i].pid)
+      q_agents[i] = choose_action(
+        rngs[1], q_agents[i], missions[i].q, cycle=step
       )
       # 4. Update the clone's optimizer with the agent's decision
       learning_rate = q_agents[i].trim * spec.plain_learning_rate(step)
@@ -164,28 +195,24 @@ def appendix_a(config, spec, bins, paths, total_steps):
       # 6. Store results and update agents
       updated_clone_states.append(updated)
       target = missions[i].pid.target_K[losses.ADV]
-      pid_agents[i] = agents.pid_observe(
+      pid_agents[i] = update_pid(
         pid_agents[i],
         missions[i].pid,
         terms_K.at[losses.ADV].set(target**2 / share),
-        smoothing=spec.pid_smoothing,
-        limit=spec.pid_limit,
-        slew=spec.pid_slew,
       )
       base_K = np.array(missions[i].pid.base_K)
       base_K[losses.ADV] = 0
-      q_agents[i] = agents.q_observe(
-        q_agents[i],
-        jnp.sum(base_K * terms_K),
-        every=spec.q_every,
-        cycle=step,
-        rate=spec.q_rate,
-        discount=spec.q_discount,
-      )
+      q_agents[i] = update_q(q_agents[i], jnp.sum(base_K * terms_K), cycle=step)
       rows.append(
         dict(
-          ids=ids, terms_K=terms_K, lambdas=lambdas, lr=learning_rate,
-          share=share, varentropy_B=varentropy_B, tokens=tokens, z=z,
+          ids=ids,
+          terms_K=terms_K,
+          lambdas=lambdas,
+          lr=learning_rate,
+          share=share,
+          varentropy_B=varentropy_B,
+          tokens=tokens,
+          z=z,
         )
       )
     # --- (IV) The Brain Meld ---
@@ -225,7 +252,7 @@ def appendix_a(config, spec, bins, paths, total_steps):
     # The librarian keeps every clone's record of every sample.
     for j in range(4):
       for row in rows:
-        curriculum[j] = school.record(
+        curriculum[j] = remember(
           curriculum[j], row['ids'], row['varentropy_B'], step
         )
     log.append(rows)

@@ -36,8 +36,16 @@ def bins_and_paths():
   high = np.array([np.pi, np.pi / 4, np.pi / 2])
   paths = ((paths + 1) / 2 * (high - low) + low).astype(np.float32)
   order = np.argsort(paths[..., 2].mean((1, 2)))
-  bins = {b: [int(i) for i in part] for b, part in enumerate(np.split(order, 10))}
+  bins = {
+    b: [int(i) for i in part] for b, part in enumerate(np.split(order, 10))
+  }
   return bins, paths
+
+
+def shard(paths):
+  return school.make_shards(
+    paths, [], resident_mb=1, rotating_samples=0, rotation=0, seed=0
+  )[0]
 
 
 def on_devices(config, spec, bins, paths, devices):
@@ -47,7 +55,7 @@ def on_devices(config, spec, bins, paths, devices):
     step_lib.put(
       state_lib.stack(state_lib.create_missions(config, bins)), devices
     ),
-    step_lib.put_shared(school.resident_shard(paths), devices),
+    step_lib.put_shared(shard(paths), devices),
   )
 
 
