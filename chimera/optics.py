@@ -14,6 +14,9 @@ the one number that gives the mean. The pattern keeps its whole range, so the
 meaning costs the autoencoder one number of an image's hundreds.
 """
 
+import math
+from typing import Any
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,6 +28,15 @@ LOW, HIGH = 0.15, 0.85  # mean radius / RADIUS_MAX of flat and of wild images
 HALF = 0.14  # luminance in [-1, 1] a pixel: g of a middling photograph
 _LOGIT = 4.0  # bound of |z|
 _BISECTIONS = 12
+
+
+def _bias(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+  """Starts at (pi / 2, pi / 8), where light answers to delta and to chi.
+
+  At (0, 0) it answers to their squares and their product alone: a saddle.
+  """
+  del key, shape
+  return jnp.array([math.atanh(0.5), math.atanh(0.5), 0.0], dtype)
 
 
 def gradient_magnitude(images_BxSxSx3: jax.Array) -> jax.Array:
@@ -116,7 +128,7 @@ class Optics(nn.Module):
       )
     self.look = nn.Conv(self.width, (self.cell,) * 2, (self.cell,) * 2)
     self.modulate = [Residual(self.width) for _ in range(self.blocks)]
-    self.steer = nn.Conv(3, (1, 1))
+    self.steer = nn.Conv(3, (1, 1), bias_init=_bias)
     self.expand = nn.Conv(self.width, (3, 3))
     self.refine = [Residual(self.width) for _ in range(self.blocks)]
     self.paint = nn.Conv(3 * self.cell**2, (3, 3))

@@ -1,0 +1,546 @@
+"""Stage 1's loop: trains the optics, writes the path_params of every sample.
+
+The workdir's `optics/` holds what was learned and what was seen:
+
+  optics.safetensors  parameters
+  optics.json         architecture, the settings it was made by, its figures
+  crops.csv           each training sample's crop and gradient magnitude
+  held_out.npz        held-out path_params, and their crops as uint8
+
+and beside it `latents.npy`, float32 (N, H, W, 3), appears last and whole.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import functools
+import io
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import Any, NamedTuple
+
+from absl import logging
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import rich.console
+import rich.progress
+import safetensors
+import safetensors.numpy
+
+from chimera import images, optics, perceptual, school
+
+_POOL = 4096  # crops that the optics learn from, held in memory as uint8
+_LOG_EVERY = 50  # steps
+
+
+class Prepared(NamedTuple):
+  """What stage 2 stands on.
+
+  Attributes:
+    paths_NxHxWxC: path_params of the training set, a read-only memory map.
+    crops: which crop each of them is.
+    gradients_N: mean gradient magnitude of those crops; None without images.
+    held_out_paths: path_params.
+    held_out_images: their crops, uint8 (n, S, S, 3); None without images.
+    optics: the model and its variables; None without images.
+  """
+
+  paths_NxHxWxC: np.ndarray
+  crops: list[images.Crop]
+  gradients_N: np.ndarray | None
+  held_out_paths: np.ndarray
+  held_out_images: np.ndarray | None
+  optics: tuple[optics.Optics, Any] | None
+
+
+def prepare(config: ml_collections.ConfigDict, workdir: str) -> Prepared:
+  """Makes latents.npy and what belongs to it, as far as it is missing.
+
+  Raises:
+    ValueError: the data cannot be used, or the workdir was made by others.
+  """
+  home = pathlib.Path(workdir, 'optics')
+  path = pathlib.Path(workdir, 'latents.npy')
+  _check_settings(home, path, _settings(config))
+  home.mkdir(parents=True, exist_ok=True)
+  if not path.exists():
+    if images.is_path_params(config.data.source):
+      _let_in(config, home, path)
+    else:
+      _see(config, home, path)
+  crops, gradients_N = images.read_manifest(home / 'crops.csv')
+  with np.load(home / 'held_out.npz', allow_pickle=False) as held_out:
+    held_out = dict(held_out)
+  has_images = 'images' in held_out
+  return Prepared(
+    np.load(path, mmap_mode='r', allow_pickle=False),
+    crops,
+    gradients_N if has_images else None,
+    held_out['paths'],
+    held_out.get('images'),
+    load_optics(workdir) if has_images else None,
+  )
+
+
+def load_optics(workdir: str) -> tuple[optics.Optics, Any]:
+  """The trained model and its variables.
+
+  Raises:
+    ValueError: there is none, or it is broken.
+  """
+  home = pathlib.Path(workdir, 'optics')
+  try:
+    meta = json.loads((home / 'optics.json').read_text())
+    flat = safetensors.numpy.load((home / 'optics.safetensors').read_bytes())
+    return optics.Optics(**meta['architecture']), traverse_util.unflatten_dict(
+      flat, sep='/'
+    )
+  except (OSError, ValueError, KeyError, TypeError) as e:
+    problem = e
+  except safetensors.SafetensorError as e:
+    problem = e
+  raise ValueError(
+    f'{home} must hold trained optics, got {problem!r}: make them anew in '
+    'another --workdir with `python -m chimera.main prepare-latents`.'
+  ) from problem
+
+
+def train_optics(
+  model: optics.Optics,
+  images_NxSxSx3: np.ndarray,
+  *,
+  steps: int,
+  batch_size: int,
+  learning_rate: float,
+  seed: int,
+) -> tuple[Any, float]:
+  """Learns to see: Adam on the mean squared error, warm-up, then a cosine.
+
+  Args:
+    model: to be trained.
+    images_NxSxSx3: uint8; drawn from uniformly.
+    steps: at least 1.
+    batch_size: images a step.
+    learning_rate: the greatest.
+    seed: of parameters and batches.
+
+  Returns:
+    The model's variables and the last training loss.
+  """
+  for name, value in {'steps': steps, 'batch_size': batch_size}.items():
+    if value < 1:
+      raise ValueError(
+        f'{name} must be at least 1, got {name} = {value}: mend '
+        f'--config.optics.{name}.'
+      )
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0, learning_rate, max(1, steps // 20), max(2, steps)
+  )
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99)
+  )
+  rng = np.random.default_rng(seed)
+  variables = jax.jit(model.init)(
+    jax.random.key(seed), _to_float(images_NxSxSx3[:1])
+  )
+  moments = optimizer.init(variables)
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def step(variables, moments, images_BxSxSx3):
+    x = _to_float(images_BxSxSx3)
+    loss, grads = jax.value_and_grad(
+      lambda v: jnp.mean((model.apply(v, x) - x) ** 2)
+    )(variables)
+    updates, moments = optimizer.update(grads, moments)
+    return optax.apply_updates(variables, updates), moments, loss
+
+  with _progress('Optics', steps) as report:
+    for done in range(1, steps + 1):
+      batch = images_NxSxSx3[rng.integers(len(images_NxSxSx3), size=batch_size)]
+      variables, moments, loss = step(variables, moments, batch)
+      if done % _LOG_EVERY == 0 or done == steps:
+        report(done, f'loss {float(loss):.4f}')
+  if not np.isfinite(loss):
+    raise ValueError(
+      f'The optics must stay finite, got loss = {float(loss)}: lower '
+      f'--config.optics.learning_rate = {learning_rate}.'
+    )
+  return variables, float(loss)
+
+
+def encode_images(
+  model: optics.Optics, variables: Any, images_NxSxSx3: np.ndarray, chunk: int
+) -> np.ndarray:
+  """path_params float32 (N, H, W, 3) of uint8 images, a chunk at a time."""
+  return _in_chunks(
+    functools.partial(_encode, model, variables), images_NxSxSx3, chunk
+  )
+
+
+def decode_paths(
+  model: optics.Optics, variables: Any, paths_NxHxWxC: np.ndarray, chunk: int
+) -> np.ndarray:
+  """float32 images in [-1, 1] of path_params, a chunk at a time."""
+  return _in_chunks(
+    functools.partial(_decode, model, variables), paths_NxHxWxC, chunk
+  )
+
+
+def compare_radius(
+  train: str,
+  held_out: str,
+  *,
+  seeds: int,
+  steps: int,
+  image_size: int,
+  count: int,
+  held_out_count: int,
+  cell: int,
+  width: int,
+  batch_size: int,
+  learning_rate: float,
+) -> Iterator[dict[str, Any]]:
+  """What a radius that means complexity costs, seed by seed.
+
+  Trains the 'free' and the 'contrast' encoder by the same number of steps on
+  the same crops.
+
+  Args:
+    train: a folder of photographs, or 'photos'.
+    held_out: a folder of others; '' splits `train`.
+    seeds: how many, from 0.
+    steps: of either encoder.
+    image_size: pixels.
+    count: training crops.
+    held_out_count: crops.
+    cell: see `optics.Optics`.
+    width: likewise.
+    batch_size: see `train_optics`.
+    learning_rate: likewise.
+
+  Yields:
+    seed, radius, held-out psnr (dB), correlation, seconds.
+  """
+  plan = images.plan_crops(
+    train,
+    held_out_source=held_out,
+    held_out_fraction=0.25,
+    image_size=image_size,
+    train_count=count,
+    held_out_count=held_out_count,
+    max_scale=3.0,
+    seed=0,
+  )
+  seen, unseen = (
+    images.read_crops(crops, image_size=image_size)
+    for crops in (plan.train, plan.held_out)
+  )
+  for seed in range(seeds):
+    for radius in optics.RADII:
+      start = time.perf_counter()
+      model = optics.Optics(cell=cell, width=width, radius=radius)
+      variables, _ = train_optics(
+        model,
+        seen,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+      )
+      seconds = time.perf_counter() - start
+      figures = _examine(model, variables, unseen, chunk=64)
+      yield {'seed': seed, 'radius': radius, **figures, 'seconds': seconds}
+
+
+def _settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Every key that the latents depend on."""
+  settings = {
+    f'{block}.{key}': value
+    for block in ('data', 'optics')
+    for key, value in config[block].items()
+    if (block, key) != ('optics', 'chunk')
+  }
+  return {'seed': config.seed, **settings}
+
+
+def _check_settings(
+  home: pathlib.Path, path: pathlib.Path, settings: dict[str, Any]
+) -> None:
+  """Nothing that others made is taken for ours, or overwritten."""
+  meta = home / 'optics.json'
+  if not meta.exists():
+    if path.exists():
+      raise ValueError(
+        f'{path} must come with {meta}, which is not there: give another '
+        '--workdir, or name it as --config.data.source to train on it.'
+      )
+    return
+  try:
+    made_by = dict(json.loads(meta.read_text())['settings'])
+  except (ValueError, KeyError, TypeError) as e:
+    raise ValueError(
+      f'{meta} must be the JSON that prepare-latents wrote, got {e!r}: give '
+      'another --workdir.'
+    ) from e
+  for key in sorted(settings.keys() | made_by.keys()):
+    if settings.get(key) != made_by.get(key):
+      raise ValueError(
+        f'{home} was made with {key} = {made_by.get(key)!r}, got '
+        f'{settings.get(key)!r}: give another --workdir, or --config.{key} as '
+        'it was.'
+      )
+
+
+def _see(
+  config: ml_collections.ConfigDict, home: pathlib.Path, path: pathlib.Path
+) -> None:
+  """From photographs to everything in `optics/`, then to latents.npy."""
+  size, chunk = config.data.image_size, config.optics.chunk
+  with _progress('Photographs') as report:
+    plan = images.plan_crops(
+      config.data.source,
+      held_out_source=config.data.held_out_source,
+      held_out_fraction=config.data.held_out_fraction,
+      image_size=size,
+      train_count=config.data.train_count,
+      held_out_count=config.data.held_out_count,
+      max_scale=config.data.max_scale,
+      seed=config.data.seed,
+      progress=lambda done, total: report(done, '', total),
+    )
+  held_out = images.read_crops(plan.held_out, image_size=size)
+  if not (home / 'optics.json').exists():
+    _learn(config, home, plan, held_out)
+  model, variables = load_optics(str(home.parent))
+  gradients = []
+
+  def encode_all() -> Iterator[np.ndarray]:
+    with _progress('path_params', len(plan.train)) as report:
+      for start in range(0, len(plan.train), chunk):
+        crops = plan.train[start : start + chunk]
+        part = images.read_crops(crops, image_size=size)
+        gradients.append(_in_chunks(_gradients, part, chunk))
+        yield encode_images(model, variables, part, chunk)
+        report(start + len(crops), '')
+
+  temporary = _stream(path, len(plan.train), encode_all())
+  images.write_manifest(
+    home / 'crops.csv', plan.train, np.concatenate(gradients)
+  )
+  _save_held_out(
+    home,
+    paths=encode_images(model, variables, held_out, chunk),
+    images=held_out,
+  )
+  os.replace(temporary, path)
+
+
+def _learn(
+  config: ml_collections.ConfigDict,
+  home: pathlib.Path,
+  plan: images.Plan,
+  held_out_NxSxSx3: np.ndarray,
+) -> None:
+  """Trains the optics; optics.json, written last, says that they are whole."""
+  pool = plan.train[:: -(-len(plan.train) // _POOL)]
+  architecture = {k: config.optics[k] for k in ('cell', 'width', 'radius')}
+  model = optics.Optics(**architecture)
+  variables, loss = train_optics(
+    model,
+    images.read_crops(pool, image_size=config.data.image_size),
+    steps=config.optics.steps,
+    batch_size=config.optics.batch_size,
+    learning_rate=config.optics.learning_rate,
+    seed=config.seed,
+  )
+  figures = _examine(model, variables, held_out_NxSxSx3, config.optics.chunk)
+  logging.info(
+    'Optics: held-out PSNR %.2f dB, rank correlation of mean radius and '
+    'gradient magnitude %.3f.',
+    figures['psnr'],
+    figures['correlation'],
+  )
+  flat = jax.device_get(traverse_util.flatten_dict(variables, sep='/'))
+  _write(home / 'optics.safetensors', safetensors.numpy.save(flat))
+  meta = {
+    'architecture': architecture,
+    'figures': {'train_loss': loss, **figures},
+    'settings': _settings(config),
+  }
+  _write(home / 'optics.json', json.dumps(meta, indent=1).encode())
+
+
+def _let_in(
+  config: ml_collections.ConfigDict, home: pathlib.Path, path: pathlib.Path
+) -> None:
+  """From path_params that were made elsewhere to latents.npy."""
+  source, chunk = config.data.source, config.optics.chunk
+  paths = images.load_path_params(source, chunk=chunk)
+  train = np.arange(len(paths))
+  if config.data.held_out_source:
+    if not images.is_path_params(config.data.held_out_source):
+      raise ValueError(
+        'held_out_source must hold path_params as source does, got '
+        f'{config.data.held_out_source}: mend --config.data.held_out_source.'
+      )
+    others = images.load_path_params(config.data.held_out_source, chunk=chunk)
+    if others.shape[1:] != paths.shape[1:]:
+      raise ValueError(
+        'held_out_source must have the grid of source, got '
+        f'{others.shape[1:]} and {paths.shape[1:]}: mend '
+        '--config.data.held_out_source.'
+      )
+    held_out = others[: config.data.held_out_count]
+  else:
+    if len(paths) < 2:
+      raise ValueError(
+        'A split needs at least 2 samples, got 1: mend --config.data.source.'
+      )
+    order = np.random.default_rng(config.data.seed).permutation(len(paths))
+    count = round(config.data.held_out_fraction * len(paths))
+    count = min(max(count, 1), config.data.held_out_count, len(paths) - 1)
+    held_out, train = paths[np.sort(order[:count])], np.sort(order[count:])
+  _save_held_out(home, paths=held_out)
+  images.write_manifest(
+    home / 'crops.csv',
+    [images.Crop(f'{source}[{i}]', 0, 0, paths.shape[1]) for i in train],
+    np.full(len(train), np.nan),
+  )
+  _write(
+    home / 'optics.json',
+    json.dumps({'settings': _settings(config)}, indent=1).encode(),
+  )
+  parts = (
+    paths[train[start : start + chunk]] for start in range(0, len(train), chunk)
+  )
+  os.replace(_stream(path, len(train), parts), path)
+
+
+def _save_held_out(home: pathlib.Path, **arrays: np.ndarray) -> None:
+  buffer = io.BytesIO()
+  np.savez(buffer, **arrays)
+  _write(home / 'held_out.npz', buffer.getvalue())
+
+
+def _stream(
+  path: pathlib.Path, count: int, parts: Iterator[np.ndarray]
+) -> pathlib.Path:
+  """Writes `count` samples to a temporary .npy, a part at a time."""
+  temporary = path.with_name(f'{path.name}.tmp')
+  with open(temporary, 'wb') as f:
+    for i, part in enumerate(parts):
+      if i == 0:
+        header = {
+          'descr': '<f4',
+          'fortran_order': False,
+          'shape': (count, *part.shape[1:]),
+        }
+        np.lib.format.write_array_header_1_0(f, header)
+      f.write(np.ascontiguousarray(part, '<f4').data)
+    f.flush()
+    os.fsync(f.fileno())
+  return temporary
+
+
+def _write(path: pathlib.Path, data: bytes) -> None:
+  """Atomic: the old file or the new one, whole."""
+  temporary = path.with_name(f'{path.name}.tmp')
+  with open(temporary, 'wb') as f:
+    f.write(data)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(temporary, path)
+
+
+def _examine(
+  model: optics.Optics, variables: Any, images_NxSxSx3: np.ndarray, chunk: int
+) -> dict[str, float]:
+  """PSNR, and the rank correlation of mean radius and gradient magnitude."""
+  paths = encode_images(model, variables, images_NxSxSx3, chunk)
+  seen = decode_paths(model, variables, paths, chunk)
+  psnr = perceptual.psnr(jnp.asarray(seen), _to_float(images_NxSxSx3))
+  return {
+    'psnr': float(jnp.mean(psnr)),
+    'correlation': school.radius_check(
+      paths[..., 2].mean((1, 2)), _in_chunks(_gradients, images_NxSxSx3, chunk)
+    ),
+  }
+
+
+def _to_float(images_BxSxSx3: np.ndarray) -> jax.Array:
+  """`images.to_float`, but on the device."""
+  return jnp.asarray(images_BxSxSx3, jnp.float32) / 127.5 - 1.0
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(model, variables, images_BxSxSx3):
+  return model.apply(variables, _to_float(images_BxSxSx3), method='encode')
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(model, variables, paths_BxHxWxC):
+  return model.apply(variables, paths_BxHxWxC, method='decode')
+
+
+@jax.jit
+def _gradients(images_BxSxSx3):
+  return optics.gradient_magnitude(_to_float(images_BxSxSx3))
+
+
+def _in_chunks(
+  f: Callable[[np.ndarray], jax.Array], x_N: np.ndarray, chunk: int
+) -> np.ndarray:
+  """f of each chunk; the last one is filled up, lest f compile again."""
+  chunk = min(chunk, len(x_N))
+  parts = []
+  for start in range(0, len(x_N), chunk):
+    part = np.asarray(x_N[start : start + chunk])
+    padding = [(0, chunk - len(part))] + [(0, 0)] * (part.ndim - 1)
+    parts.append(np.asarray(f(np.pad(part, padding)))[: len(part)])
+  return np.concatenate(parts)
+
+
+@contextlib.contextmanager
+def _progress(
+  name: str, total: int | None = None
+) -> Iterator[Callable[..., None]]:
+  """A bar with the time left where a terminal watches, else lines in the log.
+
+  Yields:
+    report(done, note, total): what is done so far.
+  """
+  if sys.stderr.isatty():
+    columns: Sequence[rich.progress.ProgressColumn] = (
+      rich.progress.TextColumn('{task.description}'),
+      rich.progress.BarColumn(),
+      rich.progress.MofNCompleteColumn(),
+      rich.progress.TimeRemainingColumn(),
+      rich.progress.TextColumn('{task.fields[note]}'),
+    )
+    console = rich.console.Console(stderr=True)
+    with rich.progress.Progress(*columns, console=console) as bar:
+      task = bar.add_task(name, total=total, note='')
+
+      def show(done: int, note: str, total: int | None = total) -> None:
+        bar.update(task, completed=done, note=note, total=total)
+
+      yield show
+    return
+  start = time.monotonic()
+  logged = 0
+
+  def log(done: int, note: str, total: int = total) -> None:
+    nonlocal logged
+    if done < total and 10 * done // total == logged:
+      return
+    logged = 10 * done // total
+    left = (time.monotonic() - start) * (total - done) / done
+    logging.info('%s: %d of %d, %.0f s left %s', name, done, total, left, note)
+
+  yield log
