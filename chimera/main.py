@@ -176,6 +176,8 @@ def _create_flags(argv: Sequence[str]) -> flags.FlagValues:
 
 def _set_up_logging(debug: bool) -> None:
   mission_control.silence_tensorflow()
+  # absl warns of logging before its own flags are parsed; we have none of them.
+  flags.FLAGS.mark_as_parsed()
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   handler = logging.get_absl_handler()

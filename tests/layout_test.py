@@ -1,0 +1,274 @@
+"""The map of the design document's section 3, and the house rules, kept."""
+
+import ast
+import os
+import pathlib
+import re
+
+import ml_collections
+import pytest
+
+from chimera import preflight
+from configs import chimera as chimera_config
+
+ROOT = pathlib.Path(__file__).parent.parent
+LEVELS = (
+  (
+    'poincare',
+    'perceptual',
+    'agents',
+    'meld',
+    'school',
+    'images',
+    'checkpoint',
+    'mission_control',
+  ),
+  ('optics', 'models', 'losses', 'preflight'),
+  ('state',),
+  ('step', 'evaluate'),
+  ('latents', 'train', 'export'),
+  ('main', 'benchmark', 'ledger'),
+)
+LEVEL_OF = {name: i for i, names in enumerate(LEVELS) for name in names}
+MODULES = {
+  path.stem: path
+  for path in sorted((ROOT / 'chimera').glob('*.py'))
+  if path.stem != '__init__'
+}
+TESTS = sorted((ROOT / 'tests').glob('*.py'))
+
+
+def _parse(path):
+  return ast.parse(path.read_text())
+
+
+def _without_type_checking(tree):
+  """Imports for hints only are no imports."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.If) and 'TYPE_CHECKING' in ast.unparse(node.test):
+      node.body = [ast.Pass()]
+  return tree
+
+
+def imports(tree):
+  """Names of the modules of ours that a module imports."""
+  for node in ast.walk(_without_type_checking(tree)):
+    if isinstance(node, ast.ImportFrom) and node.module == 'chimera':
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      if node.module.startswith('chimera.'):
+        yield node.module.removeprefix('chimera.')
+    elif isinstance(node, ast.Import):
+      for alias in node.names:
+        if alias.name.startswith('chimera.'):
+          yield alias.name.removeprefix('chimera.')
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_a_module_imports_only_from_lower_levels(name):
+  assert name in LEVEL_OF, f'{name}.py has no place on the map'
+  for other in imports(_parse(MODULES[name])):
+    assert LEVEL_OF[other] < LEVEL_OF[name], f'{name} imports {other}'
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_modules_are_imported_and_not_names(name):
+  for node in ast.walk(_parse(MODULES[name])):
+    if isinstance(node, ast.ImportFrom):
+      assert node.level == 0, 'relative import'
+      assert not (node.module or '').startswith('chimera.'), node.module
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_every_module_has_its_test(name):
+  assert (ROOT / 'tests' / f'{name}_test.py').exists()
+
+
+def test_pmap_is_written_on_one_line():
+  lines = [
+    (name, node.lineno)
+    for name, path in MODULES.items()
+    for node in ast.walk(_parse(path))
+    if 'pmap' in (getattr(node, 'attr', ''), getattr(node, 'id', ''))
+  ]
+  assert [name for name, _ in lines] == ['step']
+
+
+def test_the_top_level_is_the_design_cards():
+  there = {name for name in os.listdir(ROOT) if not name.startswith('.')}
+  assert there - {'runs', '__pycache__'} == {
+    'WORKSPACE.md',
+    'README.md',
+    'chimera',
+    'configs',
+    'tests',
+    'launch',
+    'requirements.txt',
+    'pyproject.toml',
+  }
+
+
+def test_the_package_is_flat_and_has_no_drawer_for_odds_and_ends():
+  folders = [p.name for p in (ROOT / 'chimera').iterdir() if p.is_dir()]
+  assert set(folders) <= {'__pycache__'}
+  assert not {'utils', 'util', 'common', 'helpers', 'misc'} & set(MODULES)
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_the_house_rules_hold(name):
+  text = MODULES[name].read_text()
+  tree = ast.parse(text)
+  assert not re.search(r'config\.get\(', text)
+  for node in ast.walk(tree):
+    if isinstance(node, ast.ExceptHandler):
+      caught = ast.unparse(node.type) if node.type else 'everything'
+      assert caught not in ('everything', 'Exception', 'BaseException')
+    if isinstance(node, ast.Call):
+      assert ast.unparse(node.func) != 'print', f'print in line {node.lineno}'
+  assert ast.get_docstring(tree), 'no docstring'
+
+
+@pytest.mark.parametrize('path', TESTS, ids=lambda p: p.stem)
+def test_no_test_is_skipped(path):
+  for node in ast.walk(_parse(path)):
+    if isinstance(node, ast.Attribute):
+      assert node.attr not in ('skip', 'skipif', 'xfail', 'importorskip')
+
+
+def _terms():
+  """losses.TERMS, without importing jax."""
+  for node in _parse(MODULES['losses']).body:
+    if isinstance(node, ast.Assign) and node.targets[0].id == 'TERMS':
+      return ast.literal_eval(node.value)
+  raise AssertionError('losses.TERMS is gone')
+
+
+def reads(tree, terms):
+  """(dotted key, line) of what a module reads of a config.
+
+  A config is what is named `config` or `_config`, and `c` in a function that
+  says `c = config`. A key in brackets that is no literal stands for every loss
+  term, and for every text in the same function.
+  """
+  found = []
+
+  def chain(node, roots):
+    """The names behind a config, outermost last; None if it is none."""
+    if isinstance(node, ast.Name):
+      return [] if node.id in roots else None
+    if isinstance(node, ast.Attribute):
+      if node.attr in ('config', '_config') and not (
+        isinstance(node.value, ast.Name) and node.value.id == 'jax'
+      ):
+        return []
+      before = chain(node.value, roots)
+      return None if before is None else [*before, node.attr]
+    if isinstance(node, ast.Subscript):
+      before = chain(node.value, roots)
+      key = node.slice
+      if before is None:
+        return None
+      if isinstance(key, ast.Constant) and isinstance(key.value, str):
+        return [*before, key.value]
+      return [*before, None]
+    return None
+
+  def visit(node, function, roots):
+    if isinstance(node, ast.FunctionDef):
+      function = node
+      aliases = {
+        n.targets[0].id
+        for n in ast.walk(node)
+        if isinstance(n, ast.Assign)
+        and isinstance(n.targets[0], ast.Name)
+        and ast.unparse(n.value) in ('config', 'self._config')
+      }
+      roots = roots | aliases
+    names = chain(node, roots)
+    if names:
+      texts = [*terms] + [
+        n.value
+        for n in ast.walk(function or tree)
+        if isinstance(n, ast.Constant) and isinstance(n.value, str)
+      ]
+      found.append((names, texts, node.lineno))
+    if names is not None and not isinstance(node, ast.Subscript):
+      return
+    for child in ast.iter_child_nodes(node):
+      if names is not None and child is getattr(node, 'value', None):
+        continue
+      visit(child, function, roots)
+
+  visit(tree, None, {'config'})
+  return found
+
+
+KEYS = preflight.keys(chimera_config.get_config())
+METHODS = set(dir(ml_collections.ConfigDict))
+
+
+def _is_known(names):
+  """Whether it leads to a key, a group, or a method of one."""
+  while names and (names[-1] is None or names[-1] in METHODS):
+    names = names[:-1]
+  if None in names:
+    return True
+  key = '.'.join(names)
+  return not key or key in KEYS or any(k.startswith(f'{key}.') for k in KEYS)
+
+
+def _read_keys(names, texts):
+  """The keys that one chain reads."""
+  if None not in names:
+    return {'.'.join(names[: i + 1]) for i in range(len(names))}
+  group = '.'.join(names[: names.index(None)])
+  return {group} | {f'{group}.{text}' for text in texts}
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_no_code_reads_a_key_that_is_not_there(name):
+  for names, _, line in reads(_parse(MODULES[name]), _terms()):
+    dotted = '.'.join(map(str, names))
+    assert _is_known(names), f'{name}.py:{line} reads config.{dotted}'
+
+
+def test_every_key_of_the_config_is_read():
+  read = set()
+  for name, path in MODULES.items():
+    # Its rules name every key, but that is not to use it.
+    if name != 'preflight':
+      for names, texts, _ in reads(_parse(path), _terms()):
+        read |= _read_keys(names, texts)
+  assert sorted(KEYS.keys() - read) == []
+
+
+def test_the_reader_of_keys_sees_what_people_write():
+  tree = ast.parse("""
+def f(config, crops):
+  a = config.train.cycles + self._config.school.mix
+  b = [config.loss[t] for t in losses.TERMS]
+  e = {k: config.optics[k] for k in ('cell', 'width')}
+  g = [c.size for c in crops]
+  jax.config.update('x', 1)
+def h(config):
+  c = config
+  return c.q.low[i], c['eval'].preview, state_lib.config.model.width
+""")
+  found = reads(tree, ('l1', 'vq'))
+  read = {key for names, texts, _ in found for key in _read_keys(names, texts)}
+  assert read >= {
+    'train.cycles',
+    'school.mix',
+    'loss.l1',
+    'loss.vq',
+    'optics.cell',
+    'optics.width',
+    'q.low',
+    'eval.preview',
+    'model.width',
+  }
+  assert 'size' not in read
+  assert 'update' not in read
+  assert all(_is_known(names) for names, _, _ in found)
+  bad = reads(ast.parse('x = config.train.batch_sise[0]'), ())
+  assert [_is_known(names) for names, _, _ in bad] == [False]

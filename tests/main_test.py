@@ -1,0 +1,245 @@
+"""The command line: what runs, and how it says what is wrong."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from chimera import main
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG = f'--config={ROOT / "configs" / "chimera.py"}'
+
+
+@pytest.fixture
+def ran(tmp_path, monkeypatch):
+  """Calls of the commands, in place of the commands; in an empty folder."""
+  monkeypatch.chdir(tmp_path)
+  # config_flags would run the next config file in the last one's module.
+  monkeypatch.delitem(sys.modules, 'config_config', raising=False)
+  calls = []
+  for name in main.COMMANDS:
+    monkeypatch.setitem(
+      main.COMMANDS,
+      name,
+      lambda config, workdir, name=name: calls.append((name, config, workdir)),
+    )
+  monkeypatch.setattr(main, '_set_up_logging', lambda debug: None)
+  return calls
+
+
+def _main(*argv):
+  return main.main(['chimera', *argv])
+
+
+@pytest.mark.parametrize(
+  ('argv', 'command'),
+  [
+    ((), 'train'),
+    (('train', CONFIG), 'train'),
+    ((CONFIG, 'evaluate'), 'evaluate'),
+    (('prepare-latents', CONFIG), 'prepare-latents'),
+    ((CONFIG, 'prepare-curriculum', '--config.seed=1'), 'prepare-curriculum'),
+  ],
+)
+def test_a_command_stands_before_or_after_the_flags(ran, argv, command):
+  assert _main(*argv) == 0
+  assert [name for name, *_ in ran] == [command]
+
+
+def test_overrides_reach_the_config_in_either_form(ran):
+  argv = (
+    f'{CONFIG}:smoke',
+    '--config.train.batch_size=4',
+    '--config.train.learning_rate',
+    '0.5',
+    '--noconfig.q.enabled',
+    '--config.q.low=(0.1, 0.2, 0.3, 0.4)',
+  )
+  assert _main(*argv) == 0
+  config = ran[0][1]
+  assert config.basename == 'smoke'
+  assert config.train.batch_size == 4
+  assert config.train.learning_rate == 0.5
+  assert config.q.enabled is False
+  assert config.q.low == (0.1, 0.2, 0.3, 0.4)
+
+
+def test_the_workdir_is_named_after_the_run_or_as_told(ran):
+  assert _main(f'{CONFIG}:seed') == 0
+  assert _main(CONFIG, '--workdir=elsewhere/deep') == 0
+  assert [workdir for *_, workdir in ran] == ['runs/seed', 'elsewhere/deep']
+  written = pathlib.Path('runs/seed/config.json').read_text()
+  assert json.loads(written)['basename'] == 'seed'
+  assert pathlib.Path('elsewhere/deep/config.json').exists()
+
+
+def test_two_command_lines_in_one_process_do_not_mix(ran):
+  _main(CONFIG, '--config.seed=5')
+  _main(CONFIG, '--workdir=b')
+  assert [config.seed for _, config, _ in ran] == [5, 0]
+
+
+@pytest.mark.parametrize(
+  ('argv', 'complaint'),
+  [
+    (('trian',), 'did you mean train?'),
+    (('prepare_latents',), 'did you mean prepare-latents?'),
+    (('reconstruct', 'a.png'), 'one of train, prepare-latents, prepare-curr'),
+    (('train', 'evaluate'), 'train takes no further arguments, got evaluate'),
+    ((CONFIG, 'train', '3'), 'train takes no further arguments, got 3'),
+    (('--workdirs=x',), "'workdirs'. Did you mean: workdir"),
+    ((f'{CONFIG}:smoky',), "'smoke', 'seed' or 'control', got 'smoky'"),
+    (('--config=nope.py',), 'No such config file: nope.py'),
+    (('--config=',), 'No such config file'),
+    (('--config',), '--config'),
+    (('--config.train.bath_size=3',), 'mean --config.train.batch_size?'),
+    (('--config.trian.batch_size', '3'), 'mean --config.train.batch_size?'),
+    (('--noconfig.q.enable',), 'mean --config.q.enabled?'),
+    (('--config.seed.x=3',), 'mean --config.seed?'),
+    (('--config.train=3',), '--config.train is a group of keys'),
+    (('--config.train.batch_size=4.5',), '--config.train.batch_size=4.5'),
+    (('--config.train.batch_size=many',), '--config.train.batch_size=many'),
+    (('--config.train.batch_size',), '--config.train.batch_size'),
+    (('--config.school.enabled=maybe',), '--config.school.enabled=maybe'),
+    (('--config.q.low=1',), 'q.low must be a tuple of 4'),
+    (('--config.train.batch_size=0',), 'must be at least 1'),
+    (('--config.train.batch_size=400',), 'at most the samples of the smallest'),
+    (('--config.data.source=/nope',), 'no such folder: /nope'),
+    (('--config.data.source=/nope.pkl',), 'No such file: /nope.pkl'),
+    (('--config.data.source=.',), 'No readable image'),
+    (('--config.seed=1', CONFIG), 'in argv before a value for --config'),
+  ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(ran, capfd, argv, complaint):
+  assert _main(*argv) == 2
+  out, err = capfd.readouterr()
+  assert err.startswith('Error: ')
+  assert err.count('\n') == 1
+  assert complaint in err
+  assert out == ''
+  assert ran == []
+  assert list(pathlib.Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    'def get_config(:',
+    'import nothing_of_that_name',
+    'x = 1',
+    'def get_config(arg=""): return {}["a"]',
+    'def get_config(arg=""): raise TypeError("two\\nlines")',
+  ],
+)
+def test_a_config_file_that_does_not_load_is_one_line(ran, capfd, text):
+  path = pathlib.Path('mine.py')
+  path.write_text(text)
+  assert _main(f'--config={path}') == 2
+  err = capfd.readouterr().err
+  assert err.startswith('Error: --config')
+  assert err.count('\n') == 1
+
+
+def test_debug_shows_the_traceback(ran):
+  with pytest.raises(ValueError, match='at least 1'):
+    _main(CONFIG, '--config.train.batch_size=0', '--debug')
+
+
+def test_an_error_of_a_command_is_one_line_too(ran, capfd, monkeypatch):
+  def fail(config, workdir):
+    raise ValueError('curriculum must be fresh:\n  run it anew.')
+
+  monkeypatch.setitem(main.COMMANDS, 'train', fail)
+  assert _main(CONFIG) == 2
+  assert capfd.readouterr().err == (
+    'Error: curriculum must be fresh: run it anew.\n'
+  )
+
+
+def test_an_interrupt_is_one_line_and_exit_code_130(ran, capfd, monkeypatch):
+  def interrupt(config, workdir):
+    raise KeyboardInterrupt
+
+  monkeypatch.setitem(main.COMMANDS, 'train', interrupt)
+  assert _main(CONFIG) == 130
+  assert capfd.readouterr().err.count('\n') == 1
+
+
+def test_our_own_mistakes_keep_their_traceback(ran, monkeypatch):
+  def fail(config, workdir):
+    raise KeyError('a bug')
+
+  monkeypatch.setitem(main.COMMANDS, 'train', fail)
+  with pytest.raises(KeyError, match='a bug'):
+    _main(CONFIG)
+
+
+def test_a_workdir_of_another_config_is_refused_and_left_alone(ran, capfd):
+  assert _main(CONFIG, '--workdir=w') == 0
+  pathlib.Path('w/checkpoints/100').mkdir(parents=True)
+  before = pathlib.Path('w/config.json').read_bytes()
+  assert _main(CONFIG, '--workdir=w', '--config.train.batch_size=4') == 2
+  assert 'train.batch_size (8 there, 4 now)' in capfd.readouterr().err
+  assert pathlib.Path('w/config.json').read_bytes() == before
+  assert len(ran) == 1
+  assert _main(CONFIG, '--workdir=w', '--config.eval.batch_size=4') == 0
+  written = json.loads(pathlib.Path('w/config.json').read_text())
+  assert written['eval']['batch_size'] == 4
+
+
+def test_help_lists_every_command(capsys):
+  assert _main('--help') == 0
+  out = capsys.readouterr().out
+  assert all(name in out for name in main.COMMANDS)
+  assert max(map(len, out.splitlines())) <= 100
+
+
+def test_a_mistake_is_told_before_anything_heavy_is_imported(tmp_path):
+  program = (
+    'import sys; from chimera import main\n'
+    'code = main.main(["chimera", "--config.train.bath_size=3"])\n'
+    'heavy = {"jax", "tensorflow", "flax"} & set(sys.modules)\n'
+    'sys.exit(f"{code} {heavy}" if code != 2 or heavy else 0)'
+  )
+  subprocess.run([sys.executable, '-c', program], check=True, cwd=ROOT)
+
+
+def test_the_module_runs_from_the_command_line(tmp_path):
+  done = subprocess.run(
+    [sys.executable, '-m', 'chimera.main', 'evaluat', f'--workdir={tmp_path}'],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
+  assert done.returncode == 2
+  assert done.stdout == ''
+  assert done.stderr.endswith('got evaluat: did you mean evaluate?\n')
+  assert done.stderr.count('\n') == 1
+
+
+def test_only_our_lines_and_warnings_are_logged(tmp_path):
+  program = f"""
+import logging, sys
+from absl import logging as absl_logging
+from chimera import main, mission_control
+def command(config, workdir):
+  absl_logging.info('a line of others')
+  logging.getLogger('jax').info('another')
+  absl_logging.warning('a warning of others')
+  mission_control.Progress(10).update(5)
+main.COMMANDS['train'] = command
+sys.exit(main.main(['chimera', '--workdir={tmp_path}/w']))
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    check=True,
+  )
+  first, second = done.stderr.splitlines()
+  assert first.endswith('a warning of others')
+  assert 'Cycle 5 of 10 (50 %)' in second
