@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests on this machine: bash launch/test.sh [pytest's flags]
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 # Two workers of four devices each: a thread a device is plenty.
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
