@@ -117,6 +117,7 @@ def pid_observe(
     The state from which the next cycle acts.
   """
   chex.assert_equal_shape([measured_K, *mission, *state])
+  measured_K = measured_K.astype(state.error_K.dtype)
   ratio_K = jnp.maximum(measured_K, 1e-30) / mission.target_K
   raw_K = jnp.clip(jnp.log(ratio_K), -MAX_ERROR, MAX_ERROR)
   error_K = smoothing * state.error_K + (1 - smoothing) * raw_K
@@ -249,7 +250,7 @@ def q_act(
   Returns:
     The state, whose `trim` multiplies this cycle's learning rate.
   """
-  multiplier_A = jnp.asarray(actions, jnp.float32)
+  multiplier_A = jnp.asarray(actions, state.trim.dtype)
   chex.assert_shape(multiplier_A, state.table_SxA.shape[1:])
   decay = jnp.exp(-state.decisions / epsilon_decay)
   epsilon = epsilon_end + (epsilon - epsilon_end) * decay
@@ -270,7 +271,7 @@ def q_act(
     settled=jnp.where(decides & ~explores, trim, state.settled),
     action=jnp.where(decides, action, state.action),
     decisions=state.decisions + decides,
-    epsilon=jnp.float32(epsilon),
+    epsilon=epsilon.astype(state.epsilon.dtype),
   )
 
 
@@ -309,7 +310,7 @@ def q_observe(
   """
   finite = jnp.isfinite(loss)
   window = state.history_W.shape[0]
-  pushed_W = jnp.append(state.history_W[1:], loss.astype(jnp.float32))
+  pushed_W = jnp.append(state.history_W[1:], loss.astype(state.history_W.dtype))
   history_W = jnp.where(finite, pushed_W, state.history_W)
   filled = jnp.minimum(state.filled + finite, window)
 
@@ -337,14 +338,15 @@ def q_observe(
 
 def trend(history_W: jax.Array) -> jax.Array:
   """Least-squares slope of the losses a cycle, as a share of their mean."""
-  time_W = jnp.arange(history_W.shape[0]) - (history_W.shape[0] - 1) / 2
+  time_W = jnp.arange(history_W.shape[0], dtype=history_W.dtype)
+  time_W = time_W - jnp.mean(time_W)
   slope = jnp.vdot(time_W, history_W) / jnp.sum(time_W**2)
   return slope / jnp.maximum(jnp.mean(jnp.abs(history_W)), 1e-30)
 
 
 def state_of(slope: jax.Array, settled: jax.Array) -> jax.Array:
   """`trend + 4 zone`, int32: the slope's class and the settled trim's zone."""
-  bounds = jnp.array([-RAPID, -STILL, STILL], jnp.float32)
+  bounds = jnp.array([-RAPID, -STILL, STILL], slope.dtype)
   zone = (settled > LOW).astype(jnp.int32) + (settled > HIGH)
   return jnp.searchsorted(bounds, slope).astype(jnp.int32) + 4 * zone
 
