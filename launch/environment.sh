@@ -13,7 +13,7 @@ stamp=$venv/requirements.installed
 if ! cmp -s requirements.txt "$stamp" || ! "$venv/bin/python" -c ''; then
   python=${CHIMERA_PYTHON:-python3}
   if ! "$python" -c 'import sys, venv, ensurepip; 1 / (sys.version_info >= (3, 11))' 2> /dev/null; then
-    echo "Error: Chimera needs Python 3.11 or later with venv, got $("$python" --version 2>&1 || true) ($python): name another by CHIMERA_PYTHON." >&2
+    echo "Error: Chimera needs Python 3.11 or later with venv, got $("$python" --version 2> /dev/null || echo none) as $python: name another by CHIMERA_PYTHON." >&2
     exit 2
   fi
   echo "Installing requirements.txt into $venv" >&2
