@@ -13,13 +13,18 @@ import skimage.metrics
 
 from chimera import perceptual
 
-DISTANCES = (
-  perceptual.ssim,
-  perceptual.edge,
-  perceptual.autocorrelation,
-  perceptual.moments,
-  perceptual.spectrum,
-  perceptual.color_covariance,
+DISTANCES = tuple(
+  map(
+    jax.jit,
+    (
+      perceptual.ssim,
+      perceptual.edge,
+      perceptual.autocorrelation,
+      perceptual.moments,
+      perceptual.spectrum,
+      perceptual.color_covariance,
+    ),
+  )
 )
 each_distance = pytest.mark.parametrize(
   'distance', DISTANCES, ids=lambda f: f.__name__
@@ -218,7 +223,6 @@ def test_psnr_of_equal_images_is_one_hundred():
 def test_equal_images_are_no_distance_apart(distance: Callable):
   a, _ = _pair()
   np.testing.assert_allclose(distance(a, a), np.zeros(4), atol=1e-6)
-  np.testing.assert_array_equal(a, _pair()[0])
 
 
 @each_distance
@@ -251,7 +255,7 @@ def test_any_grid_and_any_number_of_channels(distance: Callable, shape):
 def test_gradient_agrees_with_finite_differences(distance: Callable):
   with jax.enable_x64(True):
     a, b = (jnp.asarray(x[:1, :8, :8], jnp.float64) for x in _pair())
-    gradient = jax.grad(lambda b: distance(a, b).sum())(b)
+    gradient = jax.jit(jax.grad(lambda b: distance(a, b).sum()))(b)
     rng = np.random.default_rng(1)
     for _ in range(3):
       way = jnp.asarray(rng.normal(size=b.shape))
@@ -263,13 +267,15 @@ def test_gradient_agrees_with_finite_differences(distance: Callable):
 
 
 @each_distance
-@pytest.mark.parametrize('level', [0.0, 0.5, -1.0, 1.0])
 def test_gradient_is_finite_where_images_are_constant(
-  distance: Callable, level: float
+  distance: Callable,
 ):
-  photo, flat = _pair()[0], jnp.full((4, 16, 16, 3), level)
+  photo = _pair()[0]
+  levels = np.array([-1.0, 0.0, 0.5, 1.0], np.float32)
+  flat = np.broadcast_to(levels[:, None, None, None], photo.shape)
+  slope = jax.jit(jax.grad(lambda b, a: distance(a, b).sum()))
   for a, b in ((flat, flat), (photo, flat), (flat, photo), (photo, photo)):
-    gradient = jax.grad(lambda b, a=a: distance(a, b).sum())(jnp.asarray(b))
+    gradient = slope(b, a)
     assert np.isfinite(gradient).all()
     assert np.abs(gradient).max() < 10
 
@@ -280,6 +286,13 @@ def test_descending_the_gradient_comes_nearer(distance: Callable):
   gradient = jax.grad(lambda b: distance(a, b).sum())(b)
   nearer = b - 0.01 * gradient / jnp.sqrt(jnp.square(gradient).sum())
   assert distance(a, nearer).sum() < distance(a, b).sum()
+
+
+@pytest.mark.parametrize('distance', [f.__wrapped__ for f in DISTANCES])
+def test_images_of_the_caller_are_left_as_they_are(distance: Callable):
+  a, b = _pair(8)
+  distance(a, b)
+  np.testing.assert_array_equal((a, b), _pair(8))
 
 
 def test_shapes_that_differ_are_refused():
