@@ -277,15 +277,16 @@ def make_train_step(
   )
 
   def dispatch(state, mission, shard):
-    state, metrics = all_clones(state, mission, shard)
-    if cycles > 1:
-      state, metrics = lax.fori_loop(
-        1,
-        cycles,
-        lambda _, carry: all_clones(carry[0], mission, shard),
-        (state, metrics),
-      )
-    return state, metrics
+    blank = jax.tree.map(
+      lambda m: jnp.zeros(m.shape, m.dtype),
+      jax.eval_shape(all_clones, state, mission, shard)[1],
+    )
+    return lax.fori_loop(
+      0,
+      cycles,
+      lambda _, carry: all_clones(carry[0], mission, shard),
+      (state, blank),
+    )
 
   return jax.pmap(dispatch, 'devices', devices=devices, donate_argnums=0)
 
