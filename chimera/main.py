@@ -53,7 +53,7 @@ def _prepare_curriculum(
   """scores, sorts and bins the samples, afresh"""
   from chimera import train
 
-  train.prepare_curriculum(config, workdir)
+  train.prepare_curriculum(config, workdir, afresh=True)
 
 
 def _evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -89,6 +89,8 @@ def main(argv: Sequence[str]) -> int:
     preflight.check_config(config)
     preflight.check_data(config)
     preflight.check_workdir(config, workdir)
+    if command == 'evaluate':
+      preflight.check_trained(workdir)
     preflight.claim_workdir(config, workdir)
     _set_up_logging(debug)
     COMMANDS[command](config, workdir)

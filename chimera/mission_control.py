@@ -154,7 +154,7 @@ def summary(
   """The table at the end of a run.
 
   Args:
-    clones: a row each: name; bins, their numbers; samples, enrolled; g_loss;
+    clones: a row each, or none: name; bins, their numbers; samples, enrolled; g_loss;
       critic_loss; dominant, the loss term whose weight rose most; dominance,
       that weight over its base; learning_rate.
     master: held-out figures as `evaluate.evaluate` names them; those that are
@@ -186,7 +186,7 @@ def summary(
   for header in shown.values():
     figures.add_column(header, justify='right')
   figures.add_row(*(_figure(master[k]) for k in shown))
-  return rich.console.Group(table, figures)
+  return rich.console.Group(*([table] if clones else []), figures)
 
 
 def show(renderable: rich.console.RenderableType) -> None:

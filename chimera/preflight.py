@@ -337,6 +337,19 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
     )
 
 
+def check_trained(workdir: str) -> None:
+  """Refuses to go on where nothing was trained yet.
+
+  Raises:
+    ValueError: there is no checkpoint.
+  """
+  if not any(pathlib.Path(workdir).glob('checkpoints/*')):
+    raise ValueError(
+      f'There must be a checkpoint, got none in {workdir}: run `python -m '
+      'chimera.main train` with the same flags first.'
+    )
+
+
 def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Writes config.json, atomically, into a workdir that was checked."""
   path = pathlib.Path(workdir)

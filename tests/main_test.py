@@ -39,7 +39,7 @@ def _main(*argv):
   [
     ((), 'train'),
     (('train', CONFIG), 'train'),
-    ((CONFIG, 'evaluate'), 'evaluate'),
+    ((CONFIG, 'prepare-latents'), 'prepare-latents'),
     (('prepare-latents', CONFIG), 'prepare-latents'),
     ((CONFIG, 'prepare-curriculum', '--config.seed=1'), 'prepare-curriculum'),
   ],
@@ -141,6 +141,16 @@ def test_a_config_file_that_does_not_load_is_one_line(ran, capfd, text):
   err = capfd.readouterr().err
   assert err.startswith('Error: --config')
   assert err.count('\n') == 1
+
+
+def test_evaluate_needs_a_checkpoint_and_makes_nothing(ran, capfd):
+  assert _main('evaluate', CONFIG, '--workdir=w') == 2
+  assert 'There must be a checkpoint, got none in w' in capfd.readouterr().err
+  assert not pathlib.Path('w').exists()
+  assert _main('train', CONFIG, '--workdir=w') == 0
+  pathlib.Path('w/checkpoints/100').mkdir(parents=True)
+  assert _main(CONFIG, '--workdir=w', 'evaluate') == 0
+  assert [name for name, *_ in ran] == ['train', 'evaluate']
 
 
 def test_debug_shows_the_traceback(ran):

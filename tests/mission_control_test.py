@@ -173,6 +173,12 @@ def test_the_table_fits_80_columns():
   assert max(map(len, map(str.rstrip, text.splitlines()))) <= 80
 
 
+def test_the_master_alone_has_no_table_of_clones():
+  text = _render(mission_control.summary([], MASTER))
+  assert 'student' not in text
+  assert '24.57' in text
+
+
 def test_the_table_without_pixels_shows_what_there_is():
   master = {'path_l1': 0.1, 'perplexity': float('nan')}
   text = _render(mission_control.summary(CLONES, master))
