@@ -157,12 +157,6 @@ def plan_crops(
       if progress is not None:
         progress(len(found), len(sources))
   skipped = [name for name, photograph in found.items() if photograph is None]
-  if skipped:
-    logging.warning(
-      'Skipped %d unreadable image(s), the first is %s',
-      len(skipped),
-      skipped[0],
-    )
   train = _distinct(found, train_sources, source, 'source')
   if held_out_source:
     held_out = _distinct(
@@ -184,6 +178,12 @@ def plan_crops(
     held = round(held_out_fraction * len(ranked))
     held = min(max(held, 1), len(ranked) - 1)
     held_out = {key: train.pop(key) for key in ranked[:held]}
+  if skipped:
+    logging.warning(
+      'Skipped %d unreadable image(s), the first is %s',
+      len(skipped),
+      skipped[0],
+    )
   lay = functools.partial(
     _lay_crops, image_size=image_size, max_scale=max_scale, seed=seed
   )

@@ -91,9 +91,9 @@ def main(argv: Sequence[str]) -> int:
     preflight.check_workdir(config, workdir)
     if command == 'evaluate':
       preflight.check_trained(workdir)
-    preflight.claim_workdir(config, workdir)
     _set_up_logging(debug)
-    COMMANDS[command](config, workdir)
+    with preflight.claim_workdir(config, workdir):
+      COMMANDS[command](config, workdir)
   except (ValueError, OSError, flags.Error, FloatingPointError) as e:
     if debug:
       raise

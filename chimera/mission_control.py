@@ -154,9 +154,9 @@ def summary(
   """The table at the end of a run.
 
   Args:
-    clones: a row each, or none: name; bins, their numbers; samples, enrolled; g_loss;
-      critic_loss; dominant, the loss term whose weight rose most; dominance,
-      that weight over its base; learning_rate.
+    clones: a row each, or none: name; bins, their numbers; samples, enrolled;
+      g_loss; critic_loss; dominant, the loss term whose weight rose most;
+      dominance, that weight over its base; learning_rate.
     master: held-out figures as `evaluate.evaluate` names them; those that are
       not there (pixels, where the data are path_params) are left out.
   """

@@ -4,7 +4,8 @@ Every key of configs/chimera.py has its rule here. Each check raises ValueError
 in one line: the rule, the value, the flag that mends it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+import contextlib
 import difflib
 import json
 import math
@@ -302,10 +303,7 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
   path = pathlib.Path(workdir)
   if path.exists() and not path.is_dir():
     raise ValueError(f'The workdir must be a folder, got --workdir={workdir}.')
-  trained, prepared = (
-    any(any(path.glob(name)) for name in names)
-    for names in (_TRAINED, _PREPARED)
-  )
+  trained, prepared = _contents(path)
   try:
     there = _flatten(json.loads((path / 'config.json').read_text()))
   except FileNotFoundError:
@@ -350,16 +348,53 @@ def check_trained(workdir: str) -> None:
     )
 
 
-def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """Writes config.json, atomically, into a workdir that was checked."""
+@contextlib.contextmanager
+def claim_workdir(
+  config: ml_collections.ConfigDict, workdir: str
+) -> Iterator[None]:
+  """Holds a workdir, which was checked, for a command by its config.json.
+
+  Where the command fails by an error of the user's before it has made anything,
+  the workdir is left as it was found.
+  """
   path = pathlib.Path(workdir)
+  claim = path / 'config.json'
+  was_there, contents = path.exists(), _contents(path)
+  before = claim.read_bytes() if claim.exists() else None
   path.mkdir(parents=True, exist_ok=True)
-  temporary = path / 'config.json.tmp'
-  with open(temporary, 'w', encoding='utf-8') as f:
-    json.dump(json.loads(config.to_json()), f, indent=1)
+  text = json.dumps(json.loads(config.to_json()), indent=1)
+  _write(claim, text.encode())
+  try:
+    yield
+  except (ValueError, OSError):
+    if _contents(path) == contents:
+      if before is None:
+        claim.unlink()
+      else:
+        _write(claim, before)
+      if not was_there:
+        with contextlib.suppress(OSError):
+          path.rmdir()
+    raise
+
+
+def _contents(path: pathlib.Path) -> tuple[bool, bool]:
+  """Whether there is a trained tokenizer, and whether stage 1's work."""
+  trained, prepared = (
+    any(any(path.glob(name)) for name in names)
+    for names in (_TRAINED, _PREPARED)
+  )
+  return trained, prepared
+
+
+def _write(path: pathlib.Path, data: bytes) -> None:
+  """Atomic: the old file or the new one, whole."""
+  temporary = path.with_name(f'{path.name}.tmp')
+  with open(temporary, 'wb') as f:
+    f.write(data)
     f.flush()
     os.fsync(f.fileno())
-  os.replace(temporary, path / 'config.json')
+  os.replace(temporary, path)
 
 
 def _check(key: str, rule: _Rule, value: Any) -> None:

@@ -182,14 +182,19 @@ def test_sources_that_are_not_there_are_refused(tmp_path):
   preflight.check_data(_config(data__held_out_source=str(tmp_path)))
 
 
+def _claim(config, workdir):
+  with preflight.claim_workdir(config, str(workdir)):
+    pass
+
+
 def _trained(workdir, config):
-  preflight.claim_workdir(config, str(workdir))
+  _claim(config, workdir)
   (workdir / 'checkpoints' / '100').mkdir(parents=True)
   (workdir / 'latents.npy').write_bytes(b'x')
 
 
 def _prepared(workdir, config):
-  preflight.claim_workdir(config, str(workdir))
+  _claim(config, workdir)
   (workdir / 'latents.npy').write_bytes(b'x')
 
 
@@ -198,7 +203,7 @@ def test_a_claim_writes_the_config_and_nothing_else(tmp_path):
   config = chimera_config.get_config()
   preflight.check_workdir(config, str(workdir))
   assert not workdir.exists()
-  preflight.claim_workdir(config, str(workdir))
+  _claim(config, workdir)
   assert [p.name for p in workdir.iterdir()] == ['config.json']
   written = json.loads((workdir / 'config.json').read_text())
   assert written['train']['batch_size'] == 8
@@ -255,9 +260,46 @@ def test_prepared_latents_bind_what_they_were_made_by_and_no_more(tmp_path):
 
 
 def test_a_run_that_failed_before_it_made_anything_binds_nothing(tmp_path):
-  preflight.claim_workdir(_config(data__source='/nope'), str(tmp_path))
+  _claim(_config(data__source='/nope'), tmp_path)
   (tmp_path / 'optics').mkdir()
   preflight.check_workdir(chimera_config.get_config(), str(tmp_path))
+
+
+def test_a_command_that_fails_before_it_made_anything_leaves_no_trace(tmp_path):
+  config = chimera_config.get_config()
+  workdir = tmp_path / 'w'
+  with (
+    pytest.raises(ValueError, match='wrong'),
+    preflight.claim_workdir(config, str(workdir)),
+  ):
+    raise ValueError('wrong')
+  assert list(tmp_path.iterdir()) == []
+  _trained(workdir, config)
+  before = _snapshot(workdir)
+  with (
+    pytest.raises(ValueError, match='wrong'),
+    preflight.claim_workdir(_config(eval__preview=3), str(workdir)),
+  ):
+    raise ValueError('wrong')
+  assert _snapshot(workdir) == before
+
+
+def test_what_a_command_made_before_it_failed_keeps_its_config(tmp_path):
+  _claim(chimera_config.get_config(), tmp_path)
+  config = _config(seed=3)
+
+  def make_and_fail():
+    (tmp_path / 'latents.npy').write_bytes(b'x')
+    raise ValueError('wrong')
+
+  with (
+    pytest.raises(ValueError, match='wrong'),
+    preflight.claim_workdir(config, str(tmp_path)),
+  ):
+    make_and_fail()
+  preflight.check_workdir(config, str(tmp_path))
+  with pytest.raises(ValueError, match='of another config'):
+    preflight.check_workdir(chimera_config.get_config(), str(tmp_path))
 
 
 def test_folders_of_others_are_left_alone(tmp_path):
