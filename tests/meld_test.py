@@ -1,4 +1,4 @@
-"""The meld on a collective axis of four, which `vmap` makes without a device."""
+"""The meld on a collective axis of four, made by `vmap`: no device needed."""
 
 import jax
 import jax.numpy as jnp
