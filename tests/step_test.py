@@ -1,0 +1,421 @@
+"""The compiled step: layouts, donation, the meld, poison, and every switch.
+
+The programs are compiled without XLA's optimizations, in a quarter of the time.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from chimera import losses, poincare
+from chimera import state as state_lib
+from chimera import step as step_lib
+from tests import tiny
+
+CYCLES = 20
+# Of the program, and before it of the shapes of the metrics alone.
+TRACES = 2
+BINS, PATHS = tiny.bins_and_paths()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compiles():
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+class Program:
+  """A compiled step and what it is fed."""
+
+  def __init__(self, config, devices=4, **keywords):
+    self.config = config
+    self.spec = state_lib.create_spec(config)
+    self.devices = jax.devices()[:devices]
+    self.traces = 0
+    body = step_lib.train_step
+
+    def counted(*args, **kwargs):
+      self.traces += 1
+      return body(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(step_lib, 'train_step', counted)
+      self.step = step_lib.make_train_step(self.spec, self.devices, **keywords)
+    self.born, self.mission, self.shard = tiny.on_devices(
+      config, self.spec, BINS, PATHS, self.devices
+    )
+    self.born = host(self.born)
+
+  def put(self, state):
+    return step_lib.put(state, self.devices)
+
+  def run(self, cycles, state=None, mission=None):
+    """[(state before, metrics, state after)], on the host."""
+    state = self.put(self.born if state is None else state)
+    rows, before = [], host(state)
+    for _ in range(cycles):
+      with jax.transfer_guard('disallow'):
+        state, metrics = self.step(
+          state, self.mission if mission is None else mission, self.shard
+        )
+      after = host(state)
+      rows.append((before, host(metrics), after))
+      before = after
+    return rows
+
+  def missions(self, config):
+    return step_lib.put(
+      state_lib.stack(state_lib.create_missions(config, BINS)), self.devices
+    )
+
+
+def host(tree):
+  """A copy: a view of a device's buffer would keep it from being donated."""
+  return jax.tree.map(np.array, step_lib.fetch(tree))
+
+
+def get_config(**overrides):
+  c = tiny.get_config()
+  c.school.mix = 0.0
+  c.school.enrol_from, c.school.enrol_every = 2, 3
+  c.update_from_flattened_dict(
+    {k.replace('__', '.'): v for k, v in overrides.items()}
+  )
+  return c
+
+
+@pytest.fixture(scope='module')
+def four():
+  return Program(get_config())
+
+
+@pytest.fixture(scope='module')
+def trajectory(four):
+  return four.run(CYCLES)
+
+
+def assert_close(actual, expected, tolerance=1e-4):
+  """Relative to the largest entry of each leaf: a near-zero has no digits."""
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for (path, e), a in zip(
+    jax.tree_util.tree_leaves_with_path(expected),
+    jax.tree.leaves(actual),
+    strict=True,
+  ):
+    e, a = np.asarray(e, np.float64), np.asarray(a, np.float64)
+    scale = max(np.abs(e).max(initial=0), 1e-6)
+    worst = np.abs(a - e).max(initial=0) / scale
+    assert worst <= tolerance, f'{jax.tree_util.keystr(path)}: {worst:.1e}'
+
+
+def assert_finite(tree):
+  for path, x in jax.tree_util.tree_leaves_with_path(tree):
+    assert np.all(np.isfinite(x)), jax.tree_util.keystr(path)
+
+
+def alike(tree):
+  """Whether every clone holds the same bits."""
+  return all(np.all(x == x[:1]) for x in jax.tree.leaves(tree))
+
+
+def clone(tree, i):
+  return jax.tree.map(lambda x: x[i], tree)
+
+
+def numpy_meld(specialists, weight_M):
+  """The master that a meld with alpha = 0 makes."""
+  mean = jax.tree.map(
+    lambda x: np.average(
+      np.where(weight_M.reshape(-1, *[1] * (x.ndim - 1)) > 0, x, 0).astype(
+        np.float64
+      ),
+      axis=0,
+      weights=weight_M,
+    ),
+    specialists,
+  )
+  book = mean['codebook']
+  mean['codebook'] = book / np.linalg.norm(book, axis=-1, keepdims=True)
+  return mean
+
+
+def test_a_cycle_is_traced_once_and_the_donated_state_is_gone(four, trajectory):
+  assert four.traces == TRACES
+  state = four.put(four.born)
+  with jax.transfer_guard('disallow'):
+    after, _ = four.step(state, four.mission, four.shard)
+  assert all(x.is_deleted() for x in jax.tree.leaves(state))
+  with jax.transfer_guard('disallow'):
+    four.step(after, four.mission, four.shard)
+  assert all(x.is_deleted() for x in jax.tree.leaves(after))
+  assert four.traces == TRACES
+  assert not any(x.is_deleted() for x in jax.tree.leaves(four.mission))
+
+
+def test_after_a_meld_only_the_critics_and_agents_differ(trajectory):
+  for _, metrics, state in trajectory:
+    assert_finite(metrics)
+    assert alike(state.master)
+    assert alike(state.generator.params)
+    assert_close(state.generator.params, state.master.params, 0)
+    assert not alike(state.critic.params)
+    assert not alike(metrics['specialist'])
+    np.testing.assert_array_equal(state.dropped, 0)
+  assert not alike(state.pid)
+
+
+def test_the_master_is_the_mean_of_the_four_destinations(trajectory):
+  for _, metrics, state in trajectory[:3]:
+    expected = numpy_meld(metrics['specialist'], np.ones(4))
+    assert_close(clone(state.master.params, 0), expected, 1e-5)
+
+
+def test_weights_by_mass_reach_the_meld(four):
+  config = get_config(meld__weights='mass')
+  _, metrics, state = four.run(1, mission=four.missions(config))[0]
+  expected = numpy_meld(metrics['specialist'], np.array([0.1, 0.4, 0.3, 0.2]))
+  assert_close(clone(state.master.params, 0), expected, 1e-5)
+
+
+def test_it_learns(trajectory):
+  first, last = (
+    np.mean([m['base_loss'] for _, m, _ in rows])
+    for rows in (trajectory[:5], trajectory[-5:])
+  )
+  assert last < first
+
+
+def test_every_lesson_is_drawn_from_the_enrolled_alone(trajectory):
+  for before, metrics, _ in trajectory:
+    for i in range(4):
+      lessons = clone(before.school, i)
+      enrolled = lessons.enrolled_L[: lessons.enrolled_count]
+      assert np.isin(metrics['lesson_B'][i], enrolled).all()
+
+
+def test_three_clones_keep_their_bins_and_the_fourth_is_re_enrolled(
+  four, trajectory
+):
+  changes = []
+  for step, (before, _, after) in enumerate(trajectory):
+    was, now = before.school.enrolled_L, after.school.enrolled_L
+    np.testing.assert_array_equal(was[:3], now[:3])
+    np.testing.assert_array_equal(
+      before.school.enrolled_count, after.school.enrolled_count
+    )
+    if np.any(was[3] != now[3]):
+      changes.append(step)
+  assert changes == [2, 5, 8, 11, 14, 17]
+  for i, lesson in enumerate(four.config.school.lessons[:3]):
+    expected = [sample for b in lesson for sample in BINS[b]]
+    count = trajectory[-1][2].school.enrolled_count[i]
+    assert sorted(trajectory[-1][2].school.enrolled_L[i, :count]) == sorted(
+      expected
+    )
+
+
+def test_what_one_clone_saw_all_of_them_remember(trajectory):
+  for step, (_, metrics, after) in enumerate(trajectory):
+    assert alike((after.school.varentropy_N, after.school.seen_N))
+    seen = np.flatnonzero(after.school.seen_N[0] == step)
+    np.testing.assert_array_equal(seen, np.unique(metrics['lesson_B']))
+
+
+POISONS = {
+  'generator, NaN': ('generator', 'params', np.nan),
+  'generator, Inf': ('generator', 'params', np.inf),
+  'codebook, NaN': ('generator', 'codebook', np.nan),
+  'codebook, Inf': ('generator', 'codebook', np.inf),
+  'critic, NaN': ('critic', 'params', np.nan),
+  'critic, Inf': ('critic', 'params', np.inf),
+  'first moment, NaN': ('generator', 'mu', np.nan),
+  'second moment, Inf': ('generator', 'nu', np.inf),
+  "critic's second moment, NaN": ('critic', 'nu', np.nan),
+}
+
+
+def poisoned(state, clones, network, where, poison):
+  """A copy of the state with one number of each clone gone bad."""
+  state = jax.tree.map(np.array, state)
+  net = getattr(state, network)
+  tree = net.params
+  if where in ('mu', 'nu'):
+    tree = getattr(net.opt_state, where)
+  leaf = tree['codebook'] if where == 'codebook' else jax.tree.leaves(tree)[-1]
+  for i in clones:
+    leaf[i].flat[1] = poison
+  return state
+
+
+@pytest.mark.parametrize('poison', POISONS.values(), ids=POISONS)
+def test_a_poisoned_clone_is_left_out_and_restarts(four, trajectory, poison):
+  state = poisoned(trajectory[3][2], [2], *poison)
+  (_, metrics, state), (_, later, healed) = four.run(2, state)
+  assert_finite(state)
+  expected = numpy_meld(metrics['specialist'], np.array([1, 1, 0, 1]))
+  assert_close(clone(state.master.params, 0), expected, 1e-5)
+  assert alike(state.master)
+  assert_close(state.generator.params, state.master.params, 0)
+  np.testing.assert_array_equal(state.dropped, [0, 0, 1, 0])
+  for network in (state.generator, state.critic):
+    for x in jax.tree.leaves(clone(network.opt_state, 2)):
+      np.testing.assert_array_equal(x, 0)
+    np.testing.assert_array_equal(network.opt_state.count, [5, 5, 0, 5])
+  others = jax.tree.map(lambda x: x[[0, 1, 3]].mean(0), state.critic.params)
+  assert_close(clone(state.critic.params, 2), others, 1e-5)
+  assert_finite((later, healed))
+  np.testing.assert_array_equal(healed.dropped, [0, 0, 1, 0])
+  assert four.traces == TRACES
+
+
+def test_where_all_four_are_poisoned_the_master_stays(four, trajectory):
+  before = trajectory[3][2]
+  state = poisoned(before, range(4), 'generator', 'params', np.nan)
+  (_, _, state), (_, later, healed) = four.run(2, state)
+  assert_close(state.master.params, before.master.params, 1e-6)
+  assert_close(state.generator.params, state.master.params, 0)
+  np.testing.assert_array_equal(state.dropped, 1)
+  assert_finite((later, healed))
+  np.testing.assert_array_equal(healed.dropped, 1)
+
+
+def test_without_the_pid_the_weights_are_the_base_weights(four, trajectory):
+  config = get_config(pid__enabled=False)
+  assert state_lib.create_spec(config) == four.spec
+  mission = four.missions(config)
+  base_MxK = host(mission).pid.base_K
+  for _, metrics, _ in four.run(3, mission=mission):
+    assert_finite(metrics)
+    np.testing.assert_array_equal(metrics['lambda_K'], base_MxK)
+  assert np.any(trajectory[2][1]['lambda_K'] != base_MxK)
+  np.testing.assert_array_equal(trajectory[0][1]['lambda_K'], base_MxK)
+
+
+def test_one_device_follows_the_same_trajectory_as_four(trajectory):
+  rows = Program(get_config(), devices=1).run(CYCLES)
+  for (_, expected, _), (_, metrics, _) in zip(trajectory, rows, strict=True):
+    np.testing.assert_array_equal(metrics['lesson_B'], expected['lesson_B'])
+    for name in ('terms_K', 'lambda_K', 'learning_rate', 'critic_loss'):
+      assert_close(metrics[name], expected[name])
+  assert_close(rows[-1][2], trajectory[-1][2])
+
+
+def test_five_cycles_in_one_dispatch_are_five_dispatches(trajectory):
+  program = Program(get_config(), cycles=5)
+  _, metrics, state = program.run(1)[0]
+  assert_close(state, trajectory[4][2], 1e-5)
+  assert_close(metrics, trajectory[4][1], 1e-5)
+
+
+def test_the_rate_is_the_schedule_without_q_and_every_fourth_cycle_melds():
+  program = Program(get_config(q__enabled=False, meld__every=4))
+  rows = program.run(8)
+  for step, (before, metrics, state) in enumerate(rows):
+    assert_finite((metrics, state))
+    np.testing.assert_array_equal(state.q.trim, 1)
+    np.testing.assert_allclose(
+      metrics['learning_rate'], program.spec.plain_learning_rate(step)
+    )
+    assert alike(state.master)
+    if step % 4 == 3:
+      assert alike(state.generator.params)
+      expected = numpy_meld(metrics['specialist'], np.ones(4))
+      assert_close(clone(state.master.params, 0), expected, 1e-5)
+    else:
+      assert not alike(state.generator.params)
+      assert_close(state.generator.params, metrics['specialist'], 0)
+      assert_close(state.master.params, before.master.params, 0)
+
+
+def test_without_the_school_lessons_come_from_everything():
+  rows = Program(get_config(school__enabled=False)).run(8)
+  drawn = np.concatenate([m['lesson_B'] for _, m, _ in rows], axis=1)
+  for i, ids in enumerate(drawn):
+    assert len(np.unique(ids // 12)) > 3, f'clone {i}'
+  for before, metrics, after in rows:
+    assert_finite((metrics, after))
+    np.testing.assert_array_equal(
+      before.school.enrolled_L, after.school.enrolled_L
+    )
+  own_bin = np.isin(drawn[0], BINS[9])
+  assert own_bin.mean() < 0.5
+
+
+def test_without_the_meld_all_clones_hold_one_generator_and_one_critic():
+  for _, metrics, state in Program(get_config(meld__enabled=False)).run(3):
+    assert_finite((metrics, state))
+    assert alike((state.generator, state.critic, state.master))
+    assert_close(state.generator.params, state.master.params, 0)
+    assert not alike(metrics['terms_K'])
+
+
+def test_the_control_is_one_data_parallel_learner():
+  """Adam on the concatenated batch, written by hand."""
+  config = tiny.get_config('control')
+  program = Program(config)
+  spec, born = program.spec, clone(program.born, 0)
+  adam = optax.adam(1.0, spec.adam_b1, spec.adam_b2)
+  critic_adam = optax.adam(spec.critic_learning_rate, 0.0, 0.9)
+  base_K = state_lib.create_missions(config, BINS)[0].pid.base_K
+
+  def judge(params, x):
+    return spec.critic.apply({'params': params}, x)
+
+  @jax.jit
+  def gradients(params, critic, x, ramp, epsilon):
+    def loss(params):
+      x_hat, codes, _ = spec.tokenizer.apply({'params': params}, x)
+      terms_K, _ = losses.terms(
+        x,
+        x_hat,
+        x_hat,
+        codes,
+        functools.partial(judge, critic),
+        commitment=spec.commitment,
+        temperature=spec.temperature,
+      )
+      return jnp.vdot(base_K, terms_K.at[losses.ADV].multiply(ramp))
+
+    fake = spec.tokenizer.apply({'params': params}, x)[0]
+    return jax.grad(loss)(params), jax.grad(losses.critic_loss, has_aux=True)(
+      critic,
+      judge,
+      x,
+      fake,
+      epsilon,
+      penalty=spec.penalty,
+      drift=spec.drift,
+    )[0]
+
+  params, critic = born.generator.params, born.critic.params
+  moments, critic_moments = adam.init(params), critic_adam.init(critic)
+  key = jax.random.key(config.seed)
+  for step, (_, metrics, state) in enumerate(program.run(5)):
+    x = poincare.normalize(jnp.asarray(PATHS[metrics['lesson_B'].ravel()]))
+    epsilon = [
+      jax.random.uniform(
+        jax.random.split(
+          jax.random.fold_in(jax.random.fold_in(key, step), i), 5
+        )[2],
+        (spec.batch_size,),
+      )
+      for i in range(4)
+    ]
+    gradient, critic_gradient = gradients(
+      params, critic, x, min(1.0, step / 5), jnp.concatenate(epsilon)
+    )
+    rate = spec.plain_learning_rate(step)
+    update, moments = adam.update(gradient, moments)
+    params = jax.tree.map(lambda p, u: p + rate * u, params, update)  # noqa: B023
+    update, critic_moments = critic_adam.update(critic_gradient, critic_moments)
+    critic = optax.apply_updates(critic, update)
+    book = params['codebook']
+    params['codebook'] = book / jnp.linalg.norm(book, axis=-1, keepdims=True)
+    for i in range(4):
+      assert_close(clone(state.master.params, i), params)
+      assert_close(clone(state.critic.params, i), critic)
