@@ -418,4 +418,10 @@ def test_the_control_is_one_data_parallel_learner():
     params['codebook'] = book / jnp.linalg.norm(book, axis=-1, keepdims=True)
     for i in range(4):
       assert_close(clone(state.master.params, i), params)
-      assert_close(clone(state.critic.params, i), critic)
+      mine, hers = clone(state.critic.params, i), dict(critic)
+      # wasserstein's gradient in the last bias is 1 - 1: all but the drift's
+      # share of it is rounding, which Adam makes as large as any other.
+      last, her_last = mine.pop('Conv_3'), hers.pop('Conv_3')
+      assert_close(mine, hers)
+      assert_close(last['kernel'], her_last['kernel'])
+      assert_close(last['bias'], her_last['bias'], 0.05)
