@@ -9,9 +9,11 @@ the image's mean radius is computed, not learned,
   mean radius = RADIUS_MAX * (LOW + (HIGH - LOW) * g / (g + HALF))
 
 with g the mean gradient magnitude of its luminance, and the modulator is left
-the pattern around that mean: radius = RADIUS_MAX * sigmoid(z + b), where b is
-the one number that gives the mean. The pattern keeps its whole range, so the
-meaning costs the autoencoder one number of an image's hundreds.
+the pattern around that mean: as in an AM radio, a signal z on a carrier
+s = +1, -1 of neighboring cells, radius = RADIUS_MAX * sigmoid(s z + b), where
+b is the one number that gives the mean. Without the carrier, fixing the mean
+takes away the mean of z, which is the first thing that the decoder must know of
+a flat image; with it, only z's checkerboard, which images have little of.
 """
 
 import math
@@ -24,7 +26,7 @@ import jax.numpy as jnp
 from chimera import poincare
 
 RADII = ('contrast', 'free')
-LOW, HIGH = 0.15, 0.85  # mean radius / RADIUS_MAX of flat and of wild images
+LOW, HIGH = 0.3, 0.7  # mean radius / RADIUS_MAX of flat and of wild images
 HALF = 0.14  # luminance in [-1, 1] a pixel: g of a middling photograph
 _LOGIT = 4.0  # bound of |z|
 _BISECTIONS = 12
@@ -105,6 +107,13 @@ def pin_mean(z_BxHxW: jax.Array, mean_B: jax.Array) -> jax.Array:
   return jax.nn.sigmoid(z_BxHxW + b_B[:, None, None])
 
 
+def _carrier(x_BxHxW: jax.Array) -> jax.Array:
+  """A checkerboard of 1 and -1, shape (1, H, W)."""
+  _, height, width = x_BxHxW.shape
+  parity = (jnp.arange(height)[:, None] + jnp.arange(width)[None, :]) % 2
+  return 1.0 - 2.0 * parity[None]
+
+
 class Optics(nn.Module):
   """The stage-1 autoencoder.
 
@@ -155,7 +164,7 @@ class Optics(nn.Module):
     z = _LOGIT * jnp.tanh(z / _LOGIT)
     if self.radius == 'contrast':
       mean_B = mean_radius(images_BxSxSx3) / poincare.RADIUS_MAX
-      share = pin_mean(z, mean_B)
+      share = pin_mean(_carrier(z) * z, mean_B)
     else:
       share = nn.sigmoid(z)
     return jnp.stack(
@@ -169,7 +178,11 @@ class Optics(nn.Module):
 
   def decode(self, paths_BxHxWxC: jax.Array) -> jax.Array:
     """Paints what the observer sees, as RGB in [-1, 1]."""
-    h = self.expand(poincare.observe(paths_BxHxWxC))
+    seen = poincare.observe(paths_BxHxWxC)
+    if self.radius == 'contrast':  # demodulated beside what was seen
+      carrier = _carrier(seen[..., 0])[..., None]
+      seen = jnp.concatenate([seen, carrier * seen], axis=-1)
+    h = self.expand(seen)
     for block in self.refine:
       h = block(h)
     pixels = self.paint(nn.gelu(h))

@@ -1,5 +1,6 @@
 """The modulator's bounds, and the meaning of the radius."""
 
+import functools
 import math
 
 import jax
@@ -18,8 +19,9 @@ def _pictures(count=6, size=16, seed=0):
   return jnp.asarray(contrast * noise, jnp.float32)
 
 
+@functools.cache
 def _create(radius='contrast', seed=0):
-  model = optics.Optics(cell=4, width=8, radius=radius)
+  model = optics.Optics(cell=4, width=8, radius=radius, blocks=1)
   return model, model.init(jax.random.key(seed), _pictures())
 
 
@@ -104,6 +106,20 @@ def test_a_more_complex_picture_has_a_larger_mean_radius(factor):
   mean = np.mean(paths[..., 2], axis=(1, 2))
   np.testing.assert_allclose(mean, optics.mean_radius(_pictures()), atol=1e-4)
   assert np.all(np.diff(mean) > 0.01)
+
+
+def test_a_flat_picture_can_have_any_signal():
+  # Where the modulator sees one color, z is one number, and the radii of
+  # neighbors lie to either side of the mean by as much as z says.
+  model, variables = _create()
+  apart = []
+  for color in (-0.8, 0.8):
+    flat = jnp.full((1, 64, 64, 3), color)
+    radius = model.apply(variables, flat, method='encode')[0, 4:-4, 4:-4, 2]
+    np.testing.assert_allclose(radius[0::2, 0::2], radius[4, 4], atol=1e-5)
+    np.testing.assert_allclose(radius[0::2, 1::2], radius[4, 5], atol=1e-5)
+    apart.append(float(radius[4, 4] - radius[4, 5]))
+  assert abs(apart[0] - apart[1]) > 1e-3
 
 
 def test_no_radius_of_a_free_encoder_is_computed():
