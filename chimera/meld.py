@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 from jax import lax
+import jax.flatten_util
 import jax.numpy as jnp
 import optax
 
@@ -41,14 +42,16 @@ def mean(
     axis: name(s) of the collective axis.
     fallback: like tree.
   """
+  # One collective for all leaves: a rendezvous a leaf is what pmap waits for.
+  flat, unravel = jax.flatten_util.ravel_pytree(tree)
   total = lax.pmean(weight, axis)
-
-  def average_leaf(x: jax.Array, otherwise: jax.Array) -> jax.Array:
-    share = (weight / jnp.where(total > 0, total, 1)).astype(x.dtype)
-    x = lax.pmean(jnp.where(weight > 0, share * x, 0), axis)
-    return jnp.where(total > 0, x, otherwise)
-
-  return jax.tree.map(average_leaf, tree, fallback)
+  share = (weight / jnp.where(total > 0, total, 1)).astype(flat.dtype)
+  averaged = lax.pmean(jnp.where(weight > 0, share * flat, 0), axis)
+  return jax.tree.map(
+    lambda x, otherwise: jnp.where(total > 0, x, otherwise),
+    unravel(averaged),
+    fallback,
+  )
 
 
 def fold(master: Tree, mean_params: Tree, alpha: float) -> Tree:

@@ -33,6 +33,24 @@ def unit(x: jax.Array) -> jax.Array:
   return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-12)
 
 
+def fold(x_BxHxWxC: jax.Array) -> jax.Array:
+  """Space to depth: (B, H, W, C) to (B, H / 2, W / 2, 4 C).
+
+  Before a convolution of stride 1, instead of one of stride 2, whose gradients
+  are dilated convolutions, which XLA runs without a library on the CPU.
+  """
+  b, h, w, c = x_BxHxWxC.shape
+  x = x_BxHxWxC.reshape(b, h // 2, 2, w // 2, 2, c)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4 * c)
+
+
+def unfold(x_BxHxWxC: jax.Array) -> jax.Array:
+  """Depth to space, the inverse of `fold`."""
+  b, h, w, c = x_BxHxWxC.shape
+  x = x_BxHxWxC.reshape(b, h, w, 2, 2, c // 4)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c // 4)
+
+
 class ResidualBlock(nn.Module):
   width: int
 
@@ -56,7 +74,7 @@ class Encoder(nn.Module):
     x = nn.Conv(self.width, (3, 3))(x)
     for _ in range(self.downsample.bit_length() - 1):
       x = ResidualBlock(self.width)(x)
-      x = nn.Conv(self.width, (4, 4), (2, 2))(x)
+      x = nn.Conv(self.width, (3, 3))(fold(x))
     for _ in range(self.blocks):
       x = ResidualBlock(self.width)(x)
     return nn.Conv(self.code_dim, (1, 1))(nn.swish(x))
@@ -73,7 +91,7 @@ class Decoder(nn.Module):
     for _ in range(self.blocks):
       x = ResidualBlock(self.width)(x)
     for _ in range(self.downsample.bit_length() - 1):
-      x = nn.ConvTranspose(self.width, (4, 4), (2, 2))(x)
+      x = unfold(nn.Conv(4 * self.width, (1, 1))(x))
       x = ResidualBlock(self.width)(x)
     # Bounded: an unbounded output is how one seed in three blew up.
     return jnp.tanh(nn.Conv(3, (3, 3))(nn.swish(x)))
@@ -149,7 +167,7 @@ class Critic(nn.Module):
     """score_B, the mean over patches."""
     x = x_BxHxWxC
     for i in range(2):
-      x = nn.leaky_relu(nn.Conv(self.width << i, (4, 4), (2, 2))(x), 0.2)
+      x = nn.leaky_relu(nn.Conv(self.width << i, (3, 3))(fold(x)), 0.2)
     x = nn.leaky_relu(nn.Conv(self.width * 2, (3, 3))(x), 0.2)
     return jnp.mean(nn.Conv(1, (3, 3))(x), axis=(1, 2, 3))
 
