@@ -35,7 +35,7 @@ import safetensors.numpy
 
 from chimera import images, optics, perceptual, school
 
-_POOL = 4096  # crops that the optics learn from, held in memory as uint8
+_POOL_MB = 256  # of the crops, uint8, that the optics learn from
 _LOG_EVERY = 50  # steps
 
 
@@ -348,12 +348,14 @@ def _learn(
   held_out_NxSxSx3: np.ndarray,
 ) -> None:
   """Trains the optics; optics.json, written last, says that they are whole."""
-  pool = plan.train[:: -(-len(plan.train) // _POOL)]
+  size = config.data.image_size
+  most = max(1, (_POOL_MB << 20) // (3 * size**2))
+  pool = plan.train[:: -(-len(plan.train) // most)]
   architecture = {k: config.optics[k] for k in ('cell', 'width', 'radius')}
   model = optics.Optics(**architecture)
   variables, loss = train_optics(
     model,
-    images.read_crops(pool, image_size=config.data.image_size),
+    images.read_crops(pool, image_size=size),
     steps=config.optics.steps,
     batch_size=config.optics.batch_size,
     learning_rate=config.optics.learning_rate,

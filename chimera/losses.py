@@ -6,12 +6,15 @@ https://arxiv.org/abs/1704.00028.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from chimera import models, perceptual
+from chimera import perceptual
+
+if TYPE_CHECKING:
+  from chimera import models
 
 TERMS = (
   'l1',
@@ -30,7 +33,7 @@ ADV = TERMS.index('adv')
 Score = Callable[[jax.Array], jax.Array]
 
 
-def vq(codes: models.Codes, *, commitment: float) -> jax.Array:
+def vq(codes: 'models.Codes', *, commitment: float) -> jax.Array:
   """|sg(z) - q|^2 + commitment |z - sg(q)|^2, a mean over cells.
 
   van den Oord et al., VQ-VAE, 2017, eq. 3, https://arxiv.org/abs/1711.00937.
@@ -41,7 +44,7 @@ def vq(codes: models.Codes, *, commitment: float) -> jax.Array:
   return codebook + commitment * jnp.mean(jnp.sum((z - stop(q)) ** 2, axis=-1))
 
 
-def varentropy(codes: models.Codes, *, temperature: float) -> jax.Array:
+def varentropy(codes: 'models.Codes', *, temperature: float) -> jax.Array:
   """The "Stink Field" of each sample, (B,), in nats squared.
 
   Var[-log p] of the softmax assignment of a cell over the codes, a mean over
@@ -75,7 +78,7 @@ def terms(
   x: jax.Array,
   x_hat: jax.Array,
   x_adv: jax.Array,
-  codes: models.Codes,
+  codes: 'models.Codes',
   score: Score,
   *,
   commitment: float,

@@ -35,9 +35,9 @@ _BROKEN = (
 
 def _train(config: ml_collections.ConfigDict, workdir: str) -> None:
   """prepares what is missing, trains, resumes what it finds (the default)"""
-  from chimera import train
+  from chimera import latents, train
 
-  train.train(config, workdir)
+  train.train(config, workdir, latents.prepare(config, workdir))
 
 
 def _prepare_latents(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -51,16 +51,17 @@ def _prepare_curriculum(
   config: ml_collections.ConfigDict, workdir: str
 ) -> None:
   """scores, sorts and bins the samples, afresh"""
-  from chimera import train
+  from chimera import latents, train
 
-  train.prepare_curriculum(config, workdir, afresh=True)
+  data = latents.prepare(config, workdir)
+  train.prepare_curriculum(config, workdir, data, afresh=True)
 
 
 def _evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """the master and each specialist on held-out images"""
-  from chimera import train
+  """the master and its average on held-out images"""
+  from chimera import latents, train
 
-  train.evaluate_workdir(config, workdir)
+  train.evaluate_workdir(config, workdir, latents.prepare(config, workdir))
 
 
 COMMANDS: dict[str, Callable[[ml_collections.ConfigDict, str], None]] = {

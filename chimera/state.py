@@ -277,11 +277,12 @@ def create_states(
   length = school.lesson_length(
     bins, config.school.lessons, batch_size=config.train.batch_size
   )
+  init_critic = jax.jit(spec.critic.init)
   states = []
   for i, lesson in enumerate(config.school.lessons):
     # Averaged critics must be born alike.
     number = 1 if spec.average_gradients else 1 + i
-    critic_params = jax.jit(spec.critic.init)(
+    critic_params = init_critic(
       jax.random.fold_in(jax.random.wrap_key_data(key), number), x
     )['params']
     states.append(

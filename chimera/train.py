@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import json
 import operator
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import logging
 import jax
@@ -15,7 +15,6 @@ from chimera import (
   checkpoint,
   evaluate,
   images,
-  latents,
   losses,
   mission_control,
   school,
@@ -23,12 +22,18 @@ from chimera import (
 from chimera import state as state_lib
 from chimera import step as step_lib
 
+if TYPE_CHECKING:
+  from chimera import latents
+
 
 def prepare_curriculum(
-  config: ml_collections.ConfigDict, workdir: str, *, afresh: bool = False
-) -> tuple[latents.Prepared, dict[int, list[int]]]:
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  data: 'latents.Prepared',
+  *,
+  afresh: bool = False,
+) -> dict[int, list[int]]:
   """Scores, sorts and bins latents.npy, or loads the curriculum it finds."""
-  data = latents.prepare(config, workdir)
   bins, scores_N = school.prepare_curriculum(
     os.path.join(workdir, f'curriculum_bins_{config.basename}.pkl'),
     data.paths_NxHxWxC,
@@ -44,20 +49,22 @@ def prepare_curriculum(
   images.write_manifest(
     os.path.join(workdir, 'manifest.csv'), data.crops, scores_N
   )
-  return data, bins
+  return bins
 
 
-def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+def train(
+  config: ml_collections.ConfigDict, workdir: str, data: 'latents.Prepared'
+) -> dict[str, float]:
   """Trains to the last cycle, from wherever the workdir stands.
 
-  Order: 1. data and curriculum, 2. newborn clones, 3. the newest whole
+  Order: 1. curriculum, 2. newborn clones, 3. the newest whole
   checkpoint over them, 4. onto the devices, 5. the loop.
 
   Returns:
     The last held-out figures, by 'tokenizer/figure'; empty where the workdir
     has all its cycles already.
   """
-  data, bins = prepare_curriculum(config, workdir)
+  bins = prepare_curriculum(config, workdir, data)
   devices = choose_devices(config.devices)
   spec, host = newborn(config, data, bins)
   checkpoints = open_checkpoints(config, workdir)
@@ -128,7 +135,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
 def newborn(
   config: ml_collections.ConfigDict,
-  data: latents.Prepared,
+  data: 'latents.Prepared',
   bins: dict[int, list[int]],
 ) -> tuple[state_lib.StepSpec, state_lib.CloneState]:
   """The step's constants and four clones, host arrays with a leading M."""
@@ -148,10 +155,10 @@ def open_checkpoints(
 
 
 def evaluate_workdir(
-  config: ml_collections.ConfigDict, workdir: str
+  config: ml_collections.ConfigDict, workdir: str, data: 'latents.Prepared'
 ) -> dict[str, float]:
   """Evaluates the newest whole checkpoint and rewrites evaluation.json."""
-  data, bins = prepare_curriculum(config, workdir)
+  bins = prepare_curriculum(config, workdir, data)
   spec, host = newborn(config, data, bins)
   restored = open_checkpoints(config, workdir).restore(host)
   if restored is None:
@@ -210,7 +217,7 @@ def choose_devices(count: int) -> list[jax.Device]:
 
 def look_at_held_out(
   config: ml_collections.ConfigDict,
-  data: latents.Prepared,
+  data: 'latents.Prepared',
   bins: dict[int, list[int]],
 ) -> tuple[evaluate.HeldOut, evaluate.Eyes | None]:
   """Places the held-out samples in the bins of the training scores."""

@@ -17,7 +17,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
   c.basename = 'chimera'  # names the workdir runs/{basename} and the curriculum
   c.seed = 0
-  c.devices = 0  # how many devices train; 0 = the most of 1, 2, 4, 8 there are
+  c.devices = 0  # how many devices train; 0 = the most of 1, 2, 4 there are
   c.clone_names = ('perceptual', 'structural', 'adversarial', 'latent_purity')
 
   c.data = ml_collections.ConfigDict()
@@ -185,6 +185,7 @@ def _smoke(c):
   c.model.critic_width = 8
   c.model.codes = 64
   c.model.blocks = 1
+  c.model.revive_after = 10
   c.train.cycles = 60
   c.train.warmup = 10
   c.train.log_every = 20

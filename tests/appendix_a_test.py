@@ -15,11 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from chimera import agents
-from chimera import losses
-from chimera import models
-from chimera import poincare
-from chimera import school
+from chimera import agents, losses, models, poincare, school
 from chimera import state as state_lib
 from chimera import step as step_lib
 from tests import tiny
@@ -134,9 +130,10 @@ def appendix_a(config, spec, bins, paths, total_steps):
       return jnp.sum(chosen_K * lambdas * terms_K)
 
     is_adv_K = jnp.arange(len(losses.TERMS)) == losses.ADV
-    norm = lambda chosen_K: jnp.sqrt(
-      jnp.sum(jax.grad(part)(x_hat, chosen_K) ** 2)
-    )
+
+    def norm(chosen_K):
+      return jnp.sqrt(jnp.sum(jax.grad(part)(x_hat, chosen_K) ** 2))
+
     adv, rest = norm(is_adv_K), norm(~is_adv_K)
     return jnp.maximum(adv / (adv + rest), 1e-4)
 
@@ -228,7 +225,7 @@ def appendix_a(config, spec, bins, paths, total_steps):
       )
       alpha = config.meld.alpha
       master_params = jax.tree.map(
-        lambda m, c: alpha * m + (1 - alpha) * c,
+        lambda m, c, alpha=alpha: alpha * m + (1 - alpha) * c,
         master_params,
         mean_clone_params,
       )
@@ -243,7 +240,7 @@ def appendix_a(config, spec, bins, paths, total_steps):
       unused_V = np.where(dead_V, 0, unused_V)
       decay = min(spec.ema, (1 + step) / (10 + step))
       ema_params = jax.tree.map(
-        lambda e, m: decay * e + (1 - decay) * m, ema_params, master_params
+        lambda e, m, d=decay: d * e + (1 - d) * m, ema_params, master_params
       )
       # 3. Re-Clone: Update all clones with the new unified knowledge
       for clone in updated_clone_states:

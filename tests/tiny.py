@@ -1,6 +1,5 @@
 """A run small enough for tests: 8x8 path_params, 120 samples, 4 clones."""
 
-import jax
 import numpy as np
 
 from chimera import school

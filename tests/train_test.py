@@ -1,0 +1,119 @@
+"""The loop: files of the contract, resumption, held-out samples kept apart."""
+
+import json
+import os
+import pickle
+
+import jax
+import numpy as np
+import pytest
+
+from chimera import latents, train
+from tests import tiny
+
+
+@pytest.fixture(scope='module')
+def config():
+  c = tiny.get_config()
+  c.basename = 'tiny'
+  c.train.cycles = 6
+  c.train.cycles_per_dispatch = 2
+  c.train.log_every = 2
+  c.train.eval_every = 6
+  c.train.checkpoint_every = 4
+  c.eval.batch_size = 20
+  c.data.held_out_fraction = 0.25
+  c.data.held_out_count = 20
+  return c
+
+
+@pytest.fixture(scope='module')
+def finished(config, tmp_path_factory):
+  """(workdir, config, data, figures) of a run on path_params."""
+  home = tmp_path_factory.mktemp('run')
+  _, paths = tiny.bins_and_paths()
+  np.save(home / 'source.npy', paths)
+  config.data.source = str(home / 'source.npy')
+  workdir = str(home / 'workdir')
+  os.makedirs(workdir)
+  data = latents.prepare(config, workdir)
+  figures = train.train(config, workdir, data)
+  return workdir, config, data, figures
+
+
+def test_a_run_leaves_the_files_of_the_contract(finished):
+  workdir, *_ = finished
+  found = set(os.listdir(workdir))
+  assert found >= {
+    'optics',
+    'latents.npy',
+    'manifest.csv',
+    'curriculum_bins_tiny.pkl',
+    'checkpoints',
+    'previews',
+    'evaluation.json',
+    'perceptual',
+  }
+  assert os.listdir(os.path.join(workdir, 'previews')) == ['0000006.png']
+  assert any(name.startswith('events.out.tfevents') for name in found)
+
+
+def test_every_training_sample_is_in_one_bin_and_no_held_out_one(finished):
+  workdir, _, data, _ = finished
+  with open(os.path.join(workdir, 'curriculum_bins_tiny.pkl'), 'rb') as f:
+    bins = pickle.load(f)
+  everyone = sorted(i for ids in bins.values() for i in ids)
+  assert everyone == list(range(len(data.paths_NxHxWxC)))
+  training = {x.tobytes() for x in np.asarray(data.paths_NxHxWxC)}
+  assert len(data.held_out_paths)
+  assert not any(x.tobytes() in training for x in data.held_out_paths)
+
+
+def test_the_figures_on_disk_are_those_returned(finished):
+  workdir, _, _, figures = finished
+  with open(os.path.join(workdir, 'evaluation.json')) as f:
+    written = json.load(f)
+  protocol = written.pop('protocol')
+  assert written == figures
+  assert protocol['cycles'] == 6
+  assert protocol['images_seen'] == 6 * 4 * 4
+  assert {k.split('/')[0] for k in figures} == {
+    'master',
+    'ema',
+    'perceptual',
+    'structural',
+    'adversarial',
+    'latent_purity',
+  }
+
+
+def test_a_finished_run_has_nothing_to_do(finished):
+  workdir, config, data, _ = finished
+  assert train.train(config, workdir, data) == {}
+
+
+def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, tmp_path):
+  workdir, config, data, _ = finished
+  bins = train.prepare_curriculum(config, str(tmp_path), data)
+  _, target = train.newborn(config, data, bins)
+  done, whole, _ = train.open_checkpoints(config, workdir).restore(target)
+  assert done == 6
+  # The run that was cut off left its checkpoint of cycle 4 and no later one.
+  earlier = train.open_checkpoints(config, workdir)
+  assert earlier.steps() == [4, 6]
+  os.makedirs(tmp_path / 'checkpoints')
+  os.rename(
+    os.path.join(workdir, 'checkpoints', '4'), tmp_path / 'checkpoints' / '4'
+  )
+  train.train(config, str(tmp_path), data)
+  done, resumed, _ = train.open_checkpoints(config, str(tmp_path)).restore(
+    target
+  )
+  assert done == 6
+  for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole)):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_too_many_devices_are_refused():
+  with pytest.raises(ValueError, match=r'--config\.devices'):
+    train.choose_devices(3)
