@@ -207,3 +207,23 @@ def test_path_params_of_others_are_split_and_streamed(tmp_path):
   np.testing.assert_array_equal(
     np.sort(together[:, 0, 0, 0]), np.sort(paths[:, 0, 0, 0])
   )
+
+
+def test_only_the_contrast_encoder_is_made_to_mean_complexity():
+  rows = latents.compare_radius(
+    'photos',
+    '',
+    seeds=1,
+    steps=1,
+    image_size=16,
+    count=8,
+    held_out_count=24,
+    cell=4,
+    width=4,
+    batch_size=2,
+    learning_rate=1e-3,
+  )
+  free, contrast = sorted(rows, key=lambda row: row['radius'] == 'contrast')
+  assert abs(free['correlation']) < 0.9
+  assert contrast['correlation'] > 0.99
+  assert np.isfinite([free['psnr'], contrast['psnr']]).all()
