@@ -1,0 +1,25 @@
+"""The benchmark runs, says its figures, and refuses what it does not know."""
+
+import re
+import subprocess
+import sys
+
+
+def run(*args):
+  return subprocess.run(
+    [sys.executable, '-m', 'chimera.benchmark', *args],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_the_curriculum_benchmark_prints_its_speed_and_its_peak():
+  result = run('curriculum', '--samples=2000', '--rounds=1')
+  assert result.returncode == 0, result.stderr
+  assert re.search(r'speed against the bare mean: \d', result.stdout)
+  assert re.search(r'\d+ MB', result.stdout)
+
+
+def test_an_unknown_benchmark_exits_with_2():
+  assert run('nothing').returncode == 2
