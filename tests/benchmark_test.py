@@ -1,5 +1,6 @@
 """The benchmark runs, says its figures, and refuses what it does not know."""
 
+import pathlib
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ def run(*args):
     capture_output=True,
     text=True,
     check=False,
+    cwd=pathlib.Path(__file__).parents[1],
   )
 
 
@@ -22,4 +24,6 @@ def test_the_curriculum_benchmark_prints_its_speed_and_its_peak():
 
 
 def test_an_unknown_benchmark_exits_with_2():
-  assert run('nothing').returncode == 2
+  result = run('nothing')
+  assert result.returncode == 2
+  assert 'curriculum' in result.stderr

@@ -1,12 +1,17 @@
 """Held-out figures against numpy, and the sheet that people look at."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 
-from chimera import evaluate, poincare
+from chimera import evaluate, models, optics, poincare
 from chimera import state as state_lib
 from tests import tiny
+
+# Easy to hard is not the order of the samples, and some bins are empty.
+BINS_N = np.array([7, 0, 7, 3, 0, 9, 3])
 
 
 @pytest.fixture(scope='module')
@@ -67,3 +72,74 @@ def test_the_sheet_begins_with_what_is_to_be_reconstructed(judged):
   pixel = (np.asarray(poincare.normalize(easiest[None]))[0, 0, 0] + 1) * 127.5
   np.testing.assert_allclose(sheet[0, 0], pixel, atol=1)
   np.testing.assert_array_equal(sheet[side : 2 * side], sheet[2 * side :])
+
+
+@pytest.fixture(scope='module')
+def seen():
+  """(tokenizer, params, held_out, eyes): 7 images of 16 pixels, 4x4 cells."""
+  pixels = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), np.uint8)
+  x = jnp.asarray(pixels / 127.5 - 1, jnp.float32)
+  eye = optics.Optics(cell=4, width=8, radius='free', blocks=1)
+  eye_params = jax.jit(eye.init)(jax.random.key(0), x)
+  encode = jax.jit(lambda p, x: eye.apply(p, x, method='encode'))
+  paths = np.asarray(encode(eye_params, x))
+  tokenizer = models.Tokenizer(
+    width=8, blocks=1, downsample=2, codes=12, code_dim=3
+  )
+  params = jax.jit(tokenizer.init)(jax.random.key(1), paths)['params']
+  held_out = evaluate.HeldOut(paths, pixels, BINS_N)
+  return tokenizer, params, held_out, evaluate.Eyes(eye, eye_params)
+
+
+def test_pixel_figures_compare_the_photograph_by_numpy(seen):
+  tokenizer, params, held_out, eyes = seen
+  figures = evaluate.evaluate(tokenizer, params, held_out, eyes, batch_size=7)
+  paths, pixels, _ = held_out
+  x_hat = tokenizer.apply({'params': params}, poincare.normalize(paths))[0]
+  photographs = pixels / 127.5 - 1
+  decode = jax.jit(lambda p, x: eyes.model.apply(p, x, method='decode'))
+
+  def errors(paths):
+    y = decode(eyes.params, paths)
+    return photographs - np.asarray(y, np.float64)
+
+  def mean_psnr(errors):
+    return np.mean(10 * np.log10(4 / np.mean(errors**2, axis=(1, 2, 3))))
+
+  through = errors(poincare.denormalize(x_hat))
+  np.testing.assert_allclose(
+    [figures['pixel_l1'], figures['psnr'], figures['optics_psnr']],
+    [np.abs(through).mean(), mean_psnr(through), mean_psnr(errors(paths))],
+    rtol=1e-4,
+  )
+
+
+def test_a_partial_last_batch_changes_no_figure(seen):
+  tokenizer, params, held_out, eyes = seen
+  one, many = (
+    evaluate.evaluate(tokenizer, params, held_out, eyes, batch_size=size)
+    for size in (7, 3)
+  )
+  assert one == pytest.approx(many, rel=1e-4)
+
+
+def test_empty_bins_have_no_figure(seen):
+  tokenizer, params, held_out, _ = seen
+  figures = evaluate.evaluate(tokenizer, params, held_out, None, batch_size=7)
+  of_bins = {name for name in figures if name.startswith('path_l1_bin_')}
+  assert of_bins == {f'path_l1_bin_{b}' for b in (0, 3, 7, 9)}
+  assert not {'psnr', 'pixel_l1', 'optics_psnr'} & set(figures)
+
+
+def test_row_0_holds_the_photographs_from_easy_to_hard(seen, tmp_path):
+  tokenizer, params, held_out, eyes = seen
+  sheet = evaluate.preview(
+    tokenizer, {'a': params, 'b': params}, held_out, eyes, columns=7
+  )
+  assert sheet.shape == (4 * 128, 7 * 128, 3)
+  assert sheet.dtype == np.uint8
+  originals = [held_out.images_NxSxSx3[i] for i in (1, 4, 3, 6, 0, 2, 5)]
+  np.testing.assert_array_equal(sheet[:128:8, ::8], np.hstack(originals))
+  evaluate.save_png(str(tmp_path / 'sheet.png'), sheet)
+  with Image.open(tmp_path / 'sheet.png') as read:
+    np.testing.assert_array_equal(np.asarray(read), sheet)
