@@ -266,6 +266,11 @@ def assert_close(actual, expected, what):
     assert worst < 1e-4, f'{what}{jax.tree_util.keystr(path)}: {worst:.1e}'
 
 
+def before_last(pid):
+  """The derivative as the error it came from: a difference has fewer digits."""
+  return pid._replace(derivative_K=pid.error_K - pid.derivative_K)
+
+
 @pytest.mark.parametrize('every', [1, 4])
 def test_the_compiled_program_is_appendix_a(every):
   config = tiny.get_config('seed')
@@ -311,5 +316,5 @@ def test_the_compiled_program_is_appendix_a(every):
   )
   assert_close(state.master.params, stack([master] * 4), 'master')
   assert_close(state.master.ema, stack([ema] * 4), 'ema')
-  assert_close(state.pid, stack(pids), 'pid')
+  assert_close(before_last(state.pid), before_last(stack(pids)), 'pid')
   assert_close(state.q, stack(qs), 'q')
