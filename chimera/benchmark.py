@@ -1,6 +1,7 @@
 """What Chimera costs, measured: `python -m chimera.benchmark WHAT`.
 
 curriculum   score, sort and save a million samples, against a bare mean.
+radius       the encoder whose radius means complexity, against the free one.
 """
 
 import argparse
@@ -98,6 +99,37 @@ def curriculum(args: argparse.Namespace) -> None:
   console.print(f'speed against the bare mean: {seconds[0] / seconds[1]:.2f}')
 
 
+def radius(args: argparse.Namespace) -> None:
+  """Prints PSNR and rank correlation of both encoders for each seed."""
+  from chimera import latents
+  from configs import chimera as chimera_config
+
+  config = chimera_config.get_config()
+  rows = latents.compare_radius(
+    args.train,
+    args.held_out,
+    seeds=args.seeds,
+    steps=args.steps,
+    image_size=config.data.image_size,
+    count=config.data.train_count,
+    held_out_count=args.held_out_count,
+    cell=config.optics.cell,
+    width=config.optics.width,
+    batch_size=config.optics.batch_size,
+    learning_rate=config.optics.learning_rate,
+  )
+  console = rich.console.Console()
+  psnr = {'free': [], 'contrast': []}
+  for row in rows:
+    psnr[row['radius']].append(row['psnr'])
+    console.print(
+      f'seed {row["seed"]}  {row["radius"]:8s}  PSNR {row["psnr"]:.2f} dB  '
+      f'rank correlation {row["correlation"]:6.3f}  {row["seconds"]:4.0f} s'
+    )
+  cost = statistics.mean(psnr['free']) - statistics.mean(psnr['contrast'])
+  console.print(f'mean cost: {cost:.2f} dB')
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(prog='python -m chimera.benchmark')
   commands = parser.add_subparsers(dest='command', required=True)
@@ -106,6 +138,13 @@ def main() -> None:
   command.add_argument('--chunk', type=int, default=256)
   command.add_argument('--rounds', type=int, default=5)
   command.set_defaults(run=curriculum)
+  command = commands.add_parser('radius')
+  command.add_argument('--train', default='photos')
+  command.add_argument('--held_out', default='')
+  command.add_argument('--held_out_count', type=int, default=512)
+  command.add_argument('--seeds', type=int, default=3)
+  command.add_argument('--steps', type=int, default=900)
+  command.set_defaults(run=radius)
   args = parser.parse_args()
   args.run(args)
 
