@@ -169,7 +169,6 @@ class QState(NamedTuple):
     action: the one that is held, int32.
     reward: of the last one that was held to its end, float32.
     usual: running mean of the rewards, float32.
-    epsilon: chance that the coming decision explores, float32.
     decisions: how many were taken, int32.
   """
 
@@ -182,7 +181,6 @@ class QState(NamedTuple):
   action: jax.Array
   reward: jax.Array
   usual: jax.Array
-  epsilon: jax.Array
   decisions: jax.Array
 
 
@@ -210,9 +208,22 @@ def q_init(*, window: int, actions: int) -> QState:
     action=none,
     reward=zero,
     usual=zero,
-    epsilon=zero,
     decisions=none,
   )
+
+
+def exploration(
+  decisions: jax.Array, *, start: float, end: float, decay: float
+) -> jax.Array:
+  """Chance that a decision explores.
+
+  Args:
+    decisions: taken before it.
+    start: at the first decision.
+    end: at last.
+    decay: decisions in which the excess over the end falls by e.
+  """
+  return end + (start - end) * jnp.exp(-decisions / decay)
 
 
 def q_act(
@@ -223,9 +234,7 @@ def q_act(
   actions: tuple[float, ...],
   every: int,
   cycle: jax.Array,
-  epsilon: float,
-  epsilon_end: float,
-  epsilon_decay: float,
+  epsilon: jax.Array,
 ) -> QState:
   """Every `every` cycles chooses a multiplier and moves the trim by it.
 
@@ -243,17 +252,13 @@ def q_act(
       work only where the window is no longer.
     cycle: now, scalar int32; decisions fall on its multiples of `every`, from
       the first at which the window is full.
-    epsilon: chance of a random action at the first decision.
-    epsilon_end: in the end.
-    epsilon_decay: decisions in which the excess over the end falls by e.
+    epsilon: chance of a random action, see `exploration`.
 
   Returns:
     The state, whose `trim` multiplies this cycle's learning rate.
   """
   multiplier_A = jnp.asarray(actions, state.trim.dtype)
   chex.assert_shape(multiplier_A, state.table_SxA.shape[1:])
-  decay = jnp.exp(-state.decisions / epsilon_decay)
-  epsilon = epsilon_end + (epsilon - epsilon_end) * decay
   explore_rng, action_rng = jax.random.split(rng)
   # Far below the least reward that tells two actions apart.
   preference_A = -1e-4 * jnp.abs(jnp.log(multiplier_A))
@@ -271,7 +276,6 @@ def q_act(
     settled=jnp.where(decides & ~explores, trim, state.settled),
     action=jnp.where(decides, action, state.action),
     decisions=state.decisions + decides,
-    epsilon=epsilon.astype(state.epsilon.dtype),
   )
 
 

@@ -2,6 +2,7 @@
 
 curriculum   score, sort and save a million samples, against a bare mean.
 radius       the encoder whose radius means complexity, against the free one.
+step         the compiled step on each layout of devices that there is.
 """
 
 import argparse
@@ -15,6 +16,8 @@ import time
 from typing import Any
 
 import rich.console
+
+from chimera import preflight
 
 _GRID = (16, 16, 3)
 
@@ -117,6 +120,7 @@ def radius(args: argparse.Namespace) -> None:
     width=config.optics.width,
     batch_size=config.optics.batch_size,
     learning_rate=config.optics.learning_rate,
+    noise=config.optics.noise,
   )
   console = rich.console.Console()
   psnr = {'free': [], 'contrast': []}
@@ -128,6 +132,63 @@ def radius(args: argparse.Namespace) -> None:
     )
   cost = statistics.mean(psnr['free']) - statistics.mean(psnr['contrast'])
   console.print(f'mean cost: {cost:.2f} dB')
+
+
+def step(args: argparse.Namespace) -> None:
+  """Prints each layout's cycles a second; medians of rounds that alternate."""
+  preflight.offer_cpu_devices()
+  import jax
+  import numpy as np
+
+  from chimera import school
+  from chimera import state as state_lib
+  from chimera import step as step_lib
+  from configs import chimera as chimera_config
+
+  config = chimera_config.get_config(args.variant)
+  rng = np.random.default_rng(0)
+  paths = rng.random((1000, *_GRID), np.float32)
+  bins = school.bin_samples(paths[..., 2].mean((1, 2)))
+  spec = state_lib.create_spec(config)
+  states = state_lib.create_states(config, spec, bins, _GRID[:2])
+  missions = state_lib.stack(state_lib.create_missions(config, bins))
+  console = rich.console.Console()
+  console.print(f'{len(jax.devices())} x {jax.devices()[0].device_kind}')
+  layouts, seconds = {}, {}
+  for n in (n for n in (1, 2, 4) if n <= len(jax.devices())):
+    devices = jax.devices()[:n]
+    (whole,) = school.make_shards(
+      paths, [], resident_mb=64, rotating_samples=0, rotation=0, seed=0
+    )
+    state = step_lib.put(state_lib.stack(states), devices)
+    rest = (
+      step_lib.put(missions, devices),
+      step_lib.put_shared(whole, devices),
+    )
+    train_step = step_lib.make_train_step(
+      spec, devices, cycles=args.cycles_per_dispatch
+    )
+    start = time.perf_counter()
+    state, _ = jax.block_until_ready(train_step(state, *rest))
+    console.print(
+      f'{n} device(s): compiled in {time.perf_counter() - start:.0f} s'
+    )
+    layouts[n], seconds[n] = [train_step, state, rest], []
+  for _ in range(args.rounds):
+    for n, (train_step, state, rest) in layouts.items():
+      start = time.perf_counter()
+      for _ in range(args.dispatches):
+        state, _ = train_step(state, *rest)
+      jax.block_until_ready(state)
+      seconds[n].append(time.perf_counter() - start)
+      layouts[n][1] = state
+  for n, times in seconds.items():
+    rate = args.dispatches * args.cycles_per_dispatch / statistics.median(times)
+    images = rate * len(states) * spec.batch_size
+    console.print(
+      f'{n} device(s): {rate:7.2f} cycles/s  {images:7.0f} images/s  '
+      f'x {statistics.median(seconds[1]) / statistics.median(times):.2f}'
+    )
 
 
 def main() -> None:
@@ -145,6 +206,12 @@ def main() -> None:
   command.add_argument('--seeds', type=int, default=3)
   command.add_argument('--steps', type=int, default=900)
   command.set_defaults(run=radius)
+  command = commands.add_parser('step')
+  command.add_argument('--variant', default='')
+  command.add_argument('--cycles_per_dispatch', type=int, default=1)
+  command.add_argument('--dispatches', type=int, default=10)
+  command.add_argument('--rounds', type=int, default=5)
+  command.set_defaults(run=step)
   args = parser.parse_args()
   args.run(args)
 

@@ -33,7 +33,7 @@ import rich.progress
 import safetensors
 import safetensors.numpy
 
-from chimera import images, optics, perceptual, school
+from chimera import images, optics, perceptual, poincare, school
 
 _POOL_MB = 256  # of the crops, uint8, that the optics learn from
 _LOG_EVERY = 50  # steps
@@ -118,9 +118,13 @@ def train_optics(
   steps: int,
   batch_size: int,
   learning_rate: float,
+  noise: float,
   seed: int,
 ) -> tuple[Any, float]:
   """Learns to see: Adam on the mean squared error, warm-up, then a cosine.
+
+  The decoder is shown noisy path_params, so that an error of the tokenizer's
+  costs no more than it must: what matters much is spread over wide ranges.
 
   Args:
     model: to be trained.
@@ -128,7 +132,8 @@ def train_optics(
     steps: at least 1.
     batch_size: images a step.
     learning_rate: the greatest.
-    seed: of parameters and batches.
+    noise: standard deviation on path_params scaled to [-1, 1].
+    seed: of parameters, batches and noise.
 
   Returns:
     The model's variables and the last training loss.
@@ -152,18 +157,24 @@ def train_optics(
   moments = optimizer.init(variables)
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def step(variables, moments, images_BxSxSx3):
+  def step(variables, moments, images_BxSxSx3, count):
     x = _to_float(images_BxSxSx3)
-    loss, grads = jax.value_and_grad(
-      lambda v: jnp.mean((model.apply(v, x) - x) ** 2)
-    )(variables)
+    noise_rng = jax.random.fold_in(jax.random.key(seed), count)
+
+    def error(v):
+      paths = poincare.normalize(model.apply(v, x, method='encode'))
+      paths += noise * jax.random.normal(noise_rng, paths.shape)
+      paths = poincare.denormalize(paths)
+      return jnp.mean((model.apply(v, paths, method='decode') - x) ** 2)
+
+    loss, grads = jax.value_and_grad(error)(variables)
     updates, moments = optimizer.update(grads, moments)
     return optax.apply_updates(variables, updates), moments, loss
 
   with _progress('Optics', steps) as report:
     for done in range(1, steps + 1):
       batch = images_NxSxSx3[rng.integers(len(images_NxSxSx3), size=batch_size)]
-      variables, moments, loss = step(variables, moments, batch)
+      variables, moments, loss = step(variables, moments, batch, done)
       if done % _LOG_EVERY == 0 or done == steps:
         report(done, f'loss {float(loss):.4f}')
   if not np.isfinite(loss):
@@ -205,6 +216,7 @@ def compare_radius(
   width: int,
   batch_size: int,
   learning_rate: float,
+  noise: float,
 ) -> Iterator[dict[str, Any]]:
   """What a radius that means complexity costs, seed by seed.
 
@@ -223,6 +235,7 @@ def compare_radius(
     width: likewise.
     batch_size: see `train_optics`.
     learning_rate: likewise.
+    noise: likewise.
 
   Yields:
     seed, radius, held-out psnr (dB), correlation, seconds.
@@ -251,6 +264,7 @@ def compare_radius(
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        noise=noise,
         seed=seed,
       )
       seconds = time.perf_counter() - start
@@ -359,6 +373,7 @@ def _learn(
     steps=config.optics.steps,
     batch_size=config.optics.batch_size,
     learning_rate=config.optics.learning_rate,
+    noise=config.optics.noise,
     seed=config.seed,
   )
   figures = _examine(model, variables, held_out_NxSxSx3, config.optics.chunk)

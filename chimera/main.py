@@ -72,17 +72,6 @@ COMMANDS: dict[str, Callable[[ml_collections.ConfigDict, str], None]] = {
 }
 
 
-def _offer_cpu_devices() -> None:
-  """Four devices where there is but a CPU: one program, compiled for one clone.
-
-  On one device the four clones are written out, and compile four times longer.
-  """
-  flag = '--xla_force_host_platform_device_count'
-  flags_before = os.environ.get('XLA_FLAGS', '')
-  if flag not in flags_before:
-    os.environ['XLA_FLAGS'] = f'{flags_before} {flag}=4'.strip()
-
-
 def main(argv: Sequence[str]) -> int:
   """Runs one command.
 
@@ -104,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     if command == 'evaluate':
       preflight.check_trained(workdir)
     _set_up_logging(debug)
-    _offer_cpu_devices()
+    preflight.offer_cpu_devices()
     with preflight.claim_workdir(config, workdir):
       COMMANDS[command](config, workdir)
   except (ValueError, OSError, flags.Error, FloatingPointError) as e:

@@ -116,6 +116,7 @@ _RULES = {
   'optics.steps': _at_least(1),
   'optics.batch_size': _at_least(1),
   'optics.learning_rate': _above(0),
+  'optics.noise': _at_least(0),
   'optics.chunk': _at_least(1),
   'school.enabled': _FLAG,
   'school.metric': _one_of('mean_radius', 'total_variation'),
@@ -468,3 +469,15 @@ def _flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
     else:
       flat[prefix + key] = value
   return flat
+
+
+def offer_cpu_devices() -> None:
+  """Four devices where there is but a CPU: one program, compiled for one clone.
+
+  To be called before JAX first looks for devices. On one device the four
+  clones are written out, and compile four times longer.
+  """
+  flag = '--xla_force_host_platform_device_count'
+  flags_before = os.environ.get('XLA_FLAGS', '')
+  if flag not in flags_before:
+    os.environ['XLA_FLAGS'] = f'{flags_before} {flag}=4'.strip()

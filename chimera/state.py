@@ -53,8 +53,8 @@ class CloneState(flax.struct.PyTreeNode):
     master: the melded tokenizer.
     pid: the lambda controller.
     q: the learning rate controller.
-    own_loss: the loss as it would stand after this clone's own steps alone,
-      1 when the agent's last decision was taken.
+    own_loss: the loss as it would stand by this clone's part in the melds
+      alone, 1 when the agent's last decision was taken.
     school: who is enrolled, and what was tracked.
     dropped: cycles in which this clone was left out of the meld, int32.
   """

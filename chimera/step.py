@@ -45,6 +45,12 @@ def train_step(
 
   # The agents act.
   lambda_K = agents.pid_act(state.pid, mission.pid)
+  epsilon = agents.exploration(
+    state.q.decisions,
+    start=spec.q_epsilon,
+    end=spec.q_epsilon_end,
+    decay=spec.q_epsilon_decay,
+  )
   q = agents.q_act(
     rngs[1],
     state.q,
@@ -52,9 +58,7 @@ def train_step(
     actions=spec.q_actions,
     every=spec.q_every,
     cycle=step,
-    epsilon=spec.q_epsilon,
-    epsilon_end=spec.q_epsilon_end,
-    epsilon_decay=spec.q_epsilon_decay,
+    epsilon=epsilon,
   )
   learning_rate = q.trim * spec.plain_learning_rate(step)
 
@@ -78,6 +82,9 @@ def train_step(
   weight = jnp.where(meld.all_finite((learned, critic)), weight, 0.0)
   healthy = weight > 0
 
+  # Synthesize: the mean of the destinations.
+  destination = meld.mean(learned.params, weight, AXES, state.master.params)
+
   # The agents observe what happened.
   target = mission.pid.target_K[losses.ADV]
   pid = agents.pid_observe(
@@ -91,7 +98,9 @@ def train_step(
   )
   base_loss = base_objective(mission.pid.base_K, seen['terms_K'])
   if spec.q_history == 'own':
-    effect = _own_effect(rngs[3], state, learned.params, mission, shard, spec)
+    effect = _own_effect(
+      rngs[3], state, learned, destination, weight, mission, shard, spec
+    )
     own_loss = effect * jnp.where(step % spec.q_every == 0, 1, state.own_loss)
   else:
     own_loss = state.own_loss
@@ -105,8 +114,7 @@ def train_step(
   )
   lessons = _remember(rngs[4], state.school, mission, step, ids_B, seen, spec)
 
-  # Synthesize: the mean of the destinations, folded into the master.
-  destination = meld.mean(learned.params, weight, AXES, state.master.params)
+  # Synthesize: the destination, folded into the master.
   counts_V = lax.psum(seen['counts_V'], AXES)
   is_meld = (step + 1) % spec.every == 0
   master = _synthesize(
@@ -128,7 +136,7 @@ def train_step(
     'learning_rate': learning_rate,
     'reward': q.reward,
     'q_state': q.state,
-    'epsilon': q.epsilon,
+    'epsilon': epsilon,
     'grads_rms': _rms(gradients['generator']),
     'drift': meld.cosine(
       jax.tree.map(jnp.subtract, learned.params, state.master.params),
@@ -266,7 +274,8 @@ def make_train_step(
   Args:
     spec: the constants.
     devices: one, two or four.
-    cycles: in one dispatch.
+    cycles: in one dispatch. More than one spare the host on an accelerator;
+      on a CPU, XLA's loops are several times slower than what they hold.
     resident: whether a device's clones share one shard, which then has no
       axis of clones.
   """
@@ -277,6 +286,8 @@ def make_train_step(
   )
 
   def dispatch(state, mission, shard):
+    if cycles == 1:
+      return all_clones(state, mission, shard)
     blank = jax.tree.map(
       lambda m: jnp.zeros(m.shape, m.dtype),
       jax.eval_shape(all_clones, state, mission, shard)[1],
@@ -360,8 +371,23 @@ def _descend(
   )
 
 
-def _own_effect(rng, state, after, mission, shard, spec) -> jax.Array:
-  """Loss after over loss before the clone's own step, on a fresh batch."""
+def _own_effect(
+  rng, state, learned, destination, weight, mission, shard, spec
+) -> jax.Array:
+  """Loss at the destination over loss there without this clone's step.
+
+  On a fresh batch; to the power of 1 / share, so as though all clones had done
+  alike. The clone alone is no measure: its own step carries all the noise that
+  the mean is there to take out (a difference reward: Wolpert and Tumer, 2001,
+  https://doi.org/10.1142/S0219525901000188).
+  """
+  share = weight / lax.psum(weight, AXES)
+  without = jax.tree.map(
+    lambda d, after, before: d - share * (after - before),
+    destination,
+    learned.params,
+    state.generator.params,
+  )
   _, paths = school.draw_lesson(
     rng, state.school, shard, batch_size=spec.batch_size, mix=spec.mix
   )
@@ -382,9 +408,10 @@ def _own_effect(rng, state, after, mission, shard, spec) -> jax.Array:
 
   probe = one_by_one(probe)
   base_K = mission.pid.base_K
-  effect = base_objective(base_K, probe(after, x)) / base_objective(
-    base_K, probe(state.generator.params, x)
+  effect = base_objective(base_K, probe(destination, x)) / base_objective(
+    base_K, probe(without, x)
   )
+  effect = effect ** (1 / share)
   return jnp.where(jnp.isfinite(effect), effect, 1)
 
 

@@ -37,6 +37,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.optics.steps = 900
   c.optics.batch_size = 16  # images
   c.optics.learning_rate = 2e-3
+  c.optics.noise = 0.15  # on path_params in [-1, 1] while the optics learn
   c.optics.chunk = 256  # samples encoded, scored or written at a time
 
   c.school = ml_collections.ConfigDict()
@@ -57,7 +58,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.model.width = 64  # channels
   c.model.blocks = 2  # residual blocks at the token grid, each side
   c.model.downsample = 2  # cells a side of one token: 1, 2, 4, ...
-  c.model.codes = 256  # V
+  c.model.codes = 1024  # V
   c.model.code_dim = 8  # D
   c.model.revive_after = 200  # cycles of disuse; 0 = never
   c.model.critic_width = 32  # channels
@@ -151,7 +152,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.train.schedule = 'cosine'  # or 'constant'
   c.train.adam_b1 = 0.9
   c.train.adam_b2 = 0.99
-  c.train.cycles_per_dispatch = 10
+  c.train.cycles_per_dispatch = 1  # on an accelerator 10 spare the host
   c.train.log_every = 50  # cycles; a multiple of cycles_per_dispatch
   c.train.eval_every = 500  # likewise
   c.train.checkpoint_every = 250  # likewise

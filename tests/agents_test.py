@@ -355,7 +355,7 @@ def _bounds(low: float = 0.5, high: float = 2.0) -> agents.QMission:
 
 
 @jax.jit
-def _act(state, rng=None, mission=None, cycle=10, epsilon=0.0, epsilon_end=0.0):
+def _act(state, rng=None, mission=None, cycle=10, epsilon=0.0):
   return agents.q_act(
     jax.random.key(0) if rng is None else rng,
     state,
@@ -364,8 +364,6 @@ def _act(state, rng=None, mission=None, cycle=10, epsilon=0.0, epsilon_end=0.0):
     every=10,
     cycle=cycle,
     epsilon=epsilon,
-    epsilon_end=epsilon_end,
-    epsilon_decay=50.0,
   )
 
 
@@ -405,9 +403,8 @@ def _train(
   def cycle(carry, t):
     state, loss = carry
     rngs = jax.random.split(jax.random.fold_in(jax.random.key(seed), t))
-    state = _act(
-      state, rngs[0], _bounds(*bounds), cycle=t, epsilon=0.3, epsilon_end=0.05
-    )
+    epsilon = agents.exploration(state.decisions, start=0.3, end=0.05, decay=50)
+    state = _act(state, rngs[0], _bounds(*bounds), cycle=t, epsilon=epsilon)
     noise = 1e-3 * jax.random.normal(rngs[1])
     loss = jnp.where(t % 10 == 0, 1.0, loss)
     loss *= jnp.exp(noise - progress(state.trim))
@@ -444,7 +441,7 @@ def test_each_clone_has_an_independent_q_agent():
 def test_q_agent_moves_the_learning_rate_and_never_a_loss_weight():
   def cycle(carry, t, epsilon):
     pid, q = carry
-    q = _act(q, cycle=10 * t, epsilon=epsilon, epsilon_end=epsilon)
+    q = _act(q, cycle=10 * t, epsilon=epsilon)
     loss = 0.1 + 0.01 * (t % 3)
     pid = agents.pid_observe(
       pid, _mission(0.3, 0.002, 0.5), loss[None], **DEFAULTS
@@ -571,9 +568,7 @@ def test_random_action_is_a_trial_that_the_next_decision_starts_before():
 
 def test_exploration_decays_by_e_in_fifty_decisions():
   epsilons = [
-    float(
-      _act(_q(decisions=jnp.int32(n)), epsilon=0.3, epsilon_end=0.05).epsilon
-    )
+    float(agents.exploration(jnp.int32(n), start=0.3, end=0.05, decay=50.0))
     for n in (0, 50, 100_000)
   ]
   np.testing.assert_allclose(
@@ -584,8 +579,7 @@ def test_exploration_decays_by_e_in_fifty_decisions():
 def test_action_is_held_for_every_cycles_and_waits_for_a_full_window():
   short = _q(filled=jnp.int32(3))
   for state, cycle in ((_q(), 11), (_q(), 19), (short, 10)):
-    after = _act(state, cycle=cycle, epsilon=1.0, epsilon_end=1.0)
-    after = after._replace(epsilon=state.epsilon)
+    after = _act(state, cycle=cycle, epsilon=1.0)
     jax.tree.map(np.testing.assert_array_equal, after, state)
   assert int(_act(_q(), cycle=20).decisions) == 1
 
@@ -680,7 +674,7 @@ def test_one_specialist_learns_to_be_careful_and_another_to_be_aggressive():
 
 def test_agent_governs_a_compiled_loop_without_the_host():
   def cycle(state, t):
-    state = _act(state, cycle=t, epsilon=1.0, epsilon_end=1.0)
+    state = _act(state, cycle=t, epsilon=1.0)
     return _observe(state, jnp.exp(-1e-3 * t), cycle=t), None
 
   run = jax.jit(lambda s, t: lax.scan(cycle, s, t)[0])

@@ -69,9 +69,6 @@ def appendix_a(config, spec, bins, paths, total_steps):
       agents.q_act,
       actions=spec.q_actions,
       every=spec.q_every,
-      epsilon=spec.q_epsilon,
-      epsilon_end=spec.q_epsilon_end,
-      epsilon_decay=spec.q_epsilon_decay,
     )
   )
   update_q = jax.jit(
@@ -175,7 +172,13 @@ def appendix_a(config, spec, bins, paths, total_steps):
       # 3. Agents make decisions
       lambdas = calculate_lambdas(pid_agents[i], missions[i].pid)
       q_agents[i] = choose_action(
-        rngs[1], q_agents[i], missions[i].q, cycle=step
+        rngs[1],
+        q_agents[i],
+        missions[i].q,
+        cycle=step,
+        epsilon=spec.q_epsilon_end
+        + (spec.q_epsilon - spec.q_epsilon_end)
+        * np.exp(-float(q_agents[i].decisions) / spec.q_epsilon_decay),
       )
       # 4. Update the clone's optimizer with the agent's decision
       learning_rate = q_agents[i].trim * spec.plain_learning_rate(step)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from chimera import images, latents, optics
+from chimera import images, latents, optics, poincare
 from configs import chimera as chimera_config
 
 
@@ -157,12 +157,46 @@ def test_training_lowers_the_error():
   errors = []
   for steps in (1, 150):
     variables, _ = latents.train_optics(
-      model, pictures, steps=steps, batch_size=8, learning_rate=1e-2, seed=0
+      model,
+      pictures,
+      steps=steps,
+      batch_size=8,
+      learning_rate=1e-2,
+      noise=0.0,
+      seed=0,
     )
     paths = latents.encode_images(model, variables, pictures, 64)
     seen = latents.decode_paths(model, variables, paths, 64)
     errors.append(np.mean((seen - images.to_float(pictures)) ** 2))
   assert errors[1] < 0.4 * errors[0]
+
+
+def test_optics_that_learned_in_noise_bear_the_errors_of_a_tokenizer():
+  rng = np.random.default_rng(0)
+  colors = rng.integers(256, size=(64, 2, 2, 3), dtype=np.uint8)
+  pictures = colors.repeat(4, 1).repeat(4, 2)
+  model = optics.Optics(cell=4, width=8, radius='contrast', blocks=1)
+  harm = []
+  for noise in (0.0, 0.2):
+    variables, _ = latents.train_optics(
+      model,
+      pictures,
+      steps=150,
+      batch_size=8,
+      learning_rate=1e-2,
+      noise=noise,
+      seed=0,
+    )
+    x = poincare.normalize(
+      latents.encode_images(model, variables, pictures, 64)
+    )
+    wrong = poincare.denormalize(x + 0.2 * rng.normal(size=x.shape))
+    seen, shown = (
+      latents.decode_paths(model, variables, np.asarray(paths, np.float32), 64)
+      for paths in (poincare.denormalize(x), wrong)
+    )
+    harm.append(np.mean((seen - shown) ** 2))
+  assert harm[1] < 0.5 * harm[0]
 
 
 def test_the_same_seed_trains_the_same_optics():
@@ -171,7 +205,13 @@ def test_the_same_seed_trains_the_same_optics():
   model = optics.Optics(cell=4, width=8, radius='free', blocks=0)
   a, b, c = (
     latents.train_optics(
-      model, pictures, steps=3, batch_size=2, learning_rate=1e-2, seed=seed
+      model,
+      pictures,
+      steps=3,
+      batch_size=2,
+      learning_rate=1e-2,
+      noise=0.1,
+      seed=seed,
     )[0]
     for seed in (1, 1, 2)
   )
@@ -182,7 +222,13 @@ def test_the_same_seed_trains_the_same_optics():
 
 @pytest.mark.parametrize('key', ['steps', 'batch_size'])
 def test_no_step_or_no_image_is_refused(key):
-  keywords = {'steps': 1, 'batch_size': 1, 'learning_rate': 1e-3, 'seed': 0}
+  keywords = {
+    'steps': 1,
+    'batch_size': 1,
+    'learning_rate': 1e-3,
+    'noise': 0.0,
+    'seed': 0,
+  }
   model = optics.Optics(cell=4, width=8, radius='free')
   pictures = np.zeros((1, 8, 8, 3), np.uint8)
   with pytest.raises(ValueError, match=rf'--config\.optics\.{key}'):
@@ -222,6 +268,7 @@ def test_only_the_contrast_encoder_is_made_to_mean_complexity():
     width=4,
     batch_size=2,
     learning_rate=1e-3,
+    noise=0.1,
   )
   free, contrast = sorted(rows, key=lambda row: row['radius'] == 'contrast')
   assert abs(free['correlation']) < 0.9

@@ -94,7 +94,7 @@ def test_every_key_has_its_rule_and_every_rule_its_key():
 def test_a_value_that_breaks_its_rule_is_one_line_with_its_flag(
   key, value, rule
 ):
-  config = chimera_config.get_config()
+  config = _config(train__cycles_per_dispatch=10)
   *groups, leaf = key.replace('__', '.').split('.')
   block = config
   for group in groups:
