@@ -14,6 +14,7 @@ import numpy as np
 from chimera import (
   checkpoint,
   evaluate,
+  history,
   images,
   losses,
   mission_control,
@@ -87,6 +88,7 @@ def train(
     spec, devices, cycles=cycles, resident=shards.resident
   )
   progress = mission_control.Progress(config.train.cycles, first)
+  log = history.History(workdir, first)
   logging.info('Compiling the step for %d device(s).', len(devices))
   with mission_control.Writers(workdir, config.clone_names) as writers:
     for done in range(first + cycles, config.train.cycles + 1, cycles):
@@ -97,11 +99,12 @@ def train(
         specialists = metrics.pop('specialist')
         seen = step_lib.fetch(metrics)
         rate = progress.update(done, f'loss {seen["base_loss"].mean():.4f}')
-        writers.write(
-          done,
-          [clone_scalars(seen, i) for i in range(len(config.clone_names))],
-          master_scalars(seen, rate, spec),
-        )
+        clones = [
+          clone_scalars(seen, i) for i in range(len(config.clone_names))
+        ]
+        master = master_scalars(seen, rate, spec)
+        writers.write(done, clones, master)
+        log.append(done, dict(zip(config.clone_names, clones)), master)
         if not np.isfinite(seen['base_loss']).any():
           raise FloatingPointError(
             f'No clone was finite between cycles {done - cycles} and {done}: '
@@ -121,11 +124,9 @@ def train(
         )
         save_figures(config, workdir, figures, held_out, done)
         save_preview(workdir, sheet, done)
-        writers.write(
-          done,
-          [{}] * len(config.clone_names),
-          {f'eval/{k}': v for k, v in figures['master'].items()},
-        )
+        master = {f'eval/{k}': v for k, v in figures['master'].items()}
+        writers.write(done, [{}] * len(config.clone_names), master)
+        log.append(done, {}, master)
         writers.images(done, {'reconstructions': sheet})
   mission_control.show(
     mission_control.summary(summarize(config, bins, seen), figures['master'])
@@ -238,7 +239,9 @@ def clone_scalars(seen: dict[str, np.ndarray], i: int) -> dict[str, float]:
   return {
     **{f'loss/{t}': v for t, v in _terms(seen['terms_K'][i])},
     **{f'lambda/{t}': v for t, v in _terms(seen['lambda_K'][i])},
+    **{f'pid/error/{t}': v for t, v in _terms(seen['error_K'][i])},
     **{f'pid/integral/{t}': v for t, v in _terms(seen['integral_K'][i])},
+    **{f'pid/derivative/{t}': v for t, v in _terms(seen['derivative_K'][i])},
     'loss/total': float(seen['g_loss'][i]),
     'loss/base': float(seen['base_loss'][i]),
     'loss/adv_share': float(seen['adv_share'][i]),
@@ -246,6 +249,8 @@ def clone_scalars(seen: dict[str, np.ndarray], i: int) -> dict[str, float]:
     'agent/epsilon': float(seen['epsilon'][i]),
     'agent/reward': float(seen['reward'][i]),
     'agent/state': float(seen['q_state'][i]),
+    'agent/action': float(seen['q_action'][i]),
+    'agent/trim': float(seen['trim'][i]),
     'critic/loss': float(seen['critic_loss'][i]),
     'critic/wasserstein': float(seen['wasserstein'][i]),
     'critic/penalty': float(seen['penalty'][i]),

@@ -21,6 +21,7 @@ LEVELS = (
     'school',
     'images',
     'checkpoint',
+    'history',
     'mission_control',
   ),
   ('optics', 'models', 'losses', 'preflight'),

@@ -122,6 +122,14 @@ def alike(tree):
   return all(np.all(x == x[:1]) for x in jax.tree.leaves(tree))
 
 
+def alike_trees(a, b):
+  """Whether two trees hold the same bits."""
+  return all(
+    np.array_equal(x, y)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
+
+
 def clone(tree, i):
   return jax.tree.map(lambda x: x[i], tree)
 
@@ -217,6 +225,19 @@ def test_the_master_is_the_mean_of_the_four_destinations(trajectory):
   for _, metrics, state in trajectory[:3]:
     expected = numpy_meld(metrics['specialist'], np.ones(4))
     assert_close(clone(state.master.params, 0), expected, 1e-5)
+
+
+def test_the_meld_touches_neither_critics_nor_agents(four, trajectory):
+  """Bit for bit what they are after another meld of the same cycle."""
+  mass = four.missions(get_config(meld__weights='mass'))
+  for before, _, expected in trajectory[:5]:
+    _, _, state = four.run(1, before, mission=mass)[0]
+    assert not alike_trees(state.master, expected.master)
+    for name in ('critic', 'pid', 'school'):
+      assert alike_trees(getattr(state, name), getattr(expected, name)), name
+    # What a Q-agent is told of is the meld; what it has decided is not.
+    for name in ('trim', 'settled', 'action', 'decisions'):
+      assert alike_trees(getattr(state.q, name), getattr(expected.q, name))
 
 
 def test_weights_by_mass_reach_the_meld(four):

@@ -1,0 +1,109 @@
+"""What was seen of a run: history.jsonl, a line a log cycle.
+
+The live dashboard, the dashboard of another process and the report all read
+it; TensorBoard holds the same figures for TensorBoard.
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+import os
+import time
+from typing import Any, NamedTuple
+
+NAME = 'history.jsonl'
+
+
+class Row(NamedTuple):
+  """What was seen at one cycle.
+
+  Attributes:
+    cycle: done so far.
+    time: seconds since 1970.
+    clones: {clone: {tag: value}}; empty at an evaluation.
+    master: {tag: value}, of training and evaluation alike.
+  """
+
+  cycle: int
+  time: float
+  clones: dict[str, dict[str, float]]
+  master: dict[str, float]
+
+
+class History:
+  """Appends rows; what a resumed run does again counts as it was done last.
+
+  Args:
+    workdir: that exists.
+    first: cycle from which the run goes on; later rows are another's.
+  """
+
+  def __init__(self, workdir: str, first: int = 0):
+    self._path = os.path.join(workdir, NAME)
+    self.rows = [row for row in read(workdir) if row.cycle <= first]
+    lines = ''.join(_line(row) for row in self.rows)
+    with open(f'{self._path}.tmp', 'w') as f:
+      f.write(lines)
+    os.replace(f'{self._path}.tmp', self._path)
+
+  def append(
+    self,
+    cycle: int,
+    clones: Mapping[str, Mapping[str, float]],
+    master: Mapping[str, float],
+  ) -> Row:
+    """Adds a row, on the disk too.
+
+    Raises:
+      OSError: it could not be written; it stands in `rows` all the same.
+    """
+    row = Row(
+      cycle,
+      time.time(),
+      {name: dict(values) for name, values in clones.items()},
+      dict(master),
+    )
+    self.rows.append(row)
+    with open(self._path, 'a') as f:
+      f.write(_line(row))
+    return row
+
+
+def read(workdir: str) -> list[Row]:
+  """All whole rows; none where there is no history. A torn line is skipped."""
+  try:
+    with open(os.path.join(workdir, NAME), encoding='utf-8') as f:
+      lines = f.read().splitlines()
+  except FileNotFoundError:
+    return []
+  rows = []
+  for line in lines:
+    try:
+      rows.append(Row(**json.loads(line)))
+    except (ValueError, TypeError):
+      continue
+  return rows
+
+
+def series(
+  rows: Sequence[Row], tag: str, clone: str | None = None
+) -> tuple[list[int], list[float]]:
+  """Cycles and values of a tag, of a clone or of the master."""
+  found = [
+    (row.cycle, values[tag])
+    for row in rows
+    if tag
+    in (values := row.master if clone is None else row.clones.get(clone, {}))
+  ]
+  return [c for c, _ in found], [v for _, v in found]
+
+
+def _line(row: Row) -> str:
+  return f'{json.dumps(row._asdict(), separators=(",", ":"))}\n'
+
+
+def latest(rows: Sequence[Row], clone: str | None = None) -> dict[str, Any]:
+  """The last value of every tag, of a clone or of the master."""
+  values: dict[str, Any] = {}
+  for row in rows:
+    values |= row.master if clone is None else row.clones.get(clone, {})
+  return values

@@ -1,0 +1,60 @@
+"""The history: rows survive a torn line, a resumed run and a NaN."""
+
+import math
+import os
+
+import pytest
+
+from chimera import history
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  return str(tmp_path)
+
+
+def _fill(workdir, cycles, first=0):
+  log = history.History(workdir, first)
+  for cycle in cycles:
+    log.append(
+      cycle, {'a': {'loss/l1': 1 / cycle}}, {'perf/cycles_per_sec': cycle}
+    )
+  return log
+
+
+def test_rows_come_back_as_they_were_appended(workdir):
+  log = _fill(workdir, [10, 20])
+  assert history.read(workdir) == log.rows
+  assert history.series(log.rows, 'loss/l1', 'a') == ([10, 20], [0.1, 0.05])
+  assert history.series(log.rows, 'perf/cycles_per_sec') == ([10, 20], [10, 20])
+  assert history.series(log.rows, 'loss/l1') == ([], [])
+
+
+def test_a_torn_last_line_is_skipped(workdir):
+  _fill(workdir, [10, 20])
+  path = os.path.join(workdir, history.NAME)
+  os.truncate(path, os.path.getsize(path) - 5)
+  assert [row.cycle for row in history.read(workdir)] == [10]
+  # And the next run writes whole lines after it.
+  _fill(workdir, [20], first=10)
+  assert [row.cycle for row in history.read(workdir)] == [10, 20]
+
+
+def test_what_a_resumed_run_does_again_counts_once(workdir):
+  _fill(workdir, [10, 20, 30])
+  _fill(workdir, [15], first=10)
+  assert [row.cycle for row in history.read(workdir)] == [10, 15]
+
+
+def test_a_nan_is_a_nan_and_no_history_is_no_row(workdir):
+  assert history.read(workdir) == []
+  history.History(workdir).append(1, {'a': {'x': math.nan}}, {})
+  assert math.isnan(history.read(workdir)[0].clones['a']['x'])
+
+
+def test_latest_is_the_last_of_every_tag(workdir):
+  log = history.History(workdir)
+  log.append(1, {'a': {'x': 1.0, 'y': 2.0}}, {'eval/psnr': 20.0})
+  log.append(2, {'a': {'x': 3.0}}, {})
+  assert history.latest(log.rows, 'a') == {'x': 3.0, 'y': 2.0}
+  assert history.latest(log.rows) == {'eval/psnr': 20.0}
