@@ -91,16 +91,18 @@ class Desk:
     self.folder = folder
     self.repository = folder / 'repository'
     self.vm = folder / 'vm'
+
+  def furnish(self):
     shutil.copytree(ROOT / 'launch', self.repository / 'launch')
     (self.repository / 'requirements.txt').write_text('jax\n')
     (self.repository / 'chimera').mkdir()
     (self.repository / 'chimera' / 'main.py').write_text('new\n')
     git = ['git', '-c', 'user.name=a', '-c', 'user.email=a@b', '-C']
-    for words in (['init', '-q'], ['add', '.'], ['commit', '-qm', 'a']):
-      subprocess.run([*git, self.repository, *words], check=True)
-    _script(folder / 'bin' / 'gcloud', GCLOUD)
-    _script(folder / 'vm_bin' / 'tmux', TMUX)
-    _script(folder / 'vm_bin' / 'python3', PYTHON3)
+    for words in ('init -q --template=', 'add .', 'commit -qm a'):
+      subprocess.run([*git, self.repository, *words.split()], check=True)
+    _script(self.folder / 'bin' / 'gcloud', GCLOUD)
+    _script(self.folder / 'vm_bin' / 'tmux', TMUX)
+    _script(self.folder / 'vm_bin' / 'python3', PYTHON3)
     venv = self.vm / 'chimera' / '.venv'
     _script(venv / 'bin' / 'python', PYTHON)
     (venv / 'requirements.installed').write_text('jax\n')
@@ -132,8 +134,17 @@ class Desk:
     return (self.vm / 'argv').read_text().split('\0')[:-1]
 
 
+@pytest.fixture(scope='module')
+def furnished(tmp_path_factory):
+  """One that is only looked at, never changed."""
+  desk = Desk(tmp_path_factory.mktemp('desk'))
+  desk.furnish()
+  return desk
+
+
 @pytest.fixture
-def desk(tmp_path):
+def desk(furnished, tmp_path):
+  shutil.copytree(furnished.folder, tmp_path, dirs_exist_ok=True)
   return Desk(tmp_path)
 
 
@@ -238,7 +249,7 @@ def test_run_uploads_the_commit_and_starts_the_training(desk, kind):
 FLAGS = (
   'prepare-latents',
   '--workdir=runs/two words',
-  "--config.a='single' and \"double\"",
+  '--config.a=\'single\' and "double"',
   '--config.b=$HOME `id` $(id) \\n ; & | < > * ? ! ~ # %',
   '--config.c=(0.1, 0.2)',
   '--config.d=line\nfeed\ttab  two spaces',
@@ -270,7 +281,9 @@ def test_the_training_starts_in_tmux_and_its_window_outlives_it(desk):
 def test_the_environment_gets_jax_for_tpus_and_a_newer_python(desk):
   assert desk.run('run', ZONE).returncode == 0
   told = (desk.vm / 'python').read_text()
-  assert '-m pip install --quiet --requirement requirements.txt jax[tpu]' in told
+  assert (
+    '-m pip install --quiet --requirement requirements.txt jax[tpu]' in told
+  )
   told = (desk.vm / 'python3').read_text()
   assert '-m pip install --quiet --user uv' in told
   assert '-m uv python install --quiet 3.12' in told
@@ -348,7 +361,7 @@ def test_attach_shows_the_session_and_tensorboard_comes_through_the_tunnel(
 ):
   ssh = [*NODE, 'ssh', 'chimera-tpu', ZONE, '--', '-t']
   assert desk.run('attach', ZONE, f'--type={kind}').returncode == 0
-  attach = 'tmux -u attach-session -t chimera'.split()
+  attach = ['tmux', '-u', 'attach-session', '-t', 'chimera']
   assert desk.calls() == [[*ssh, *attach]]
   flags = ('--tpu-vm', ZONE, '--port=6007')
   assert desk.run(*flags, script='tensorboard.sh').returncode == 0
@@ -360,7 +373,7 @@ def test_attach_shows_the_session_and_tensorboard_comes_through_the_tunnel(
 @pytest.mark.parametrize('kind', TYPES)
 def test_delete_deletes_what_there_is_and_may_be_said_twice(desk, kind):
   delete = ('delete', ZONE, f'--type={kind}')
-  queued = [*QUEUED, *'delete chimera-tpu'.split(), ZONE, '--force', '--quiet']
+  queued = [*QUEUED, 'delete', 'chimera-tpu', ZONE, '--force', '--quiet']
   node = [*NODE, 'delete', 'chimera-tpu', ZONE, '--quiet']
   assert desk.run(*delete, states=['ACTIVE', 'NONE']).returncode == 0
   assert desk.calls() == [LOOK, queued, LOOK_AT_NODE]
@@ -448,13 +461,13 @@ def test_a_dry_run_needs_no_gcloud(desk):
     ),
   ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(desk, argv, complaint):
-  ran = desk.run(*argv)
+def test_a_mistake_is_one_line_and_exit_code_2(furnished, argv, complaint):
+  ran = furnished.run(*argv)
   assert ran.returncode == 2
   assert ran.stderr.startswith('Error: ')
   assert ran.stderr.count('\n') == 1
   assert complaint in ran.stderr
-  assert desk.calls() == []
+  assert furnished.calls() == []
 
 
 def test_what_the_machine_lacks_is_one_line_too(desk):
