@@ -31,6 +31,8 @@
 # the root of the repository.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# Else macOS's tar packs a ._photo.jpg beside each photo.jpg.
+export COPYFILE_DISABLE=1
 
 fail() {
   echo "Error: $*" >&2
