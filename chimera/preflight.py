@@ -476,8 +476,15 @@ def offer_cpu_devices() -> None:
 
   To be called before JAX first looks for devices. On one device the four
   clones are written out, and compile four times longer.
+
+  On up to four cores each device keeps to one thread: operations that share a
+  pool of threads wait there for one another's collectives, until all threads
+  wait and XLA aborts ("Termination timeout for all gather").
   """
-  flag = '--xla_force_host_platform_device_count'
   flags_before = os.environ.get('XLA_FLAGS', '')
-  if flag not in flags_before:
-    os.environ['XLA_FLAGS'] = f'{flags_before} {flag}=4'.strip()
+  if '--xla_force_host_platform_device_count' in flags_before:
+    return
+  added = '--xla_force_host_platform_device_count=4'
+  if (os.cpu_count() or 1) <= 4:
+    added += ' --xla_cpu_multi_thread_eigen=false'
+  os.environ['XLA_FLAGS'] = f'{flags_before} {added}'.strip()
