@@ -81,6 +81,31 @@ def pid_act(state: PidState, mission: PidMission) -> jax.Array:
   return mission.base_K * jnp.exp(state.adjustment_K)
 
 
+def conserve(
+  lambda_K: jax.Array, state: PidState, mission: PidMission, *, exempt: int
+) -> jax.Array:
+  """Scales a clone's weights until its objective is as large as by base_K.
+
+  The controller then moves a clone's emphasis and not its voice: where Adam's
+  second moment is common, a clone of threefold weights would have threefold
+  say in the mean, and its lesson with it.
+
+  Args:
+    lambda_K: from `pid_act`.
+    state: whose filtered errors tell how large each term is.
+    mission: this clone's.
+    exempt: index of the term that is no loss of its own size (adversarial).
+
+  Returns:
+    lambda_K times a scalar: 1 where lambda_K is base_K.
+  """
+  size_K = mission.target_K * jnp.exp(state.error_K)
+  size_K = size_K.at[exempt].set(0)
+  return lambda_K * (
+    jnp.vdot(mission.base_K, size_K) / jnp.vdot(lambda_K, size_K)
+  )
+
+
 def pid_observe(
   state: PidState,
   mission: PidMission,

@@ -17,8 +17,6 @@ from typing import Any
 
 import rich.console
 
-from chimera import preflight
-
 _GRID = (16, 16, 3)
 
 
@@ -136,7 +134,6 @@ def radius(args: argparse.Namespace) -> None:
 
 def step(args: argparse.Namespace) -> None:
   """Prints each layout's cycles a second; medians of rounds that alternate."""
-  preflight.offer_cpu_devices()
   import jax
   import numpy as np
 

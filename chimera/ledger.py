@@ -204,7 +204,6 @@ def main() -> None:
       k: ast.literal_eval(v) for k, _, v in (x.partition('=') for x in args.set)
     },
   }
-  preflight.offer_cpu_devices()
   lines = list(run(args.home, args.methods, args.seeds, overrides))
   console = rich.console.Console()
   console.width = max(console.width, 150)

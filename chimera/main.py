@@ -93,7 +93,6 @@ def main(argv: Sequence[str]) -> int:
     if command == 'evaluate':
       preflight.check_trained(workdir)
     _set_up_logging(debug)
-    preflight.offer_cpu_devices()
     with preflight.claim_workdir(config, workdir):
       COMMANDS[command](config, workdir)
   except (ValueError, OSError, flags.Error, FloatingPointError) as e:

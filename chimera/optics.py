@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from chimera import poincare
 
 RADII = ('contrast', 'free')
-LOW, HIGH = 0.3, 0.7  # mean radius / RADIUS_MAX of flat and of wild images
+LOW, HIGH = 0.1, 0.5  # mean radius / RADIUS_MAX of flat and of wild images
 HALF = 0.14  # luminance in [-1, 1] a pixel: g of a middling photograph
 _LOGIT = 4.0  # bound of |z|
 _BISECTIONS = 12

@@ -469,22 +469,3 @@ def _flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
     else:
       flat[prefix + key] = value
   return flat
-
-
-def offer_cpu_devices() -> None:
-  """Four devices where there is but a CPU: one program, compiled for one clone.
-
-  To be called before JAX first looks for devices. On one device the four
-  clones are written out, and compile four times longer.
-
-  On up to four cores each device keeps to one thread: operations that share a
-  pool of threads wait there for one another's collectives, until all threads
-  wait and XLA aborts ("Termination timeout for all gather").
-  """
-  flags_before = os.environ.get('XLA_FLAGS', '')
-  if '--xla_force_host_platform_device_count' in flags_before:
-    return
-  added = '--xla_force_host_platform_device_count=4'
-  if (os.cpu_count() or 1) <= 4:
-    added += ' --xla_cpu_multi_thread_eigen=false'
-  os.environ['XLA_FLAGS'] = f'{flags_before} {added}'.strip()

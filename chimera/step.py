@@ -44,7 +44,12 @@ def train_step(
   x = poincare.normalize(paths)
 
   # The agents act.
-  lambda_K = agents.pid_act(state.pid, mission.pid)
+  lambda_K = agents.conserve(
+    agents.pid_act(state.pid, mission.pid),
+    state.pid,
+    mission.pid,
+    exempt=losses.ADV,
+  )
   epsilon = agents.exploration(
     state.q.decisions,
     start=spec.q_epsilon,

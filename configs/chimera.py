@@ -108,16 +108,16 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.pid.integral = (0.002, 0.002, 0.002, 0.002)  # a cycle
   c.pid.derivative = (1.0, 0.5, 0.5, 0.5)  # cycles
   c.pid.target = ml_collections.ConfigDict()
-  c.pid.target.l1 = (0.15, 0.055, 0.13, 0.14)
-  c.pid.target.vq = (0.2, 0.08, 0.18, 0.18)
-  c.pid.target.adv = (0.05, 0.05, 0.35, 0.06)  # share of the gradient
-  c.pid.target.varentropy = (1.8, 1.7, 1.8, 0.8)
-  c.pid.target.ssim = (0.08, 0.15, 0.15, 0.15)
-  c.pid.target.edge = (0.11, 0.15, 0.18, 0.2)
-  c.pid.target.autocorrelation = (0.03, 0.05, 0.05, 0.05)
-  c.pid.target.moments = (0.045, 0.035, 0.04, 0.04)
-  c.pid.target.spectrum = (0.35, 0.5, 0.5, 0.5)
-  c.pid.target.color_covariance = (0.011, 0.008, 0.01, 0.011)
+  c.pid.target.l1 = (0.1, 0.05, 0.09, 0.095)
+  c.pid.target.vq = (0.19, 0.09, 0.16, 0.175)
+  c.pid.target.adv = (0.05, 0.05, 0.25, 0.05)  # share of the gradient
+  c.pid.target.varentropy = (1.7, 1.5, 1.6, 0.9)
+  c.pid.target.ssim = (0.06, 0.085, 0.09, 0.09)
+  c.pid.target.edge = (0.1, 0.105, 0.135, 0.14)
+  c.pid.target.autocorrelation = (0.025, 0.035, 0.032, 0.033)
+  c.pid.target.moments = (0.03, 0.022, 0.025, 0.025)
+  c.pid.target.spectrum = (0.35, 0.41, 0.41, 0.41)
+  c.pid.target.color_covariance = (0.007, 0.005, 0.006, 0.007)
 
   # The Q-learning controller of the learning rate, likewise a value a clone.
   c.q = ml_collections.ConfigDict()

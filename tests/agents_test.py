@@ -91,6 +91,23 @@ def test_second_order_control_adds_the_present_the_past_and_the_future():
   np.testing.assert_allclose(lambdas[1], [2 * math.exp(1.13)], rtol=1e-5)
 
 
+def test_the_controller_moves_a_clone_s_emphasis_and_not_its_voice():
+  mission = _mission(0.3, 0.01, 0.5, terms=3)._replace(
+    base_K=jnp.array([2.0, 1.0, 1.0]), target_K=jnp.full(3, 0.1)
+  )
+  state = agents.pid_init(3)._replace(
+    error_K=jnp.array([0.0, math.log(2), 9.0])
+  )
+  # Sizes 0.1 and 0.2, the last exempt: 0.2 + 0.2 by the base weights against
+  # 0.2 + 0.6 by these, so half of each.
+  lambda_K = agents.conserve(
+    jnp.array([2.0, 3.0, 5.0]), state, mission, exempt=2
+  )
+  np.testing.assert_allclose(lambda_K, [1.0, 1.5, 2.5], rtol=1e-6)
+  same_K = agents.conserve(mission.base_K, state, mission, exempt=2)
+  np.testing.assert_array_equal(same_K, mission.base_K)
+
+
 # "P (Proportional): The Present. The immediate "stick and carrot" based on the
 # current error between a loss metric and its target."
 

@@ -55,7 +55,11 @@ def appendix_a(config, spec, bins, paths, total_steps):
     )
   )
   remember = jax.jit(school.record)
-  calculate_lambdas = jax.jit(agents.pid_act)
+  calculate_lambdas = jax.jit(
+    lambda state, mission: agents.conserve(
+      agents.pid_act(state, mission), state, mission, exempt=losses.ADV
+    )
+  )
   update_pid = jax.jit(
     functools.partial(
       agents.pid_observe,
