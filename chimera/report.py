@@ -137,18 +137,17 @@ def write(
   for key, value in evaluation.items():
     name, figure = key.split('/')
     figures.setdefault(name, {})[figure] = value
-  names = [row['name'] for row in rows]
-  palette = {name: _COLORS[i % len(_COLORS)] for i, name in enumerate(names)}
+  colors = palette([row['name'] for row in rows])
   title = f'Chimera: {workdir.resolve().name}'
   body = [
     f'<h1>{html.escape(title)}</h1>',
     _lead(protocol),
     _cards(figures['master']),
-    _section('Summary', _summary(rows, figures, palette)),
-    _section('Curves', _curves(seen, figures, palette, base)),
+    _section('Summary', _summary(rows, figures, colors)),
+    _section('Curves', _curves(seen, figures, colors, base)),
     _section('Contact sheets', _sheets(workdir / 'previews')),
     _section('Codebook', _codebook(subject, chunk)),
-    _section('Curriculum', _curriculum(subject, rows, palette)),
+    _section('Curriculum', _curriculum(subject, rows, colors)),
     _section('Protocol', _protocol(protocol)),
   ]
   page = (
@@ -162,6 +161,11 @@ def write(
   temporary.write_text(page, encoding='utf-8')
   os.replace(temporary, path)
   return str(path)
+
+
+def palette(names: Sequence[str]) -> dict[str, str]:
+  """Each clone's color, by its place."""
+  return {name: _COLORS[i % len(_COLORS)] for i, name in enumerate(names)}
 
 
 def codebook(
@@ -232,7 +236,7 @@ def _cards(master: Mapping[str, float]) -> str:
 def _summary(
   rows: Sequence[Mapping[str, Any]],
   figures: Mapping[str, Mapping[str, float]],
-  palette: Mapping[str, str],
+  colors: Mapping[str, str],
 ) -> Iterable[str]:
   yield _table(
     'The four clones, at the last cycle',
@@ -242,7 +246,7 @@ def _summary(
     ),
     [
       (
-        _name(row['name'], palette),
+        _name(row['name'], colors),
         ', '.join(str(b) for b in sorted(row['bins'])),
         str(row['samples']),
         f'{row["g_loss"]:.4f}',
@@ -258,7 +262,7 @@ def _summary(
     'Held out',
     ('tokenizer', *shown.values()),
     [
-      (_name(name, palette), *(_number(of[k]) for k in shown))
+      (_name(name, colors), *(_number(of[k]) for k in shown))
       for name, of in figures.items()
     ],
   )
@@ -272,13 +276,13 @@ def _summary(
 def _curves(
   seen: Sequence[history.Row],
   figures: Mapping[str, Mapping[str, float]],
-  palette: Mapping[str, str],
+  colors: Mapping[str, str],
   base: Mapping[str, float],
 ) -> Iterable[str]:
-  tags = functools.partial(_draw_tags, seen, palette)
+  tags = functools.partial(_draw_tags, seen, colors)
   legend = ''.join(
-    f'<span style="margin-right:1.5rem">{_name(name, palette)}</span>'
-    for name in (*palette, 'master')
+    f'<span style="margin-right:1.5rem">{_name(name, colors)}</span>'
+    for name in (*colors, 'master')
   )
   yield f'<p>{legend}</p>'
   yield tags(
@@ -314,12 +318,12 @@ def _curves(
     },
   )
   yield _held_out(seen)
-  yield _per_bin(figures, palette)
+  yield _per_bin(figures, colors)
 
 
 def _draw_tags(
   seen: Sequence[history.Row],
-  palette: Mapping[str, str],
+  colors: Mapping[str, str],
   title: str,
   panels: Mapping[str, tuple[str, str]],
   *,
@@ -331,7 +335,7 @@ def _draw_tags(
   lines = -(-len(panels) // columns)
   with _Drawing(title, lines, columns) as drawing:
     for ax, (tag, (name, unit)) in zip(drawing.axes, panels.items()):
-      for clone, color in palette.items():
+      for clone, color in colors.items():
         cycles, values = history.series(seen, tag, clone)
         if over:
           values = np.divide(values, over[tag])
@@ -375,7 +379,7 @@ def _held_out(seen: Sequence[history.Row]) -> str:
 
 
 def _per_bin(
-  figures: Mapping[str, Mapping[str, float]], palette: Mapping[str, str]
+  figures: Mapping[str, Mapping[str, float]], colors: Mapping[str, str]
 ) -> str:
   """The last evaluation of master and clones, from easy to hard."""
   panels = {
@@ -391,7 +395,7 @@ def _per_bin(
     'Held out, by bin, at the last evaluation', 1, len(panels)
   ) as drawing:
     for ax, (key, (name, unit)) in zip(drawing.axes, panels.items()):
-      for who, color in {**palette, 'master': _MASTER}.items():
+      for who, color in {**colors, 'master': _MASTER}.items():
         of = figures.get(who, {})
         bins = [b for b in range(school.BINS) if f'{key}_bin_{b}' in of]
         _line(ax, bins, [of[f'{key}_bin_{b}'] for b in bins], color)
@@ -501,7 +505,7 @@ def _codebook(subject: Subject, chunk: int) -> Iterable[str]:
 def _curriculum(
   subject: Subject,
   rows: Sequence[Mapping[str, Any]],
-  palette: Mapping[str, str],
+  colors: Mapping[str, str],
 ) -> Iterable[str]:
   what = 'by the optics' if subject.eyes else 'as colors'
   yield (
@@ -519,7 +523,7 @@ def _curriculum(
       subject.eyes,
     )
     students = ' '.join(
-      _name(row['name'], palette) for row in rows if b in row['bins']
+      _name(row['name'], colors) for row in rows if b in row['bins']
     )
     alt = f'Samples of bin {b}'
     yield (
@@ -554,9 +558,9 @@ def _table(
   )
 
 
-def _name(name: str, palette: Mapping[str, str]) -> str:
+def _name(name: str, colors: Mapping[str, str]) -> str:
   """A tokenizer's name beside its color."""
-  color = palette.get(name, _MASTER if name == 'master' else '#bbb')
+  color = colors.get(name, _MASTER if name == 'master' else '#bbb')
   return (
     f'<span class="dot" style="background:{color}"></span>{html.escape(name)}'
   )
