@@ -16,12 +16,13 @@ import os
 import pathlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from chimera import evaluate, history, models, poincare, school
+from chimera import evaluate, history, images, models, poincare, school
 
 if TYPE_CHECKING:
   from matplotlib import axes
@@ -53,6 +54,7 @@ _FIGURES = {
   'codes_used': 'codes used',
   'perplexity': 'perplexity',
 }
+_CARDS = ('psnr', 'ssim', 'pixel_l1', 'path_l1', 'codes_used', 'perplexity')
 _STYLE = """
 :root { color-scheme: light; }
 body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 70rem;
@@ -96,6 +98,7 @@ class Subject(NamedTuple):
     eyes: the optics; None where the data are path_params.
     counts_V: uses of each code by the master on the held-out samples.
     paths_NxHxWxC: path_params of the training set.
+    crops: which crop of which photograph each of them is.
     scores_N: their complexity.
     bins: sample indices by bin, easy to hard.
   """
@@ -105,6 +108,7 @@ class Subject(NamedTuple):
   eyes: evaluate.Eyes | None
   counts_V: np.ndarray
   paths_NxHxWxC: np.ndarray
+  crops: Sequence[images.Crop]
   scores_N: np.ndarray
   bins: Mapping[int, Sequence[int]]
 
@@ -115,6 +119,7 @@ def write(
   rows: Sequence[Mapping[str, Any]],
   *,
   base: Mapping[str, float],
+  image_size: int,
   chunk: int,
 ) -> str:
   """Writes report.html.
@@ -124,6 +129,7 @@ def write(
     subject: what else is shown.
     rows: each clone's of the last table, see `mission_control.summary`.
     base: base weight of each loss term.
+    image_size: pixels, side of a crop.
     chunk: codes decoded at a time.
 
   Returns:
@@ -147,7 +153,7 @@ def write(
     _section('Curves', _curves(seen, figures, colors, base)),
     _section('Contact sheets', _sheets(workdir / 'previews')),
     _section('Codebook', _codebook(subject, chunk)),
-    _section('Curriculum', _curriculum(subject, rows, colors)),
+    _section('Curriculum', _curriculum(subject, rows, colors, image_size)),
     _section('Protocol', _protocol(protocol)),
   ]
   page = (
@@ -228,7 +234,7 @@ def _cards(master: Mapping[str, float]) -> str:
   cards = ''.join(
     f'<div class="card"><b>{_number(master[key])}</b><span>{label}</span></div>'
     for key, label in _FIGURES.items()
-    if key in master
+    if key in _CARDS and key in master
   )
   return f'<div class="cards">{cards}</div>'
 
@@ -269,7 +275,8 @@ def _summary(
   yield (
     '<p>The master is the tokenizer. The ema is its average over cycles, for '
     'evaluation only. Each clone is shown by its own weights, as they were '
-    'before the last meld.</p>'
+    'before the last meld; where the learning rate has come down to 0, that '
+    'is the master.</p>'
   )
 
 
@@ -304,9 +311,9 @@ def _curves(
   yield tags(
     'Learning rates and the agents that trim them',
     {
-      'agent/lr': ('Learning rate', 'Adam step'),
+      'agent/lr': ('Learning rate', 'Adam step size'),
       'agent/trim': ('Trim by the Q-agent', 'factor'),
-      'agent/reward': ('Reward', 'log loss, falling is good'),
+      'agent/reward': ('Reward', 'reward (1: a rapid descent)'),
     },
   )
   yield tags(
@@ -332,9 +339,11 @@ def _draw_tags(
 ) -> str:
   """A panel a tag, a curve a clone; divided by `over`, 1 is marked."""
   columns = min(columns, len(panels))
+  shared = len({unit for _, unit in panels.values()}) == 1
   lines = -(-len(panels) // columns)
   with _Drawing(title, lines, columns) as drawing:
-    for ax, (tag, (name, unit)) in zip(drawing.axes, panels.items()):
+    for i, (tag, (name, unit)) in enumerate(panels.items()):
+      ax = drawing.axes[i]
       for clone, color in colors.items():
         cycles, values = history.series(seen, tag, clone)
         if over:
@@ -342,7 +351,9 @@ def _draw_tags(
         _line(ax, cycles, values, color)
       if over:
         ax.axhline(1, color='#888', linewidth=1, linestyle='--', zorder=0)
-      ax.set(title=name, xlabel='cycle', ylabel=unit)
+      ax.set(title=name, xlabel='cycle')
+      if not shared or i % columns == 0:
+        ax.set_ylabel(unit)
   return drawing.html
 
 
@@ -506,38 +517,49 @@ def _curriculum(
   subject: Subject,
   rows: Sequence[Mapping[str, Any]],
   colors: Mapping[str, str],
+  image_size: int,
 ) -> Iterable[str]:
-  what = 'by the optics' if subject.eyes else 'as colors'
+  bins = {b: np.asarray(ids) for b, ids in sorted(subject.bins.items()) if ids}
+  picks = [
+    ids[np.linspace(0, len(ids) - 1, _SAMPLES).round().astype(int)]
+    for ids in bins.values()
+  ]
+  tiles, what = _samples(subject, np.concatenate(picks), image_size)
   yield (
-    f'<p>Training samples of each bin, drawn {what}; within a bin too they go '
-    'from easy to hard. Beside it the clones whose lessons begin with it.</p>'
+    f'<p>Training samples of each bin, {what}; within a bin too they go from '
+    'easy to hard. Beside it the clones whose lessons begin with it.</p>'
   )
-  for b, ids in sorted(subject.bins.items()):
-    ids = np.asarray(ids, int)
-    if not len(ids):
-      continue
+  for i, (b, ids) in enumerate(bins.items()):
     scores = subject.scores_N[ids]
-    picks = ids[np.linspace(0, len(ids) - 1, _SAMPLES).round().astype(int)]
-    tiles = evaluate.draw(
-      poincare.normalize(np.stack([subject.paths_NxHxWxC[i] for i in picks])),
-      subject.eyes,
-    )
     students = ' '.join(
       _name(row['name'], colors) for row in rows if b in row['bins']
     )
-    alt = f'Samples of bin {b}'
+    strip = mosaic(
+      tiles[i * _SAMPLES : (i + 1) * _SAMPLES], columns=_SAMPLES, gap=2
+    )
     yield (
       f'<div class="bin"><div><b>{b}</b> {html.escape(school.BIN_NAMES[b])}'
       f'<small>{len(ids)} samples, score {scores.min():.3f} to '
       f'{scores.max():.3f}</small>{students}</div>'
-      + _image(
-        'image/png',
-        _png(mosaic(tiles, columns=_SAMPLES, gap=2)),
-        alt,
-        'pixels',
-      )
-      + '</div>'
+      f'{_image("image/png", _png(strip), f"Samples of bin {b}", "pixels")}'
+      '</div>'
     )
+
+
+def _samples(
+  subject: Subject, ids_X: np.ndarray, image_size: int
+) -> tuple[np.ndarray, str]:
+  """Pictures of training samples, uint8, and what they are."""
+  if subject.eyes is not None:
+    try:
+      crops = [subject.crops[i] for i in ids_X]
+      pictures = images.read_crops(crops, image_size=image_size)
+      return pictures, 'the photographs themselves'
+    except ValueError as e:
+      logging.info('The report draws the bins by the optics: %s', e)
+  paths = np.stack([subject.paths_NxHxWxC[i] for i in ids_X])
+  pictures = evaluate.draw(poincare.normalize(paths), subject.eyes)
+  return pictures, 'as the optics draw them' if subject.eyes else 'as colors'
 
 
 def _protocol(protocol: Mapping[str, Any]) -> Iterable[str]:

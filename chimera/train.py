@@ -152,6 +152,7 @@ def train(
       eyes=eyes,
       counts_V=exam.counts_V,
       paths_NxHxWxC=data.paths_NxHxWxC,
+      crops=data.crops,
       scores_N=scores_N,
       bins=bins,
     ),
@@ -466,6 +467,7 @@ def save_report(
       subject,
       rows,
       base={t: config.loss[t] for t in losses.TERMS},
+      image_size=config.data.image_size,
       chunk=config.optics.chunk,
     )
   except report.FAILURES as e:

@@ -17,15 +17,16 @@ if TYPE_CHECKING:
   from tensorboard.plugins.custom_scalar import layout_pb2
 
 _BINS = '[0-9]'
-# Charts of the layout's first category: title to patterns of tags.
+# Charts of the layout's first category: title to patterns of tags. Twelve are
+# what TensorBoard shows on one page.
 _OVERVIEW = {
   'Loss, every clone by the base weights': ('loss/base',),
   'Loss, each clone by its own lambdas': ('loss/total',),
   'Learning rate': ('agent/lr',),
   'Q-agent: reward': ('agent/reward',),
   'Critic: Wasserstein estimate': ('critic/wasserstein',),
-  'Critic: loss and gradient penalty': ('critic/loss', 'critic/penalty'),
-  'Adversarial share of the gradient': ('loss/adv_share',),
+  'Critic: loss': ('critic/loss',),
+  'Critic: gradient penalty': ('critic/penalty',),
   'Codebook: codes used and perplexity': (
     'codebook/used',
     'codebook/perplexity',
@@ -35,15 +36,16 @@ _OVERVIEW = {
   'Held out: L1 of path_params, bins 0-9': (f'eval/path_l1_bin_{_BINS}',),
   'Held out: PSNR (dB), bins 0-9': (f'eval/psnr_bin_{_BINS}',),
 }
-# Categories of one chart a loss term: title to group of tags, open at first.
+# Categories of one chart a loss term: title to group of tags.
 _OF_TERMS = {
-  'Lambdas': ('lambda', True),
-  'Loss terms': ('loss', True),
-  'PID: proportional error': ('pid/error', False),
-  'PID: integral': ('pid/integral', False),
-  'PID: derivative': ('pid/derivative', False),
+  'Lambdas': 'lambda',
+  'Loss terms': 'loss',
+  'PID: proportional error': 'pid/error',
+  'PID: integral': 'pid/integral',
+  'PID: derivative': 'pid/derivative',
 }
 _MORE = {
+  'Adversarial share of the gradient': ('loss/adv_share',),
   'Q-agent: state': ('agent/state',),
   'Q-agent: action': ('agent/action',),
   'Q-agent: trim of the learning rate': ('agent/trim',),
@@ -83,11 +85,11 @@ def layout(terms: Sequence[str]) -> 'layout_pb2.Layout':
   from tensorboard.plugins.custom_scalar import layout_pb2
 
   def category(
-    title: str, charts: Mapping[str, Sequence[str]], is_open: bool
+    title: str, charts: Mapping[str, Sequence[str]], closed: bool = False
   ) -> 'layout_pb2.Category':
     return layout_pb2.Category(
       title=title,
-      closed=not is_open,
+      closed=closed,
       chart=[
         layout_pb2.Chart(
           title=name,
@@ -101,12 +103,12 @@ def layout(terms: Sequence[str]) -> 'layout_pb2.Layout':
 
   return layout_pb2.Layout(
     category=[
-      category('Mission Control', _OVERVIEW, True),
+      category('Mission Control', _OVERVIEW),
       *(
-        category(title, {t: (f'{group}/{t}',) for t in terms}, is_open)
-        for title, (group, is_open) in _OF_TERMS.items()
+        category(title, {t: (f'{group}/{t}',) for t in terms})
+        for title, group in _OF_TERMS.items()
       ),
-      category('Agents, Meld and speed', _MORE, False),
+      category('Agents, Meld and speed', _MORE, closed=True),
     ]
   )
 

@@ -51,7 +51,7 @@ def subject():
   counts_V = np.array([0, 5, 0, 1, 9, 2, 3, 4, 0, 1])
   scores_N = paths[..., 2].mean((1, 2))
   return report.Subject(
-    tokenizer, params, None, counts_V, paths, scores_N, bins
+    tokenizer, params, None, counts_V, paths, [], scores_N, bins
   )
 
 
@@ -94,7 +94,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def page(workdir, subject):
-  path = report.write(workdir, subject, ROWS, base=BASE, chunk=4)
+  path = report.write(workdir, subject, ROWS, base=BASE, image_size=8, chunk=4)
   with open(path, encoding='utf-8') as f:
     return f.read()
 
@@ -178,5 +178,5 @@ def test_the_clones_keep_their_colors_and_differ():
 
 def test_what_is_missing_raises_what_training_catches(tmp_path, subject):
   with pytest.raises(report.FAILURES):
-    report.write(tmp_path, subject, ROWS, base=BASE, chunk=4)
+    report.write(tmp_path, subject, ROWS, base=BASE, image_size=8, chunk=4)
   assert not (tmp_path / 'report.html').exists()
