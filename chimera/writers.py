@@ -8,6 +8,7 @@ with one warning: it costs metrics, never training.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import json
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from absl import logging
@@ -252,8 +253,13 @@ class _Run:
       logging.warning(
         'TensorBoard: %s is written no longer, training goes on: %s',
         self._name,
-        ' '.join(str(e).split()),
+        _reason(e),
       )
+
+
+def _reason(e: Exception) -> str:
+  """One line, without the operation's name that TensorFlow wraps it in."""
+  return ' '.join(re.sub(r'{{.*?}}|\[Op:.*', '', str(e)).split())
 
 
 def _write_layout(writer: Any, terms: Sequence[str]) -> None:

@@ -187,10 +187,29 @@ def test_the_others_go_on_where_one_is_switched_off(tmp_path, warnings):
     for step in (1, 2):
       board.write(step, [{'x': 1.0}, {'x': 2.0}], {'y': 3.0})
       board.images(step, [{'p': np.zeros((2, 2, 3), np.uint8)}, {}], {})
-  assert len(warnings) == 1
-  assert warnings[0].startswith('TensorBoard: a is written no longer')
+  assert warnings == [
+    'TensorBoard: a is written no longer, training goes on: Not a directory'
+  ]
   assert _scalars(tmp_path / 'b') == {'x': [(1, 2.0), (2, 2.0)]}
   assert _scalars(tmp_path)['y'] == [(1, 3.0), (2, 3.0)]
+
+
+def test_where_no_run_can_be_written_each_costs_one_warning(
+  tmp_path, monkeypatch, warnings
+):
+  from clu import metric_writers
+
+  def refuse(folder):
+    raise PermissionError(f'Read-only: {folder}')
+
+  monkeypatch.setattr(metric_writers, 'SummaryWriter', refuse)
+  with writers.Writers(str(tmp_path), ('a', 'b')) as board:
+    board.introduce({'seed': 0}, {'config': {}}, ('l1',))
+    for step in (1, 2):
+      board.write(step, [{'x': 1.0}, {'x': NAN}], {'y': 3.0})
+      board.histograms(step, {'h': np.array([NAN])})
+  names = [line.split(': ')[1].split(' is ')[0] for line in warnings]
+  assert names == ['the master', 'a', 'b']
 
 
 def test_a_missing_clone_is_refused(tmp_path):
