@@ -324,7 +324,20 @@ def _curves(
       'loss/adv_share': ('Share of the gradient at the output', 'share'),
     },
   )
-  yield _held_out(seen)
+  yield _held_out(seen, colors)
+  key, unit = (
+    ('psnr', 'dB') if 'psnr' in figures['master'] else ('path_l1', 'L1')
+  )
+  yield tags(
+    f'Held out, by bin: {_FIGURES[key]}',
+    {
+      f'eval/{key}_bin_{b}': (f'bin {b}', unit)
+      for b in range(school.BINS)
+      if f'{key}_bin_{b}' in figures['master']
+    },
+    columns=5,
+    master=True,
+  )
   yield _per_bin(figures, colors)
 
 
@@ -336,6 +349,7 @@ def _draw_tags(
   *,
   columns: int = 3,
   over: Mapping[str, float] | None = None,
+  master: bool = False,
 ) -> str:
   """A panel a tag, a curve a clone; divided by `over`, 1 is marked."""
   columns = min(columns, len(panels))
@@ -349,6 +363,8 @@ def _draw_tags(
         if over:
           values = np.divide(values, over[tag])
         _line(ax, cycles, values, color)
+      if master:
+        _line(ax, *history.series(seen, tag), _MASTER)
       if over:
         ax.axhline(1, color='#888', linewidth=1, linestyle='--', zorder=0)
       ax.set(title=name, xlabel='cycle')
@@ -357,33 +373,29 @@ def _draw_tags(
   return drawing.html
 
 
-def _held_out(seen: Sequence[history.Row]) -> str:
-  """The master's figures at each evaluation."""
+def _held_out(seen: Sequence[history.Row], colors: Mapping[str, str]) -> str:
+  """Clones and master at each evaluation; dashed, what to compare them with."""
   panels = {
-    'PSNR': ('dB', {'psnr': '-', 'optics_psnr': '--'}),
-    'L1 of path_params': ('L1', {'path_l1': '-', 'path_l1_worst_bin': '--'}),
-    'Codes': ('codes', {'codes_used': '-', 'perplexity': '--'}),
+    'psnr': ('PSNR', 'dB', 'optics_psnr', 'the optics alone'),
+    'path_l1': (
+      'L1 of path_params',
+      'L1',
+      'path_l1_worst_bin',
+      "master's worst bin",
+    ),
+    'codes_used': ('Codes used', 'codes', 'perplexity', "master's perplexity"),
   }
-  says = {
-    'psnr': 'master',
-    'optics_psnr': 'optics alone',
-    'path_l1': 'mean',
-    'path_l1_worst_bin': 'worst bin',
-    'codes_used': 'used',
-    'perplexity': 'perplexity',
-  }
-  there = set(history.latest(seen))
-  panels = {
-    name: (unit, {k: v for k, v in tags.items() if f'eval/{k}' in there})
-    for name, (unit, tags) in panels.items()
-  }
-  panels = {name: panel for name, panel in panels.items() if panel[1]}
-  with _Drawing('The master, held out', 1, len(panels)) as drawing:
-    for ax, (name, (unit, tags)) in zip(drawing.axes, panels.items()):
-      for tag, dashes in tags.items():
-        color = _MASTER if dashes == '-' else '#888'
-        cycles, values = history.series(seen, f'eval/{tag}')
-        _line(ax, cycles, values, color, dashes, says[tag])
+  there = history.latest(seen)
+  panels = {k: v for k, v in panels.items() if f'eval/{k}' in there}
+  with _Drawing('Held out', 1, len(panels)) as drawing:
+    for ax, (key, (name, unit, other, label)) in zip(
+      drawing.axes, panels.items()
+    ):
+      for clone, color in colors.items():
+        _line(ax, *history.series(seen, f'eval/{key}', clone), color)
+      _line(ax, *history.series(seen, f'eval/{key}'), _MASTER, '-', 'master')
+      compared = history.series(seen, f'eval/{other}')
+      _line(ax, *compared, '#888', '--', label)
       ax.set(title=name, xlabel='cycle', ylabel=unit)
       ax.legend(frameon=False, fontsize=8)
   return drawing.html

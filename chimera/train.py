@@ -136,9 +136,10 @@ def train(
         )
         save_figures(config, workdir, exam.figures, held_out, done)
         picture = save_preview(workdir, exam, done)
-        master = {f'eval/{k}': v for k, v in exam.figures['master'].items()}
-        board.write(done, [{}] * len(config.clone_names), master)
-        log.append(done, {}, master)
+        of = {name: eval_scalars(row) for name, row in exam.figures.items()}
+        clones = {name: of[name] for name in config.clone_names}
+        board.write(done, list(clones.values()), of['master'])
+        log.append(done, clones, of['master'])
         of_clones, of_master = reconstructions(config, exam)
         board.images(done, of_clones, {**of_master, 'contact_sheet': picture})
         board.histograms(done, {'codebook/usage': even_shares(exam.counts_V)})
@@ -300,6 +301,10 @@ def master_scalars(
     'perf/cycles_per_sec': rate,
     'perf/images_per_sec': rate * clones * spec.batch_size,
   }
+
+
+def eval_scalars(figures: dict[str, float]) -> dict[str, float]:
+  return {f'eval/{k}': v for k, v in figures.items()}
 
 
 def summarize(
