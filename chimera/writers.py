@@ -17,7 +17,6 @@ import numpy as np
 if TYPE_CHECKING:
   from tensorboard.plugins.custom_scalar import layout_pb2
 
-_BINS = '[0-9]'
 # Charts of the layout's first category: title to patterns of tags. Twelve are
 # what TensorBoard shows on one page.
 _OVERVIEW = {
@@ -32,10 +31,15 @@ _OVERVIEW = {
     'codebook/used',
     'codebook/perplexity',
   ),
-  'Held out: PSNR (dB)': ('eval/psnr', 'eval/optics_psnr', 'eval/path_psnr'),
-  'Held out: L1 of path_params': ('eval/path_l1', 'eval/path_l1_worst_bin'),
-  'Held out: L1 of path_params, bins 0-9': (f'eval/path_l1_bin_{_BINS}',),
-  'Held out: PSNR (dB), bins 0-9': (f'eval/psnr_bin_{_BINS}',),
+  'Held out: PSNR (dB)': ('eval/psnr',),
+  'Held out: SSIM': ('eval/ssim',),
+  'Held out: L1 of path_params': ('eval/path_l1',),
+  'Held out: L1 of the worst bin': ('eval/path_l1_worst_bin',),
+}
+# Categories of one chart a bin: title to what the tags begin with.
+_OF_BINS = {
+  'Held out, by bin: PSNR (dB)': 'eval/psnr_bin_',
+  'Held out, by bin: L1 of path_params': 'eval/path_l1_bin_',
 }
 # Categories of one chart a loss term: title to group of tags.
 _OF_TERMS = {
@@ -54,17 +58,14 @@ _MORE = {
   'Gradients: RMS': ('grads/rms',),
   'Meld: cosine of own and mean step': ('meld/drift',),
   'Meld: cycles left out': ('meld/dropped',),
-  'Held out: SSIM and edge distance': (
-    'eval/ssim',
-    'eval/edge',
-    'eval/path_ssim',
-    'eval/path_edge',
-  ),
+  'Held out: PSNR of the optics alone (dB)': ('eval/optics_psnr',),
+  'Held out: edge distance': ('eval/edge',),
   'Held out: L1 of pixels': ('eval/pixel_l1',),
-  'Held out: codes used and perplexity': (
-    'eval/codes_used',
-    'eval/perplexity',
-  ),
+  'Held out: PSNR of path_params (dB)': ('eval/path_psnr',),
+  'Held out: SSIM of path_params': ('eval/path_ssim',),
+  'Held out: edge distance of path_params': ('eval/path_edge',),
+  'Held out: codes used': ('eval/codes_used',),
+  'Held out: perplexity': ('eval/perplexity',),
   'Cycles/s': ('perf/cycles_per_sec',),
   'Images/s': ('perf/images_per_sec',),
 }
@@ -105,6 +106,10 @@ def layout(terms: Sequence[str]) -> 'layout_pb2.Layout':
   return layout_pb2.Layout(
     category=[
       category('Mission Control', _OVERVIEW),
+      *(
+        category(title, {f'bin {b}': (f'{tag}{b}',) for b in range(10)})
+        for title, tag in _OF_BINS.items()
+      ),
       *(
         category(title, {t: (f'{group}/{t}',) for t in terms})
         for title, group in _OF_TERMS.items()
