@@ -19,8 +19,9 @@ class Row(NamedTuple):
   Attributes:
     cycle: done so far.
     time: seconds since 1970.
-    clones: {clone: {tag: value}}; empty at an evaluation.
-    master: {tag: value}, of training and evaluation alike.
+    clones: {clone: {tag: value}}, of training and evaluation alike; its
+      evaluation is that of its own weights before the meld.
+    master: {tag: value}, likewise.
   """
 
   cycle: int

@@ -16,7 +16,7 @@ from absl import flags, logging
 import ml_collections
 from ml_collections import config_flags
 
-from chimera import mission_control, preflight
+from chimera import preflight, writers
 
 _HOME = os.path.dirname(os.path.abspath(__file__))
 _CONFIG = os.path.join(os.path.dirname(_HOME), 'configs', 'chimera.py')
@@ -178,7 +178,7 @@ def _create_flags(argv: Sequence[str]) -> flags.FlagValues:
 
 
 def _set_up_logging(debug: bool) -> None:
-  mission_control.silence_tensorflow()
+  writers.silence_tensorflow()
   # absl warns of logging before its own flags are parsed; we have none of them.
   flags.FLAGS.mark_as_parsed()
   logging.use_absl_handler()

@@ -1,24 +1,18 @@
-"""Mission control: what people see of a run, in a terminal and TensorBoard.
+"""Mission control: what people see of a run in a terminal.
 
 The design document's section 7, in its plain form: a line of progress now and
-then, one TensorBoard run a clone (their curves lie over each other on the same
-chart) and one of the master, and a table at the end.
+then, and a table at the end.
 """
 
 from collections.abc import Mapping, Sequence
 import math
-import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import logging
-import numpy as np
 import rich.box
 import rich.console
 import rich.table
-
-if TYPE_CHECKING:
-  from clu import metric_writers
 
 # The master's figures in the order in which the table shows them.
 _MASTER = {
@@ -29,62 +23,6 @@ _MASTER = {
   'codes_used': 'codes used',
   'perplexity': 'perplexity',
 }
-
-
-def silence_tensorflow() -> None:
-  """Keeps TensorFlow, which CLU's writers import, from talking on stderr."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  # oneDNN announces itself past the log level; nothing is computed with it.
-  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-
-
-class Writers:
-  """TensorBoard: one run a clone in its own folder, the master's in workdir.
-
-  Args:
-    workdir: made where it is not there.
-    clone_names: names of the runs.
-  """
-
-  def __init__(self, workdir: str, clone_names: Sequence[str]):
-    silence_tensorflow()
-    # TensorFlow takes seconds to import, and only this needs it.
-    from clu import metric_writers
-
-    def create(*folders: str) -> 'metric_writers.MetricWriter':
-      return metric_writers.AsyncWriter(
-        metric_writers.SummaryWriter(os.path.join(workdir, *folders))
-      )
-
-    self._master = create()
-    self._clones = [create(name) for name in clone_names]
-
-  def write(
-    self,
-    step: int,
-    clone_scalars: Sequence[Mapping[str, float]],
-    master_scalars: Mapping[str, float],
-  ) -> None:
-    """Writes scalars by tag, one mapping a clone and the master's."""
-    for writer, scalars in zip(self._clones, clone_scalars, strict=True):
-      if scalars:
-        writer.write_scalars(step, scalars)
-    if master_scalars:
-      self._master.write_scalars(step, master_scalars)
-
-  def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-    """Writes the master's pictures, uint8 (height, width, 3) by tag."""
-    self._master.write_images(step, images)
-
-  def close(self) -> None:
-    for writer in (self._master, *self._clones):
-      writer.close()
-
-  def __enter__(self) -> 'Writers':
-    return self
-
-  def __exit__(self, *_: Any) -> None:
-    self.close()
 
 
 class Progress:

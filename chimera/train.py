@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import json
 import operator
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import logging
 import jax
@@ -18,7 +18,10 @@ from chimera import (
   images,
   losses,
   mission_control,
+  preflight,
+  report,
   school,
+  writers,
 )
 from chimera import state as state_lib
 from chimera import step as step_lib
@@ -76,7 +79,7 @@ def train(
   if first >= config.train.cycles:
     logging.info('Nothing to do: %s has all its cycles.', workdir)
     return {}
-  held_out, eyes = look_at_held_out(config, data, bins)
+  held_out, eyes, scores_N = look_at_held_out(config, data, bins)
   missions = step_lib.put(
     state_lib.stack(state_lib.create_missions(config, bins)), devices
   )
@@ -90,7 +93,16 @@ def train(
   progress = mission_control.Progress(config.train.cycles, first)
   log = history.History(workdir, first)
   logging.info('Compiling the step for %d device(s).', len(devices))
-  with mission_control.Writers(workdir, config.clone_names) as writers:
+  with writers.Writers(workdir, config.clone_names) as board:
+    board.introduce(
+      preflight.keys(config),
+      {
+        'config': config.to_dict(),
+        'protocol': protocol(config, held_out, config.train.cycles),
+      },
+      losses.TERMS,
+    )
+    board.histograms(first, {'school/complexity': scores_N})
     for done in range(first + cycles, config.train.cycles + 1, cycles):
       with jax.transfer_guard('disallow'):
         state, metrics = train_step(state, missions, shard)
@@ -103,7 +115,7 @@ def train(
           clone_scalars(seen, i) for i in range(len(config.clone_names))
         ]
         master = master_scalars(seen, rate, spec)
-        writers.write(done, clones, master)
+        board.write(done, clones, master)
         log.append(done, dict(zip(config.clone_names, clones)), master)
         if not np.isfinite(seen['base_loss']).any():
           raise FloatingPointError(
@@ -115,23 +127,40 @@ def train(
       if done % config.train.checkpoint_every == 0 or last:
         checkpoints.save(done, step_lib.fetch(state), {})
       if done % config.train.eval_every == 0 or last:
-        figures, sheet = examine(
+        exam = examine(
           config,
           spec,
           held_out,
           eyes,
           *step_lib.fetch((state.master, specialists)),
         )
-        save_figures(config, workdir, figures, held_out, done)
-        save_preview(workdir, sheet, done)
-        master = {f'eval/{k}': v for k, v in figures['master'].items()}
-        writers.write(done, [{}] * len(config.clone_names), master)
-        log.append(done, {}, master)
-        writers.images(done, {'reconstructions': sheet})
-  mission_control.show(
-    mission_control.summary(summarize(config, bins, seen), figures['master'])
+        save_figures(config, workdir, exam.figures, held_out, done)
+        picture = save_preview(workdir, exam, done)
+        of = {name: eval_scalars(row) for name, row in exam.figures.items()}
+        clones = {name: of[name] for name in config.clone_names}
+        board.write(done, list(clones.values()), of['master'])
+        log.append(done, clones, of['master'])
+        of_clones, of_master = reconstructions(config, exam)
+        board.images(done, of_clones, {**of_master, 'contact_sheet': picture})
+        board.histograms(done, {'codebook/usage': even_shares(exam.counts_V)})
+  rows = summarize(config, bins, seen)
+  save_report(
+    config,
+    workdir,
+    report.Subject(
+      tokenizer=spec.tokenizer,
+      params=jax.tree.map(lambda x: x[0], step_lib.fetch(state.master.params)),
+      eyes=eyes,
+      counts_V=exam.counts_V,
+      paths_NxHxWxC=data.paths_NxHxWxC,
+      crops=data.crops,
+      scores_N=scores_N,
+      bins=bins,
+    ),
+    rows,
   )
-  return _flat(figures)
+  mission_control.show(mission_control.summary(rows, exam.figures['master']))
+  return _flat(exam.figures)
 
 
 def newborn(
@@ -168,11 +197,11 @@ def evaluate_workdir(
       '`python -m chimera.main train` with the same flags first.'
     )
   done, host, _ = restored
-  held_out, eyes = look_at_held_out(config, data, bins)
-  figures, _ = examine(config, spec, held_out, eyes, host.master, None)
-  save_figures(config, workdir, figures, held_out, done)
-  mission_control.show(mission_control.summary([], figures['master']))
-  return _flat(figures)
+  held_out, eyes, _ = look_at_held_out(config, data, bins)
+  seen = examine(config, spec, held_out, eyes, host.master, None)
+  save_figures(config, workdir, seen.figures, held_out, done)
+  mission_control.show(mission_control.summary([], seen.figures['master']))
+  return _flat(seen.figures)
 
 
 class Shards:
@@ -220,8 +249,8 @@ def look_at_held_out(
   config: ml_collections.ConfigDict,
   data: 'latents.Prepared',
   bins: dict[int, list[int]],
-) -> tuple[evaluate.HeldOut, evaluate.Eyes | None]:
-  """Places the held-out samples in the bins of the training scores."""
+) -> tuple[evaluate.HeldOut, evaluate.Eyes | None, np.ndarray]:
+  """Places the held-out samples in the bins of the training scores_N."""
   scores_N, scores_M = (
     school.score(paths, metric=config.school.metric, chunk=config.optics.chunk)
     for paths in (data.paths_NxHxWxC, data.held_out_paths)
@@ -231,7 +260,8 @@ def look_at_held_out(
     data.held_out_images,
     school.place(scores_M, bins, scores_N),
   )
-  return held_out, evaluate.Eyes(*data.optics) if data.optics else None
+  eyes = evaluate.Eyes(*data.optics) if data.optics else None
+  return held_out, eyes, scores_N
 
 
 def clone_scalars(seen: dict[str, np.ndarray], i: int) -> dict[str, float]:
@@ -273,6 +303,10 @@ def master_scalars(
   }
 
 
+def eval_scalars(figures: dict[str, float]) -> dict[str, float]:
+  return {f'eval/{k}': v for k, v in figures.items()}
+
+
 def summarize(
   config: ml_collections.ConfigDict,
   bins: dict[int, list[int]],
@@ -299,6 +333,22 @@ def summarize(
   return rows
 
 
+class Exam(NamedTuple):
+  """What an evaluation found.
+
+  Attributes:
+    figures: {tokenizer: {figure: value}}, of master, ema and specialists.
+    counts_V: uses of each code by the master.
+    tiles: the contact sheet's pictures (rows, columns, T, T, 3), uint8.
+    sheet: how it is laid out.
+  """
+
+  figures: dict[str, dict[str, float]]
+  counts_V: np.ndarray
+  tiles: np.ndarray
+  sheet: evaluate.Sheet
+
+
 def examine(
   config: ml_collections.ConfigDict,
   spec: state_lib.StepSpec,
@@ -306,7 +356,7 @@ def examine(
   eyes: evaluate.Eyes | None,
   master: state_lib.Master,
   specialists: Any,
-) -> tuple[dict[str, dict[str, float]], np.ndarray]:
+) -> Exam:
   """Figures of master, EMA and specialists, and the sheet that shows them.
 
   Args:
@@ -325,7 +375,7 @@ def examine(
   if specialists is not None:
     for i, name in enumerate(config.clone_names):
       tokenizers[name] = jax.tree.map(operator.itemgetter(i), specialists)
-  figures = {
+  found = {
     name: evaluate.evaluate(
       spec.tokenizer,
       params,
@@ -336,10 +386,51 @@ def examine(
     for name, params in tokenizers.items()
   }
   del tokenizers['ema']
-  sheet = evaluate.preview(
+  tiles, sheet = evaluate.preview(
     spec.tokenizer, tokenizers, held_out, eyes, columns=config.eval.preview
   )
-  return figures, sheet
+  figures = {name: row for name, (row, _) in found.items()}
+  return Exam(figures, found['master'][1], tiles, sheet)
+
+
+def reconstructions(
+  config: ml_collections.ConfigDict, exam: Exam
+) -> tuple[list[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+  """A picture each for the clones' runs and the master's, of one tag.
+
+  The originals above, what became of them below.
+  """
+  row_of = {name: tiles for name, tiles in zip(exam.sheet.rows, exam.tiles)}
+  pictures = [
+    {
+      'reconstructions': np.concatenate(
+        [np.concatenate(row_of[row], axis=1) for row in ('original', name)]
+      )
+    }
+    for name in (*config.clone_names, 'master')
+  ]
+  return pictures[:-1], pictures[-1]
+
+
+def even_shares(counts_V: np.ndarray) -> np.ndarray:
+  """Uses of each code over what they would be if all were used alike."""
+  return counts_V / max(counts_V.mean(), 1e-12)
+
+
+def protocol(
+  config: ml_collections.ConfigDict, held_out: evaluate.HeldOut, done: int
+) -> dict[str, Any]:
+  """What figures were taken by."""
+  return {
+    'split': 'held out by photograph',
+    'source': config.data.held_out_source or config.data.source,
+    'crop': config.data.image_size,
+    'count': len(held_out.paths_NxHxWxC),
+    'color_range': '[-1, 1]',
+    'cycles': done,
+    'images_seen': done * config.train.batch_size * len(config.clone_names),
+    'seed': config.seed,
+  }
 
 
 def save_figures(
@@ -350,26 +441,44 @@ def save_figures(
   done: int,
 ) -> None:
   """evaluation.json: flat figures and the protocol they were taken by."""
-  protocol = {
-    'split': 'held out by photograph',
-    'source': config.data.held_out_source or config.data.source,
-    'crop': config.data.image_size,
-    'count': len(held_out.paths_NxHxWxC),
-    'color_range': '[-1, 1]',
-    'cycles': done,
-    'images_seen': done * config.train.batch_size * len(config.clone_names),
-    'seed': config.seed,
-  }
   path = os.path.join(workdir, 'evaluation.json')
+  body = {**_flat(figures), 'protocol': protocol(config, held_out, done)}
   with open(f'{path}.tmp', 'w') as f:
-    json.dump({**_flat(figures), 'protocol': protocol}, f, indent=1)
+    json.dump(body, f, indent=1)
   os.replace(f'{path}.tmp', path)
 
 
-def save_preview(workdir: str, sheet: np.ndarray, done: int) -> None:
+def save_preview(workdir: str, exam: Exam, done: int) -> np.ndarray:
+  """Draws the contact sheet into previews/ and returns it."""
   folder = os.path.join(workdir, 'previews')
   os.makedirs(folder, exist_ok=True)
-  evaluate.save_png(os.path.join(folder, f'{done:07d}.png'), sheet)
+  picture = evaluate.compose(exam.tiles, exam.sheet)
+  evaluate.save_sheet(
+    os.path.join(folder, f'{done:07d}.png'), picture, exam.sheet
+  )
+  return picture
+
+
+def save_report(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  subject: report.Subject,
+  rows: list[dict[str, Any]],
+) -> None:
+  """report.html; what goes wrong with it is a warning."""
+  try:
+    path = report.write(
+      workdir,
+      subject,
+      rows,
+      base={t: config.loss[t] for t in losses.TERMS},
+      image_size=config.data.image_size,
+      chunk=config.optics.chunk,
+    )
+  except report.FAILURES as e:
+    logging.warning('No report.html of this run: %r.', e)
+  else:
+    logging.info('The report is %s.', path)
 
 
 def _flat(figures: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -25,7 +25,7 @@ def judged():
   held_out = evaluate.HeldOut(paths[:30], None, bins_N[:30])
   x = poincare.normalize(held_out.paths_NxHxWxC)
   params = jax.jit(spec.tokenizer.init)(jax.random.key(0), x)['params']
-  figures = evaluate.evaluate(
+  figures, _ = evaluate.evaluate(
     spec.tokenizer, params, held_out, None, batch_size=16
   )
   return spec.tokenizer, params, held_out, figures
@@ -62,16 +62,16 @@ def test_perplexity_counts_the_whole_held_out_set(judged):
 
 def test_the_sheet_begins_with_what_is_to_be_reconstructed(judged):
   tokenizer, params, held_out, _ = judged
-  sheet = evaluate.preview(
+  tiles, sheet = evaluate.preview(
     tokenizer, {'a': params, 'b': params}, held_out, None, columns=4
   )
-  side = 128 // 8 * 8
-  assert sheet.shape == (3 * side, 4 * side, 3)
-  assert sheet.dtype == np.uint8
+  assert sheet.rows == ('original', 'a', 'b', 'error x4')
+  assert tiles.shape == (4, 4, 128, 128, 3)
+  assert tiles.dtype == np.uint8
   easiest = held_out.paths_NxHxWxC[np.argmin(held_out.bins_N)]
   pixel = (np.asarray(poincare.normalize(easiest[None]))[0, 0, 0] + 1) * 127.5
-  np.testing.assert_allclose(sheet[0, 0], pixel, atol=1)
-  np.testing.assert_array_equal(sheet[side : 2 * side], sheet[2 * side :])
+  np.testing.assert_allclose(tiles[0, 0, 0, 0], pixel, atol=1)
+  np.testing.assert_array_equal(tiles[1], tiles[2])
 
 
 @pytest.fixture(scope='module')
@@ -93,7 +93,9 @@ def seen():
 
 def test_pixel_figures_compare_the_photograph_by_numpy(seen):
   tokenizer, params, held_out, eyes = seen
-  figures = evaluate.evaluate(tokenizer, params, held_out, eyes, batch_size=7)
+  figures, _ = evaluate.evaluate(
+    tokenizer, params, held_out, eyes, batch_size=7
+  )
   paths, pixels, _ = held_out
   x_hat = tokenizer.apply({'params': params}, poincare.normalize(paths))[0]
   photographs = pixels / 127.5 - 1
@@ -117,7 +119,7 @@ def test_pixel_figures_compare_the_photograph_by_numpy(seen):
 def test_a_partial_last_batch_changes_no_figure(seen):
   tokenizer, params, held_out, eyes = seen
   one, many = (
-    evaluate.evaluate(tokenizer, params, held_out, eyes, batch_size=size)
+    evaluate.evaluate(tokenizer, params, held_out, eyes, batch_size=size)[0]
     for size in (7, 3)
   )
   assert one == pytest.approx(many, rel=1e-4)
@@ -125,21 +127,85 @@ def test_a_partial_last_batch_changes_no_figure(seen):
 
 def test_empty_bins_have_no_figure(seen):
   tokenizer, params, held_out, _ = seen
-  figures = evaluate.evaluate(tokenizer, params, held_out, None, batch_size=7)
+  figures, _ = evaluate.evaluate(
+    tokenizer, params, held_out, None, batch_size=7
+  )
   of_bins = {name for name in figures if name.startswith('path_l1_bin_')}
   assert of_bins == {f'path_l1_bin_{b}' for b in (0, 3, 7, 9)}
   assert not {'psnr', 'pixel_l1', 'optics_psnr'} & set(figures)
 
 
-def test_row_0_holds_the_photographs_from_easy_to_hard(seen, tmp_path):
+def test_bins_have_a_psnr_where_there_are_pixels(seen):
   tokenizer, params, held_out, eyes = seen
-  sheet = evaluate.preview(
-    tokenizer, {'a': params, 'b': params}, held_out, eyes, columns=7
+  figures, _ = evaluate.evaluate(
+    tokenizer, params, held_out, eyes, batch_size=7
   )
-  assert sheet.shape == (4 * 128, 7 * 128, 3)
-  assert sheet.dtype == np.uint8
+  counts = {0: 2, 3: 2, 7: 2, 9: 1}
+  mean = sum(n * figures[f'psnr_bin_{b}'] for b, n in counts.items()) / 7
+  assert figures['psnr'] == pytest.approx(mean, rel=1e-5)
+
+
+def test_the_counts_of_codes_are_those_of_numpy(judged):
+  tokenizer, params, held_out, _ = judged
+  _, counts_V = evaluate.evaluate(
+    tokenizer, params, held_out, None, batch_size=16
+  )
+  x = poincare.normalize(held_out.paths_NxHxWxC)
+  tokens = np.asarray(tokenizer.apply({'params': params}, x)[2]).ravel()
+  np.testing.assert_array_equal(counts_V, np.bincount(tokens, minlength=16))
+
+
+def test_row_0_holds_the_photographs_from_easy_to_hard(seen):
+  tokenizer, params, held_out, eyes = seen
+  tiles, sheet = evaluate.preview(
+    tokenizer, {'master': params, 'b': params}, held_out, eyes, columns=7
+  )
+  assert sheet.rows == ('original', 'optics', 'master', 'b', 'error x4')
+  assert sheet.bins == (0, 0, 3, 3, 7, 7, 9)
+  assert tiles.shape == (5, 7, 128, 128, 3)
   originals = [held_out.images_NxSxSx3[i] for i in (1, 4, 3, 6, 0, 2, 5)]
-  np.testing.assert_array_equal(sheet[:128:8, ::8], np.hstack(originals))
-  evaluate.save_png(str(tmp_path / 'sheet.png'), sheet)
-  with Image.open(tmp_path / 'sheet.png') as read:
-    np.testing.assert_array_equal(np.asarray(read), sheet)
+  np.testing.assert_array_equal(tiles[0, :, ::8, ::8], np.stack(originals))
+  np.testing.assert_array_equal(
+    tiles[4], evaluate.error_map(tiles[0], tiles[2])
+  )
+
+
+def test_the_error_map_is_four_times_the_mean_distance_of_the_channels():
+  a = np.array([[[10, 20, 30], [255, 255, 255]]], np.uint8)
+  b = np.array([[[13, 20, 24], [0, 0, 0]]], np.uint8)
+  # (3 + 0 + 6) / 3 = 3, times 4; and more than 255 is white.
+  assert evaluate.error_map(a, b).tolist() == [[[12] * 3, [255] * 3]]
+
+
+SHEET = evaluate.Sheet(
+  tile=8, gap=2, header=20, label=50, rows=('original', 'master'), bins=(0, 9)
+)
+
+
+def test_the_tiles_of_a_drawn_sheet_are_those_that_went_in(tmp_path):
+  tiles = np.random.default_rng(0).integers(0, 256, (2, 2, 8, 8, 3), np.uint8)
+  picture = evaluate.compose(tiles, SHEET)
+  assert picture.shape == (20 + 8 + 2 + 8, 50 + 8 + 2 + 8, 3)
+  np.testing.assert_array_equal(picture[30:38, 60:68], tiles[1, 1])
+  np.testing.assert_array_equal(evaluate.cut(picture, SHEET), tiles)
+  path = tmp_path / 'sheet.png'
+  evaluate.save_sheet(path, picture, SHEET)
+  assert evaluate.geometry(path) == SHEET
+  np.testing.assert_array_equal(evaluate.tiles(path), tiles)
+  with Image.open(path) as read:
+    np.testing.assert_array_equal(np.asarray(read), picture)
+
+
+def test_names_and_bins_are_written_outside_the_tiles():
+  white = np.full((2, 2, 8, 8, 3), 255, np.uint8)
+  picture = evaluate.compose(white, SHEET)
+  dark = picture.min(-1) < 128
+  assert dark[:20, 50:].any()
+  assert dark[20:, :50].any()
+  assert not dark[20:, 50:].any()
+
+
+def test_a_picture_without_geometry_is_no_sheet(tmp_path):
+  Image.new('RGB', (8, 8)).save(tmp_path / 'plain.png')
+  with pytest.raises(ValueError, match='no contact sheet'):
+    evaluate.tiles(tmp_path / 'plain.png')

@@ -23,11 +23,13 @@ LEVELS = (
     'checkpoint',
     'history',
     'mission_control',
+    'writers',
   ),
   ('optics', 'models', 'losses', 'preflight'),
   ('state',),
   ('step', 'evaluate'),
-  ('latents', 'train', 'export'),
+  ('latents', 'report', 'export'),
+  ('train',),
   ('main', 'benchmark', 'ledger'),
 )
 LEVEL_OF = {name: i for i, names in enumerate(LEVELS) for name in names}

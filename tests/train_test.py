@@ -4,11 +4,12 @@ import json
 import os
 import pickle
 
+from absl import logging
 import jax
 import numpy as np
 import pytest
 
-from chimera import latents, train
+from chimera import evaluate, history, latents, report, train
 from tests import tiny
 
 
@@ -52,6 +53,7 @@ def test_a_run_leaves_the_files_of_the_contract(finished):
     'checkpoints',
     'previews',
     'evaluation.json',
+    'report.html',
     'perceptual',
   }
   assert os.listdir(os.path.join(workdir, 'previews')) == ['0000006.png']
@@ -85,6 +87,68 @@ def test_the_figures_on_disk_are_those_returned(finished):
     'adversarial',
     'latent_purity',
   }
+
+
+def test_the_sheet_on_disk_names_its_rows_and_can_be_cut(finished):
+  workdir, config, *_ = finished
+  path = os.path.join(workdir, 'previews', '0000006.png')
+  sheet = evaluate.geometry(path)
+  assert sheet.rows == ('original', 'master', *config.clone_names, 'error x4')
+  tiles = evaluate.tiles(path)
+  assert tiles.shape == (7, config.eval.preview, sheet.tile, sheet.tile, 3)
+  np.testing.assert_array_equal(
+    tiles[-1], evaluate.error_map(tiles[0], tiles[1])
+  )
+
+
+def test_each_clone_has_its_picture_below_the_originals(finished):
+  _, config, *_ = finished
+  rows = ('original', 'master', *config.clone_names)
+  tiles = np.arange(6, dtype=np.uint8)[:, None, None, None, None]
+  exam = train.Exam(
+    {},
+    np.zeros(1),
+    np.broadcast_to(tiles, (6, 3, 2, 2, 3)),
+    evaluate.Sheet(2, 0, 0, 0, rows, (0, 1, 2)),
+  )
+  of_clones, of_master = train.reconstructions(config, exam)
+  for i, pictures in enumerate((of_master, *of_clones)):
+    [(tag, picture)] = pictures.items()
+    assert tag == 'reconstructions'
+    assert picture.shape == (4, 6, 3)
+    assert (picture[:2] == 0).all()
+    assert (picture[2:] == i + 1).all()
+
+
+def test_even_use_of_all_codes_is_a_share_of_one():
+  assert train.even_shares(np.array([3, 3, 3])).tolist() == [1, 1, 1]
+  assert train.even_shares(np.array([0, 9, 3])).tolist() == [0, 2.25, 0.75]
+  assert train.even_shares(np.zeros(2)).tolist() == [0, 0]
+
+
+def test_a_failing_report_is_one_warning(finished, monkeypatch):
+  workdir, config, *_ = finished
+  lines = []
+  monkeypatch.setattr(
+    logging, 'warning', lambda text, *values: lines.append(text % values)
+  )
+
+  def write(*_, **__):
+    raise OSError('No space left on device')
+
+  monkeypatch.setattr(report, 'write', write)
+  train.save_report(config, workdir, None, [])
+  assert len(lines) == 1
+  assert 'No space left on device' in lines[0]
+
+
+def test_an_evaluation_is_remembered_of_clones_and_master(finished):
+  workdir, config, _, figures = finished
+  row = history.read(workdir)[-1]
+  assert row.cycle == 6
+  for name in config.clone_names:
+    assert row.clones[name]['eval/path_l1'] == figures[f'{name}/path_l1']
+  assert row.master['eval/path_l1'] == figures['master/path_l1']
 
 
 def test_a_finished_run_has_nothing_to_do(finished):

@@ -1,0 +1,284 @@
+"""TensorBoard: a run for each clone and one of the master.
+
+The four runs share their tags, so that TensorBoard lays the clones' curves over
+each other and their pictures side by side. A writer that fails is switched off
+with one warning: it costs metrics, never training.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+from absl import logging
+import numpy as np
+
+if TYPE_CHECKING:
+  from tensorboard.plugins.custom_scalar import layout_pb2
+
+# Charts of the layout's first category: title to patterns of tags. Twelve are
+# what TensorBoard shows on one page.
+_OVERVIEW = {
+  'Loss, every clone by the base weights': ('loss/base',),
+  'Loss, each clone by its own lambdas': ('loss/total',),
+  'Learning rate': ('agent/lr',),
+  'Q-agent: reward': ('agent/reward',),
+  'Critic: Wasserstein estimate': ('critic/wasserstein',),
+  'Critic: loss': ('critic/loss',),
+  'Critic: gradient penalty': ('critic/penalty',),
+  'Codebook: codes used and perplexity': (
+    'codebook/used',
+    'codebook/perplexity',
+  ),
+  'Held out: PSNR (dB)': ('eval/psnr',),
+  'Held out: SSIM': ('eval/ssim',),
+  'Held out: L1 of path_params': ('eval/path_l1',),
+  'Held out: L1 of the worst bin': ('eval/path_l1_worst_bin',),
+}
+# Categories of one chart a bin: title to what the tags begin with.
+_OF_BINS = {
+  'Held out, by bin: PSNR (dB)': 'eval/psnr_bin_',
+  'Held out, by bin: L1 of path_params': 'eval/path_l1_bin_',
+}
+# Categories of one chart a loss term: title to group of tags.
+_OF_TERMS = {
+  'Lambdas': 'lambda',
+  'Loss terms': 'loss',
+  'PID: proportional error': 'pid/error',
+  'PID: integral': 'pid/integral',
+  'PID: derivative': 'pid/derivative',
+}
+_MORE = {
+  'Adversarial share of the gradient': ('loss/adv_share',),
+  'Q-agent: state': ('agent/state',),
+  'Q-agent: action': ('agent/action',),
+  'Q-agent: trim of the learning rate': ('agent/trim',),
+  'Q-agent: exploration': ('agent/epsilon',),
+  'Gradients: RMS': ('grads/rms',),
+  'Meld: cosine of own and mean step': ('meld/drift',),
+  'Meld: cycles left out': ('meld/dropped',),
+  'Held out: PSNR of the optics alone (dB)': ('eval/optics_psnr',),
+  'Held out: edge distance': ('eval/edge',),
+  'Held out: L1 of pixels': ('eval/pixel_l1',),
+  'Held out: PSNR of path_params (dB)': ('eval/path_psnr',),
+  'Held out: SSIM of path_params': ('eval/path_ssim',),
+  'Held out: edge distance of path_params': ('eval/path_edge',),
+  'Held out: codes used': ('eval/codes_used',),
+  'Held out: perplexity': ('eval/perplexity',),
+  'Cycles/s': ('perf/cycles_per_sec',),
+  'Images/s': ('perf/images_per_sec',),
+}
+
+
+def silence_tensorflow() -> None:
+  """Keeps TensorFlow, which CLU's writers import, from talking on stderr."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  # oneDNN announces itself past the log level; nothing is computed with it.
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+
+
+def layout(terms: Sequence[str]) -> 'layout_pb2.Layout':
+  """The custom-scalars page; each tag in it is a pattern for `re.match`.
+
+  Args:
+    terms: names of the loss terms, a chart each.
+  """
+  from tensorboard.plugins.custom_scalar import layout_pb2
+
+  def category(
+    title: str, charts: Mapping[str, Sequence[str]], closed: bool = False
+  ) -> 'layout_pb2.Category':
+    return layout_pb2.Category(
+      title=title,
+      closed=closed,
+      chart=[
+        layout_pb2.Chart(
+          title=name,
+          multiline=layout_pb2.MultilineChartContent(
+            tag=[f'^{tag}$' for tag in tags]
+          ),
+        )
+        for name, tags in charts.items()
+      ],
+    )
+
+  return layout_pb2.Layout(
+    category=[
+      category('Mission Control', _OVERVIEW),
+      *(
+        category(title, {f'bin {b}': (f'{tag}{b}',) for b in range(10)})
+        for title, tag in _OF_BINS.items()
+      ),
+      *(
+        category(title, {t: (f'{group}/{t}',) for t in terms})
+        for title, group in _OF_TERMS.items()
+      ),
+      category('Agents, Meld and speed', _MORE, closed=True),
+    ]
+  )
+
+
+class Writers:
+  """TensorBoard: one run a clone in its own folder, the master's in workdir.
+
+  Args:
+    workdir: made where it is not there.
+    clone_names: names of the runs.
+  """
+
+  def __init__(self, workdir: str, clone_names: Sequence[str]):
+    self._master = _Run(workdir, 'the master')
+    self._clones = [
+      _Run(os.path.join(workdir, name), name) for name in clone_names
+    ]
+
+  def introduce(
+    self,
+    hparams: Mapping[str, Any],
+    texts: Mapping[str, Mapping[str, Any]],
+    terms: Sequence[str],
+  ) -> None:
+    """Writes once what the run is.
+
+    Args:
+      hparams: by dotted key; only those that are one number, switch or word.
+      texts: what is shown as JSON, by tag.
+      terms: names of the loss terms.
+    """
+    self._master.call(_write_layout, terms)
+    self._master.call(
+      'write_hparams',
+      {
+        k: v
+        for k, v in hparams.items()
+        if isinstance(v, bool | int | float | str)
+      },
+    )
+    self._master.call(
+      'write_texts',
+      0,
+      {tag: _as_code(values) for tag, values in texts.items()},
+    )
+
+  def write(
+    self,
+    step: int,
+    clone_scalars: Sequence[Mapping[str, float]],
+    master_scalars: Mapping[str, float],
+  ) -> None:
+    """Writes scalars by tag, one mapping a clone and the master's."""
+    for run, scalars in self._runs(clone_scalars, master_scalars):
+      run.call('write_scalars', step, scalars)
+
+  def images(
+    self,
+    step: int,
+    clone_images: Sequence[Mapping[str, np.ndarray]],
+    master_images: Mapping[str, np.ndarray],
+  ) -> None:
+    """Writes pictures by tag, uint8 (height, width, 3)."""
+    for run, pictures in self._runs(clone_images, master_images):
+      run.call('write_images', step, pictures)
+
+  def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes the master's histograms, of what is finite in them."""
+    finite = {tag: x[np.isfinite(x)] for tag, x in arrays.items()}
+    if finite := {tag: x for tag, x in finite.items() if x.size}:
+      self._master.call('write_histograms', step, finite)
+
+  def close(self) -> None:
+    for run in (self._master, *self._clones):
+      run.close()
+
+  def __enter__(self) -> 'Writers':
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self.close()
+
+  def _runs(
+    self, of_clones: Sequence[Mapping[str, Any]], of_master: Mapping[str, Any]
+  ) -> Iterator[tuple['_Run', Mapping[str, Any]]]:
+    """The runs that there is something for."""
+    for run, values in zip(self._clones, of_clones, strict=True):
+      if values:
+        yield run, values
+    if of_master:
+      yield self._master, of_master
+
+
+class _Run:
+  """One run's writer on a thread of its own, off at its first failure."""
+
+  def __init__(self, folder: str, name: str):
+    # TensorFlow takes seconds to import, and only this needs it.
+    silence_tensorflow()
+    from clu import asynclib, metric_writers
+    import tensorflow as tf
+
+    self._name = name
+    self._failures = (
+      OSError,
+      ValueError,
+      TypeError,
+      RuntimeError,
+      tf.errors.OpError,
+      asynclib.AsyncError,
+    )
+    self._on = True
+    self._pool = asynclib.Pool(name, max_workers=1)
+    self._try(self._open, metric_writers.SummaryWriter, folder)
+
+  def call(self, method: str | Callable[..., None], *args: Any) -> None:
+    """Calls a method of the writer, or a function with the writer first."""
+    self._try(self._pool(self._try), self._call, method, *args)
+
+  def close(self) -> None:
+    self.call('close')
+    self._try(self._pool.close)
+
+  def _open(self, create: Callable[[str], Any], folder: str) -> None:
+    self._writer = create(folder)
+
+  def _call(self, method: str | Callable[..., None], *args: Any) -> None:
+    if isinstance(method, str):
+      getattr(self._writer, method)(*args)
+    else:
+      method(self._writer, *args)
+
+  def _try(self, f: Callable[..., Any], *args: Any) -> None:
+    """Calls f unless switched off; switches off where it fails."""
+    if not self._on:
+      return
+    try:
+      f(*args)
+    except self._failures as e:
+      self._on = False
+      logging.warning(
+        'TensorBoard: %s is written no longer, training goes on: %s',
+        self._name,
+        _reason(e),
+      )
+
+
+def _reason(e: Exception) -> str:
+  """One line, without the operation's name that TensorFlow wraps it in."""
+  return ' '.join(re.sub(r'{{.*?}}|\[Op:.*', '', str(e)).split())
+
+
+def _write_layout(writer: Any, terms: Sequence[str]) -> None:
+  from tensorboard.plugins.custom_scalar import metadata
+
+  tag = metadata.CONFIG_SUMMARY_TAG
+  writer.write_summaries(
+    0,
+    {tag: layout(terms).SerializeToString()},
+    {tag: metadata.create_summary_metadata()},
+  )
+
+
+def _as_code(values: Mapping[str, Any]) -> str:
+  """Markdown: an indented block, line by line."""
+  text = json.dumps(values, indent=2)
+  return '\n'.join(f'    {line}' for line in text.splitlines())
