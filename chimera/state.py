@@ -19,6 +19,11 @@ import optax
 from chimera import agents, losses, meld, models, school
 
 
+# Of the learning rate at the end of the cosine. At 0 the last specialists would
+# be the master, and nothing would tell them apart.
+COSINE_END = 0.01
+
+
 class TrainState(flax.struct.PyTreeNode):
   """Parameters and their Adam moments."""
 
@@ -152,7 +157,11 @@ class StepSpec:
         0.0, self.learning_rate, self.warmup
       )(step + 1)
     return optax.warmup_cosine_decay_schedule(
-      0.0, self.learning_rate, self.warmup, max(self.cycles, self.warmup + 1)
+      0.0,
+      self.learning_rate,
+      self.warmup,
+      max(self.cycles, self.warmup + 1),
+      COSINE_END * self.learning_rate,
     )(step + 1)
 
 
