@@ -18,7 +18,6 @@ import optax
 
 from chimera import agents, losses, meld, models, school
 
-
 # Of the learning rate at the end of the cosine. At 0 the last specialists would
 # be the master, and nothing would tell them apart.
 COSINE_END = 0.01
