@@ -9,6 +9,7 @@ nothing here imports JAX, so that another process can watch at once.
 import atexit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import functools
 import glob
 import io
 import json
@@ -125,18 +126,25 @@ class Figure(NamedTuple):
   best_cycle: int | None
 
 
+class Tile(NamedTuple):
+  """A square picture, hashable: its pixels a side and their bytes, RGB."""
+
+  side: int
+  rgb: bytes
+
+
 class Pictures(NamedTuple):
   """A preview sheet, cut up.
 
   Attributes:
     cycle: of the evaluation.
-    originals: uint8 (S, S, 3), from easy to hard.
+    originals: from easy to hard.
     by_name: likewise what each tokenizer makes of them.
   """
 
   cycle: int
-  originals: tuple[np.ndarray, ...]
-  by_name: dict[str, tuple[np.ndarray, ...]]
+  originals: tuple[Tile, ...]
+  by_name: dict[str, tuple[Tile, ...]]
 
 
 class Snapshot(NamedTuple):
@@ -268,7 +276,8 @@ def compile_seconds(rows: Sequence[history.Row]) -> float | None:
 def _heard(rows: Sequence[history.Row], cycles: int, now: float) -> str:
   if not rows:
     return 'waiting for the first log cycle'
-  if rows[-1].cycle >= cycles and 'eval' in ''.join(rows[-1].master):
+  judged = any(tag.startswith('eval/') for tag in rows[-1].master)
+  if judged and rows[-1].cycle >= cycles:
     return 'finished'
   ago = mission_control.format_seconds(max(0.0, now - rows[-1].time))
   return f'last heard of {ago} ago'
@@ -382,19 +391,29 @@ def _agent(
 # What stands on a line.
 
 
-def sparkline(values: Sequence[float], width: int) -> str:
-  """The newest `width` values as bars from the least to the greatest.
+def sparkline(
+  values: Sequence[float], width: int, reach: float | None = None
+) -> str:
+  """The newest `width` values as bars.
 
-  A value that is not finite is a cross; values all alike lie low.
+  A value that is not finite is a '!'; values all alike lie low.
+
+  Args:
+    values: in their order.
+    width: cells.
+    reach: the bars go from -reach to reach; None is from the least value to
+      the greatest.
   """
   values = values[-width:] if width > 0 else ()
   finite = [v for v in values if math.isfinite(v)]
   low, high = min(finite, default=0.0), max(finite, default=0.0)
+  if reach is not None:
+    low, high = -reach, reach
   step = (high - low) / len(_BARS) or math.inf
   return ''.join(
-    _BARS[min(int((v - low) / step), len(_BARS) - 1)]
+    _BARS[max(0, min(int((v - low) / step), len(_BARS) - 1))]
     if math.isfinite(v)
-    else '×'
+    else '!'
     for v in values
   )
 
@@ -502,17 +521,16 @@ def render(snapshot: Snapshot, width: int, height: int) -> Screen:
   inner = (width - 3) // 4
   tall = height >= 36 and inner >= 24
   students = [
-    _column(student, snapshot.limit, inner - 2, chr(ord('A') + i), _HUES[i % 4], tall)
+    _column(
+      student, snapshot.limit, inner - 2, chr(ord('A') + i), _HUES[i % 4], tall
+    )
     for i, student in enumerate(snapshot.students)
   ]
   rule = [_text('─' * width, 'bright_black')]
   lines = [_header(snapshot, width), rule, *_side_by_side(students, width)]
-  master = _master(snapshot, tall)
   room = height - len(lines) - 2
-  if room > len(master):
-    lines.append(rule)
-    room -= 1
-  lines += _below(snapshot, master, width, max(room, 0))
+  lines.append(rule)
+  lines += _below(snapshot, _master(snapshot, tall), width, max(room, 0))
   lines = lines[: height - 1]
   lines += [[]] * (height - 1 - len(lines))
   lines.append(_progress(snapshot, width))
@@ -552,15 +570,20 @@ def _column(
 ) -> list[Line]:
   """One specialist, in lines of at most `width` cells."""
   name = [_text(f'{letter} {student.name}', f'bold {hue}')]
-  bins = f'bins {student.bins}' if len(student.bins) > 1 else f'bin {student.bins}'
+  bins = (
+    f'bins {student.bins}' if len(student.bins) > 1 else f'bin {student.bins}'
+  )
   if tall:
     head = [
       _ends(name, [_text(bins)], width),
       [_text(_words(student.mission, width) or '-', 'bright_black')],
     ]
   else:
-    mission = _words(student.mission, width - len(bins) - 2)
-    head = [name, [_text(bins), _text(f'  {mission}', 'bright_black')]]
+    mission = _words(student.mission, width - len(bins) - 1)
+    if student.mission and not mission:
+      bins = student.bins
+      mission = _words(student.mission, width - len(bins) - 1)
+    head = [name, [_text(bins), _text(f' {mission}', 'bright_black')]]
   losses = [
     [
       _text(f'{label:7}', 'bright_black'),
@@ -599,17 +622,19 @@ def _lambdas(
     pid = ' '.join(f'{k}{gap}{_number(v, form)}' for k, v in parts)
   name = [_text('λ ', 'bright_black'), _text(top.term if top else '-', 'bold')]
   if not tall:
-    bars = sparkline([_log(w.ratio) for w in student.weights], width)
+    bars = sparkline(
+      [_log(w.ratio) for w in student.weights], width - 7, reach=limit
+    )
     return [name, [_text(f'{ratio:6} '), _text(bars, 'red')], [_text(pid)]]
   lines = [_ends(name, [_text(ratio, 'bold')], width), [_text(pid)]]
   longest = max(len(w.term) for w in student.weights)
-  half = max(1, (width - longest - 8) // 2)
+  half = max(1, (width - longest - 7) // 2)
   for weight in student.weights:
     style = 'bold' if weight is top else 'bright_black'
     lines.append(
       [
         _text(f'{weight.term:{longest}}', style),
-        _text(f' {_number(weight.ratio, ".2f"):>5} '),
+        _text(f' {_number(weight.ratio, ".2f"):>4} '),
         *_gauge(weight.ratio, limit, half),
       ]
     )
@@ -678,7 +703,10 @@ def _master(snapshot: Snapshot, tall: bool) -> list[Line]:
       [_text(f' {speed}')],
     ]
   lines = [
-    [_text(' Master', 'bold'), _text(f'  held-out {snapshot.kind}', 'bright_black')]
+    [
+      _text(' Master', 'bold'),
+      _text(f'  held-out {snapshot.kind}', 'bright_black'),
+    ]
   ]
   for f in snapshot.figures:
     value, best = _figure(f)
@@ -721,12 +749,11 @@ def _below(
   if snapshot.pictures is None or height <= 0:
     return master[:height]
   side = max(map(_width, master)) + 3
-  if height > len(master) + 6 or width - side < 24:
-    beside = []
-  else:
-    beside = _gallery(snapshot, width - side, height)
+  beside = _gallery(snapshot, width - side, height)
   under = _gallery(snapshot, width - 1, height - len(master))
-  if len(beside) <= len(under):
+  if max(map(_width, beside), default=0) * len(beside) < max(
+    map(_width, under), default=0
+  ) * len(under):
     return [*master, *([_text(' '), *line] for line in under)]
   lines = []
   for i in range(height):
@@ -745,47 +772,47 @@ def _gallery(snapshot: Snapshot, width: int, height: int) -> list[Line]:
   pictures = snapshot.pictures
   names = list(pictures.by_name)
   name = names[snapshot.turn % len(names)]
-  most = len(pictures.originals)
-
-  def count(side: int, room: int) -> int:
-    return min(most, (room + 1) // (side + 1))
-
-  below = max(0, (height - 2) // 2 * 2)
-  beside = max(0, (height - 1) * 2)
-  while beside and not count(beside, (width - 2) // 2):
-    beside -= 2
-  worth = [
-    count(below, width) * below**3,
-    count(beside, (width - 2) // 2) * beside**3,
-  ]
-  side = (below, beside)[worth[1] > worth[0]]
-  if side < 8 or not max(worth):
+  best = None
+  for is_beside in (False, True):
+    room = (width - 2) // 2 if is_beside else width
+    tallest = 2 * (height - 1) if is_beside else (height - 2) // 2 * 2
+    for side in range(8, tallest + 1, 2):
+      count = min(len(pictures.originals), (room + 1) // (side + 1))
+      worth = count > 1, count * side**3
+      if count and (best is None or worth > best[0]):
+        best = worth, is_beside, side, count
+  if best is None:
     return []
-  room = width if side == below else (width - 2) // 2
-  strips = []
-  for label, tiles in (
-    (f'originals, cycle {pictures.cycle}', pictures.originals),
-    (name, pictures.by_name[name]),
-  ):
-    strips.append([[_text(label, 'bright_black')], *_strip(tiles[: count(side, room)], side)])
-  if worth[0] >= worth[1]:
-    return [*strips[0], *strips[1]]
-  wide = max(map(_width, strips[0][1:]))
-  return [[*_fit(a, wide + 2), *b] for a, b in zip(*strips)]
-
-
-def _strip(tiles: Sequence[np.ndarray], side: int) -> list[Line]:
-  """Pictures in a row, `side` pixels each."""
-  drawn = [
-    half_blocks(
-      np.asarray(Image.fromarray(tile).resize((side, side), Image.Resampling.BOX))
+  _, is_beside, side, count = best
+  first, second = (
+    [[_text(label, 'bright_black')], *_strip(tiles[:count], side)]
+    for label, tiles in (
+      (f'originals, cycle {pictures.cycle}', pictures.originals),
+      (name, pictures.by_name[name]),
     )
-    for tile in tiles
-  ]
+  )
+  if not is_beside:
+    return [*first, *second]
+  wide = count * (side + 1) + 1
+  return [[*_fit(a, wide), *b] for a, b in zip(first, second)]
+
+
+def _strip(tiles: Sequence[Tile], side: int) -> list[Line]:
+  """Pictures in a row, `side` pixels each."""
+  rows = zip(*(_shrink(tile, side) for tile in tiles))
   return [
     [segment for cells in row for segment in (*cells, _text(' '))][:-1]
-    for row in zip(*drawn)
+    for row in rows
   ]
+
+
+# All rows of a sheet of twelve pictures; each is drawn at every turn.
+@functools.lru_cache(maxsize=128)
+def _shrink(tile: Tile, side: int) -> list[Line]:
+  image = Image.frombytes('RGB', (tile.side, tile.side), tile.rgb)
+  return half_blocks(
+    np.asarray(image.resize((side, side), Image.Resampling.BOX))
+  )
 
 
 def _progress(snapshot: Snapshot, width: int) -> Line:
@@ -823,16 +850,16 @@ class Look:
   ):
     self._workdir = workdir
     self._config = config
-    self._rows = rows or []
+    self._rows = [] if rows is None else rows
     self._reads = rows is None
     self._stamp: tuple[float, int] | None = None
     self._doing: tuple[str, float, str] | None = None
     self._sheet: tuple[str, float] | None = None
     self._pictures: Pictures | None = None
 
-  def say(self, doing: str, more: str = '') -> None:
-    """From now on the run is `doing` this; `more` comes after the time."""
-    self._doing = doing, time.time(), more
+  def say(self, doing: str, more: str = '', since: float | None = None) -> None:
+    """What the run is doing from now on, or `since`; `more` ends the line."""
+    self._doing = doing, time.time() if since is None else since, more
 
   def __call__(self, now: float) -> Snapshot:
     if self._reads:
@@ -887,9 +914,11 @@ def read_sheet(path: str, config: Mapping[str, Any]) -> Pictures | None:
   if len(sheet) < side * (first + len(names)) or sheet.shape[1] % columns:
     return None
 
-  def row(y: int) -> tuple[np.ndarray, ...]:
+  def row(y: int) -> tuple[Tile, ...]:
     strip = sheet[y * side : (y + 1) * side]
-    return tuple(np.split(strip, columns, axis=1))
+    return tuple(
+      Tile(side, tile.tobytes()) for tile in np.split(strip, columns, axis=1)
+    )
 
   tiles = {name: row(first + i) for i, name in enumerate(names)}
   tiles['master'] = tiles.pop('master')
@@ -939,7 +968,7 @@ class Live:
     sys.stdout.flush()
     sys.stderr.flush()
     self._terminal = os.fdopen(
-      os.dup(sys.__stdout__.fileno()), 'w', encoding='utf-8', errors='replace'
+      os.dup(1), 'w', encoding='utf-8', errors='replace'
     )
     self._console = rich.console.Console(
       file=self._terminal, force_terminal=True, legacy_windows=False

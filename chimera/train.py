@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import json
 import operator
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from absl import logging
@@ -13,6 +14,7 @@ import numpy as np
 
 from chimera import (
   checkpoint,
+  dashboard,
   evaluate,
   history,
   images,
@@ -88,12 +90,31 @@ def train(
     spec, devices, cycles=cycles, resident=shards.resident
   )
   progress = mission_control.Progress(config.train.cycles, first)
+  compiled = dashboard.compile_seconds(history.read(workdir))
   log = history.History(workdir, first)
-  logging.info('Compiling the step for %d device(s).', len(devices))
-  with mission_control.Writers(workdir, config.clone_names) as writers:
+  look = dashboard.Look(workdir, json.loads(config.to_json()), log.rows)
+  with (
+    dashboard.Live(
+      look,
+      os.path.join(workdir, 'train.log'),
+      wanted=config.train.dashboard,
+    ),
+    mission_control.Writers(workdir, config.clone_names) as writers,
+  ):
+    compiling = f'compiling the step for {len(devices)} device(s)'
+    last_time = ''
+    if compiled is not None:
+      last_time = f' ({mission_control.format_seconds(compiled)} last time)'
+    logging.info('%s%s.', compiling.capitalize(), last_time)
+    look.say(compiling, last_time)
+    start = time.monotonic()
     for done in range(first + cycles, config.train.cycles + 1, cycles):
       with jax.transfer_guard('disallow'):
         state, metrics = train_step(state, missions, shard)
+      if done == first + cycles:
+        compiled = time.monotonic() - start
+        began = time.time()
+        look.say('training')
       last = done == config.train.cycles
       if done % config.train.log_every == 0 or last:
         specialists = metrics.pop('specialist')
@@ -103,6 +124,9 @@ def train(
           clone_scalars(seen, i) for i in range(len(config.clone_names))
         ]
         master = master_scalars(seen, rate, spec)
+        if compiled is not None:
+          # In the row whose rate it is a part of.
+          master['perf/compile_seconds'], compiled = compiled, None
         writers.write(done, clones, master)
         log.append(done, dict(zip(config.clone_names, clones)), master)
         if not np.isfinite(seen['base_loss']).any():
@@ -113,8 +137,11 @@ def train(
         if not shards.resident:
           shard = shards.deal(step_lib.fetch(state.school.enrolled_L), done)
       if done % config.train.checkpoint_every == 0 or last:
+        look.say('saving')
         checkpoints.save(done, step_lib.fetch(state), {})
+        look.say('training', since=began)
       if done % config.train.eval_every == 0 or last:
+        look.say('evaluating')
         figures, sheet = examine(
           config,
           spec,
@@ -128,6 +155,7 @@ def train(
         writers.write(done, [{}] * len(config.clone_names), master)
         log.append(done, {}, master)
         writers.images(done, {'reconstructions': sheet})
+        look.say('training', since=began)
   mission_control.show(
     mission_control.summary(summarize(config, bins, seen), figures['master'])
   )

@@ -24,7 +24,7 @@ LEVELS = (
     'history',
     'mission_control',
   ),
-  ('optics', 'models', 'losses', 'preflight'),
+  ('optics', 'models', 'losses', 'preflight', 'dashboard'),
   ('state',),
   ('step', 'evaluate'),
   ('latents', 'train', 'export'),
