@@ -710,13 +710,13 @@ def _master(snapshot: Snapshot, tall: bool) -> list[Line]:
   ]
   for f in snapshot.figures:
     value, best = _figure(f)
-    at = '' if f.best_cycle is None else f' at {f.best_cycle}'
+    at = '' if f.best_cycle is None else f'at {f.best_cycle}'
     lines.append(
       [
         _text(f' {f.name:11}', 'bright_black'),
         _text(f'{value:>7}', 'bold'),
-        *_best(f'{best}{at}'),
-        _text(f'  {sparkline(f.values, 12)}'),
+        *_best(f'{best:>6} {at:10}'),
+        _text(sparkline(f.values, 12)),
       ]
     )
   return [
@@ -784,8 +784,11 @@ def _gallery(snapshot: Snapshot, width: int, height: int) -> list[Line]:
   if best is None:
     return []
   _, is_beside, side, count = best
+  spread = (
+    np.linspace(0, len(pictures.originals) - 1, count).round().astype(int)
+  )
   first, second = (
-    [[_text(label, 'bright_black')], *_strip(tiles[:count], side)]
+    [[_text(label, 'bright_black')], *_strip([tiles[i] for i in spread], side)]
     for label, tiles in (
       (f'originals, cycle {pictures.cycle}', pictures.originals),
       (name, pictures.by_name[name]),
@@ -971,7 +974,11 @@ class Live:
       os.dup(1), 'w', encoding='utf-8', errors='replace'
     )
     self._console = rich.console.Console(
-      file=self._terminal, force_terminal=True, legacy_windows=False
+      file=self._terminal,
+      force_terminal=True,
+      legacy_windows=False,
+      # tmux takes every color, and itself makes do with what its terminal has.
+      color_system='truecolor' if 'TMUX' in os.environ else 'auto',
     )
     if self._log is not None:
       with open(self._log, 'ab') as f:

@@ -308,8 +308,8 @@ def summarize(
 ) -> list[dict[str, Any]]:
   """Each clone's row of the final table."""
   rows = []
-  base_K = np.array([config.loss[t] for t in losses.TERMS])
   for i, name in enumerate(config.clone_names):
+    base_K = np.array([dashboard.base_of(config, t, i) for t in losses.TERMS])
     ratio_K = seen['lambda_K'][i] / np.where(base_K > 0, base_K, np.inf)
     k = int(np.argmax(ratio_K))
     rows.append(
