@@ -472,6 +472,12 @@ def _number(value: float | None, form: str) -> str:
   return format(value, form) if math.isfinite(value) else str(value)
 
 
+def _short(value: float | None, form: str) -> str:
+  """In some seven cells, whatever it is."""
+  text = _number(value, form)
+  return text if len(text) <= 7 else _number(value, '.1e')
+
+
 def _last(values: Sequence[float]) -> float | None:
   return values[-1] if values else None
 
@@ -515,19 +521,23 @@ class Screen(NamedTuple):
 def render(snapshot: Snapshot, width: int, height: int) -> Screen:
   """The dashboard, of `height` lines of `width` cells.
 
-  From 36 lines on every lambda has a line of its own; below it the row is one
-  of bars. What is left over goes to the pictures.
+  From 115x36 on every lambda has a line of its own, below it the row is one of
+  bars; under 72 columns each specialist has but a line. What is left over goes
+  to the pictures.
   """
   inner = (width - 3) // 4
-  tall = height >= 36 and inner >= 24
-  students = [
-    _column(
-      student, snapshot.limit, inner - 2, chr(ord('A') + i), _HUES[i % 4], tall
-    )
+  tall = height >= 36 and inner >= 28
+  drawn = [
+    (student, chr(ord('A') + i), _HUES[i % len(_HUES)])
     for i, student in enumerate(snapshot.students)
   ]
+  if inner < 17:
+    students = [_summary(*one) for one in drawn]
+  else:
+    columns = [_column(*one, snapshot.limit, inner - 2, tall) for one in drawn]
+    students = _side_by_side(columns, width)
   rule = [_text('─' * width, 'bright_black')]
-  lines = [_header(snapshot, width), rule, *_side_by_side(students, width)]
+  lines = [_header(snapshot, width), rule, *students]
   room = height - len(lines) - 2
   lines.append(rule)
   lines += _below(snapshot, _master(snapshot, tall), width, max(room, 0))
@@ -560,12 +570,27 @@ def _side_by_side(columns: Sequence[list[Line]], width: int) -> list[Line]:
   return lines
 
 
+def _summary(student: Student, letter: str, hue: str) -> Line:
+  """One specialist in a line."""
+  top = '-'
+  if student.dominant is not None:
+    weight = student.weights[student.dominant]
+    top = f'{weight.term} x{_number(weight.ratio, ".2f")}'
+  return [
+    _text(f' {letter} ', f'bold {hue}'),
+    _text(f'{_short(_last(student.g_loss), ".4f")} ', 'bold'),
+    _text(f'{_short(_last(student.critic), "+.3f")} '),
+    *_labelled('lr', _number(student.learning_rate, '.2e')),
+    *_labelled(' λ', top),
+  ]
+
+
 def _column(
   student: Student,
-  limit: float,
-  width: int,
   letter: str,
   hue: str,
+  limit: float,
+  width: int,
   tall: bool,
 ) -> list[Line]:
   """One specialist, in lines of at most `width` cells."""
@@ -584,15 +609,15 @@ def _column(
       bins = student.bins
       mission = _words(student.mission, width - len(bins) - 1)
     head = [name, [_text(bins), _text(f' {mission}', 'bright_black')]]
+  forms, cells = (('.4f', '+.3f'), 7) if tall else (('.3f', '+.2f'), 5)
   losses = [
     [
       _text(f'{label:7}', 'bright_black'),
-      _text(f'{_number(_last(values), form):>7}  ', 'bold'),
-      _text(sparkline(values, width - 16), hue),
+      _text(f'{_short(_last(values), form):>{cells}} ', 'bold'),
+      _text(sparkline(values, width - cells - 8), hue),
     ]
-    for label, values, form in (
-      ('g-loss', student.g_loss, '.4f'),
-      ('critic', student.critic, '+.3f'),
+    for label, values, form in zip(
+      ('g-loss', 'critic'), (student.g_loss, student.critic), forms
     )
   ]
   gap = [[]] if tall else []
@@ -620,7 +645,9 @@ def _lambdas(
     form, gap = ('+.2f', ' ') if width >= 24 else ('+.1f', '')
     parts = zip('PID', student.pid)
     pid = ' '.join(f'{k}{gap}{_number(v, form)}' for k, v in parts)
-  name = [_text('λ ', 'bright_black'), _text(top.term if top else '-', 'bold')]
+  name = [_text(top.term if top else '-', 'bold')]
+  if _width(name) + 2 <= width:
+    name.insert(0, _text('λ ', 'bright_black'))
   if not tall:
     bars = sparkline(
       [_log(w.ratio) for w in student.weights], width - 7, reach=limit
@@ -647,6 +674,8 @@ def _learning(student: Student, width: int, tall: bool) -> list[Line]:
   trim = f'x{_number(student.trim, ".2f")}'
   action = f'x{_number(student.action, ".2f")}' if student.action else '-'
   reward = _number(student.reward, '+.1f')
+  if len(reward) > 4:
+    reward = _number(student.reward, '+.0f')
   explores = '-'
   if student.epsilon is not None:
     explores = f'{_number(100 * student.epsilon, ".0f")} %'
@@ -658,6 +687,8 @@ def _learning(student: Student, width: int, tall: bool) -> list[Line]:
       _labelled('explores', explores),
     ]
   zone = f'trim {student.zone}' if student.zone else ''
+  if len(student.trend) + 1 + len(zone) > width:
+    zone = student.zone
   return [
     _ends(
       [_text('lr ', 'bright_black'), _text(rate, 'bold')],
@@ -698,9 +729,8 @@ def _master(snapshot: Snapshot, tall: bool) -> list[Line]:
         *_labelled('  perplexity', perplexity),
         _text('  '),
         *drift,
-        *_labelled('  dropped', dropped),
       ],
-      [_text(f' {speed}')],
+      [*_labelled(' dropped', dropped), _text(f'  {speed}')],
     ]
   lines = [
     [
@@ -779,7 +809,7 @@ def _gallery(snapshot: Snapshot, width: int, height: int) -> list[Line]:
     for side in range(8, tallest + 1, 2):
       count = min(len(pictures.originals), (room + 1) // (side + 1))
       worth = count > 1, count * side**3
-      if count and (best is None or worth > best[0]):
+      if count > 0 and (best is None or worth > best[0]):
         best = worth, is_beside, side, count
   if best is None:
     return []

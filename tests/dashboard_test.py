@@ -109,7 +109,9 @@ def _nan(rows):
   ]
 
 
-@pytest.mark.parametrize(('width', 'height'), [*SIZES, (200, 60), (40, 10)])
+@pytest.mark.parametrize(
+  ('width', 'height'), [*SIZES, (200, 60), (60, 14), (20, 3)]
+)
 @pytest.mark.parametrize(
   'rows',
   [
@@ -133,8 +135,8 @@ def test_every_size_says_the_essential(width, height):
   for name in CONFIG['clone_names']:
     assert name in text
   for words, count in (
-    ('0.7500', 4),  # g-loss
-    ('-1.500', 4),  # critic
+    ('0.750', 4),  # g-loss
+    ('-1.50', 4),  # critic
     ('λ ssim', 4),
     ('x2.00', 4),
     ('lr 1.25e-03', 4),
@@ -155,6 +157,48 @@ def test_every_size_says_the_essential(width, height):
     assert text.count(words) >= count, words
   if height >= 40:
     assert all(text.count(f' {term} ') >= 4 for term in TERMS)
+
+
+@pytest.mark.parametrize(('width', 'height'), SIZES)
+def test_no_word_or_number_is_cut_however_long(width, height):
+  row = _row(
+    1000,
+    perf__cycles_per_sec=12345.678,
+    perf__images_per_sec=395061.7,
+    codebook__used=1024.0,
+    codebook__perplexity=1023.9,
+    meld__dropped=1234.0,
+  )
+  for clone, name in enumerate(CONFIG['clone_names']):
+    base = dashboard.base_of(CONFIG, 'color_covariance', clone)
+    row.clones[name] |= {
+      'lambda/color_covariance': 3 * base,
+      'pid/error/color_covariance': -5.0,
+      'pid/integral/color_covariance': -1.1,
+      'pid/derivative/color_covariance': 5.0,
+      'loss/total': 12345.678,
+      'critic/loss': -12345.678,
+      'agent/reward': -10.96,
+      'agent/state': 4.0,
+      'meld/drift': -0.123,
+    }
+  lines = _lines(_snapshot([row], now=0.0), width, height)
+  text = '\n'.join(line + ' ' for line in lines)
+  for words, count in (
+    ('1.2e+04', 4),
+    ('-1.2e+04', 4),
+    ('color_covariance ', 4),
+    ('x3.00 ', 4),
+    ('reward -11 ', 4),
+    ('rapidly improving ', 4),
+    ('-0.12 -0.12 -0.12 -0.12 ', 1),
+    ('1024 of 1024 ', 1),
+    ('perplexity', 1),
+    ('1023.9 ', 1),
+    ('dropped 1234 ', 1),
+    ('cycles/s  3.95e+05 images/s ', 1),
+  ):
+    assert text.count(words) >= count, words
 
 
 def test_a_sparkline_goes_from_the_least_to_the_greatest():
