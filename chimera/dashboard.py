@@ -213,7 +213,9 @@ def snapshot_of(
   rate = steady_rate(rows)
   left = None
   if rate:
-    left = max(0.0, (cycles - cycle) / rate - (now - rows[-1].time))
+    # The clock runs on for one log cycle, and then waits for the next row.
+    passed = min(max(now - rows[-1].time, 0.0), _stretch(rows) / rate)
+    left = max(0.0, (cycles - cycle) / rate - passed)
   master = history.latest(rows[-_RATES:])
   seen = any('eval/path_l1' in row.master for row in rows)
   blind = seen and not any('eval/psnr' in row.master for row in rows)
@@ -261,10 +263,16 @@ def steady_rate(rows: Sequence[history.Row]) -> float | None:
     return len(rates) / sum(1 / rate for rate in rates)
   if not logged or logged[-1].master.get('perf/cycles_per_sec', 0) <= 0:
     return None
-  cycles = logged[-1].cycle - (logged[-2].cycle if len(logged) > 1 else 0)
+  cycles = _stretch(rows)
   seconds = cycles / logged[-1].master['perf/cycles_per_sec']
   compiling = logged[-1].master.get('perf/compile_seconds', 0)
   return cycles / max(seconds - compiling, 1e-3)
+
+
+def _stretch(rows: Sequence[history.Row]) -> int:
+  """Cycles from the last log cycle but one to the last."""
+  before, last = [0, 0, *(row.cycle for row in rows if row.clones)][-2:]
+  return last - before
 
 
 def compile_seconds(rows: Sequence[history.Row]) -> float | None:
