@@ -246,6 +246,13 @@ def snapshot_of(
   )
 
 
+def thin(rows: Sequence[history.Row]) -> list[history.Row]:
+  """Those rows of which a snapshot is made: the evaluations and the newest."""
+  older = rows[: -2 * _SERIES]
+  judged = [r for r in older if any(t.startswith('eval/') for t in r.master)]
+  return [*judged, *rows[-2 * _SERIES :]]
+
+
 def steady_rate(rows: Sequence[history.Row]) -> float | None:
   """Cycles a second of the last log cycles, evaluations included.
 
@@ -893,6 +900,7 @@ class Look:
     self._config = config
     self._rows = [] if rows is None else rows
     self._reads = rows is None
+    self._thin: tuple[int, list[history.Row]] = (0, [])
     self._stamp: tuple[float, int] | None = None
     self._doing: tuple[str, float, str] | None = None
     self._sheet: tuple[str, float] | None = None
@@ -905,13 +913,15 @@ class Look:
   def __call__(self, now: float) -> Snapshot:
     if self._reads:
       self._poll()
+    if len(self._rows) != self._thin[0]:
+      self._thin = len(self._rows), thin(self._rows)
     note = ''
     if self._doing:
       doing, since, more = self._doing
       spent = mission_control.format_seconds(max(0.0, now - since))
       note = f'{doing}, {spent}{more}'
     return snapshot_of(
-      list(self._rows),
+      self._thin[1],
       self._config,
       self._newest_pictures(),
       now,
@@ -924,12 +934,15 @@ class Look:
     stamp = status.st_mtime, status.st_size
     if stamp != self._stamp:
       self._rows, self._stamp = history.read(self._workdir), stamp
+      self._thin = 0, []
 
   def _newest_pictures(self) -> Pictures | None:
     paths = glob.glob(os.path.join(self._workdir, 'previews', '*.png'))
     # A sheet that is being written is whole at the next look.
     with contextlib.suppress(OSError, SyntaxError, ValueError):
-      newest = max(paths)
+      newest = max(paths, default=None)
+      if newest is None:
+        return None
       stamp = newest, os.stat(newest).st_mtime
       if stamp != self._sheet:
         self._pictures = read_sheet(newest, self._config)
@@ -1005,6 +1018,13 @@ class Live:
   def __enter__(self) -> 'Live':
     if not (self._wanted and has_terminal()):
       return self
+    log = None
+    if self._log is not None:
+      try:
+        log = open(self._log, 'ab')
+      except OSError as e:
+        logging.warning('Mission control is off: %s', e)
+        return self
     atexit.register(self._restore)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -1018,11 +1038,11 @@ class Live:
       # tmux takes every color, and itself makes do with what its terminal has.
       color_system='truecolor' if 'TMUX' in os.environ else 'auto',
     )
-    if self._log is not None:
-      with open(self._log, 'ab') as f:
+    if log is not None:
+      with log:
         for fd in (1, 2):
           self._saved[fd] = os.dup(fd)
-          os.dup2(f.fileno(), fd)
+          os.dup2(log.fileno(), fd)
     self._console.set_alt_screen(True)
     self._console.show_cursor(False)
     self._thread = threading.Thread(target=self._run, daemon=True)
@@ -1053,7 +1073,10 @@ class Live:
       self._console.size = rich.console.ConsoleDimensions(width, height)
       self._console.clear()
       self._drawn = []
-    lines = render(self._look(time.time()), width, height).lines
+    snapshot = self._look(time.time())
+    if self._console.no_color:
+      snapshot = snapshot._replace(pictures=None)
+    lines = render(snapshot, width, height).lines
     changed = [
       (y, line)
       for y, line in enumerate(lines)
@@ -1128,7 +1151,9 @@ def watch(workdir: str) -> None:
     look = Look(workdir, json.load(f))
   with contextlib.suppress(KeyboardInterrupt), Live(look) as live:
     if not live.up:
-      sys.stdout.write(plain(look(time.time())))
+      encoding = sys.stdout.encoding or 'utf-8'
+      text = plain(look(time.time())).encode(encoding, 'replace')
+      sys.stdout.write(text.decode(encoding))
     while live.up:
       time.sleep(_TICK)
 

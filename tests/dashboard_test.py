@@ -377,6 +377,15 @@ def test_rows_that_a_run_appends_are_seen(tmp_path):
   assert look(0.0).cycle == 50
 
 
+def test_a_long_history_is_thinned_and_says_the_same():
+  rows = [_row(c, perf__cycles_per_sec=c) for c in range(1, 400)]
+  rows.insert(5, _rows()[2])
+  thinned = dashboard.thin(rows)
+  assert len(thinned) < 200
+  assert _snapshot(thinned) == _snapshot(rows)
+  assert _snapshot(thinned).figures[0].best == 21.5
+
+
 def test_in_print_there_is_not_one_escape_byte(tmp_path):
   text = dashboard.plain(_snapshot(_rows(), _pictures()))
   assert '\x1b' not in text
@@ -540,3 +549,15 @@ def test_it_follows_the_size_of_the_terminal(tmp_path):
   terminal.go_on()
   assert terminal.end() == (0, True)
   _is_restored(terminal.text)
+
+
+def test_a_log_that_cannot_be_written_costs_the_picture_and_not_the_run(
+  tmp_path,
+):
+  (tmp_path / 'train.log').mkdir()
+  body = "with live():\n  sys.stderr.write('a run goes on')"
+  terminal = _Terminal(body, tmp_path)
+  assert terminal.end() == (0, True)
+  assert terminal.text.count('Mission control is off') == 1
+  assert 'a run goes on' in terminal.text
+  assert '\x1b' not in terminal.text
