@@ -758,18 +758,19 @@ def _master(snapshot: Snapshot, tall: bool) -> list[Line]:
     at = '' if f.best_cycle is None else f'at {f.best_cycle}'
     lines.append(
       [
-        _text(f' {f.name:11}', 'bright_black'),
-        _text(f'{value:>7}', 'bold'),
-        *_best(f'{best:>6} {at:10}'),
-        _text(sparkline(f.values, 12)),
+        _text(f' {f.name:10} ', 'bright_black'),
+        _text(f'{value:>6}', 'bold'),
+        *_best(f'{best:>6} {at:8}'),
+        # Of one width, so that the pictures stay where they are.
+        _text(f' {sparkline(f.values, 6):6}'),
       ]
     )
   return [
     *lines,
-    [_text(' codes used ', 'bright_black'), _text(f'{used:>7}')],
+    [_text(' codes used ', 'bright_black'), _text(used)],
     [
       _text(' perplexity ', 'bright_black'),
-      _text(f'{perplexity:>7}', 'bold'),
+      _text(f'{perplexity:>6}', 'bold'),
       _text(f'  {sparkline(snapshot.perplexity, 20)}'),
     ],
     [_text(' '), *drift, *_labelled('  dropped', dropped)],
