@@ -78,13 +78,16 @@ def create_config(
   with config.ignore_type():
     config.update_from_flattened_dict({**overrides, **changes, 'seed': seed})
   config.train.learning_rate *= float(scale or 1)
+  config.train.dashboard = False
   preflight.check_config(config)
   return config
 
 
 def digest(config: ml_collections.ConfigDict) -> str:
   """Of all that the run's outcome depends on."""
-  text = config.to_json(sort_keys=True)
+  tree = json.loads(config.to_json())
+  del tree['train']['dashboard']
+  text = json.dumps(tree, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -16,7 +16,7 @@ from absl import flags, logging
 import ml_collections
 from ml_collections import config_flags
 
-from chimera import preflight, writers
+from chimera import dashboard, preflight, writers
 
 _HOME = os.path.dirname(os.path.abspath(__file__))
 _CONFIG = os.path.join(os.path.dirname(_HOME), 'configs', 'chimera.py')
@@ -64,12 +64,20 @@ def _evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
   train.evaluate_workdir(config, workdir, latents.prepare(config, workdir))
 
 
+def _mission_control(_: ml_collections.ConfigDict, workdir: str) -> None:
+  """shows a run that is going on, or is over: --workdir names it"""
+  dashboard.watch(workdir)
+
+
 COMMANDS: dict[str, Callable[[ml_collections.ConfigDict, str], None]] = {
   'train': _train,
   'prepare-latents': _prepare_latents,
   'prepare-curriculum': _prepare_curriculum,
   'evaluate': _evaluate,
+  'mission-control': _mission_control,
 }
+# They neither claim the workdir nor ask for its config.
+_WATCHERS = ('mission-control',)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -87,6 +95,9 @@ def main(argv: Sequence[str]) -> int:
   debug = '--debug' in argv
   try:
     command, config, workdir = parse(argv)
+    if command in _WATCHERS:
+      COMMANDS[command](config, workdir)
+      return 0
     preflight.check_config(config)
     preflight.check_data(config)
     preflight.check_workdir(config, workdir)

@@ -112,7 +112,7 @@ def summary(
   for row in clones:
     table.add_row(
       row['name'],
-      _span(row['bins']),
+      format_bins(row['bins']),
       f'{row["samples"]}',
       f'{row["g_loss"]:.4f}',
       f'{row["critic_loss"]:+.4f}',
@@ -145,7 +145,7 @@ def _table(title: str) -> rich.table.Table:
   )
 
 
-def _span(bins: Sequence[int]) -> str:
+def format_bins(bins: Sequence[int]) -> str:
   """(0, 1, 2, 3) as '0-3'."""
   bins = sorted(bins)
   if len(bins) > 1 and bins == list(range(bins[0], bins[-1] + 1)):

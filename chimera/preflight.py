@@ -19,7 +19,14 @@ from chimera import images
 
 CLONES = 4
 # What a resumed run may do differently: nothing that is learned depends on it.
-FREE = ('devices', 'optics.chunk', 'train.keep', 'train.log_every', 'eval.')
+FREE = (
+  'devices',
+  'optics.chunk',
+  'train.keep',
+  'train.dashboard',
+  'train.log_every',
+  'eval.',
+)
 # What latents.npy and the optics are made by; the rest binds once a run began.
 STAGE_1 = ('seed', 'data.', 'optics.')
 _TRAINED = ('checkpoints/*', 'evaluation.json')
@@ -204,6 +211,7 @@ _RULES = {
   'train.eval_every': _at_least(1),
   'train.checkpoint_every': _at_least(1),
   'train.keep': _at_least(1),
+  'train.dashboard': _FLAG,
   'eval.batch_size': _at_least(1),
   'eval.preview': _at_least(1),
 }

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import json
 import operator
 import os
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import logging
@@ -13,6 +14,7 @@ import numpy as np
 
 from chimera import (
   checkpoint,
+  dashboard,
   evaluate,
   history,
   images,
@@ -91,9 +93,17 @@ def train(
     spec, devices, cycles=cycles, resident=shards.resident
   )
   progress = mission_control.Progress(config.train.cycles, first)
+  compiled = dashboard.compile_seconds(history.read(workdir))
   log = history.History(workdir, first)
-  logging.info('Compiling the step for %d device(s).', len(devices))
-  with writers.Writers(workdir, config.clone_names) as board:
+  look = dashboard.Look(workdir, json.loads(config.to_json()), log.rows)
+  with (
+    dashboard.Live(
+      look,
+      os.path.join(workdir, 'train.log'),
+      wanted=config.train.dashboard,
+    ),
+    writers.Writers(workdir, config.clone_names) as board,
+  ):
     board.introduce(
       preflight.keys(config),
       {
@@ -103,9 +113,20 @@ def train(
       losses.TERMS,
     )
     board.histograms(first, {'school/complexity': scores_N})
+    compiling = f'compiling the step for {len(devices)} device(s)'
+    last_time = ''
+    if compiled is not None:
+      last_time = f' ({mission_control.format_seconds(compiled)} last time)'
+    logging.info('%s%s.', compiling.capitalize(), last_time)
+    look.say(compiling, last_time)
+    start = time.monotonic()
     for done in range(first + cycles, config.train.cycles + 1, cycles):
       with jax.transfer_guard('disallow'):
         state, metrics = train_step(state, missions, shard)
+      if done == first + cycles:
+        compiled = time.monotonic() - start
+        began = time.time()
+        look.say('training')
       last = done == config.train.cycles
       if done % config.train.log_every == 0 or last:
         specialists = metrics.pop('specialist')
@@ -115,6 +136,9 @@ def train(
           clone_scalars(seen, i) for i in range(len(config.clone_names))
         ]
         master = master_scalars(seen, rate, spec)
+        if compiled is not None:
+          # In the row whose rate it is a part of.
+          master['perf/compile_seconds'], compiled = compiled, None
         board.write(done, clones, master)
         log.append(done, dict(zip(config.clone_names, clones)), master)
         if not np.isfinite(seen['base_loss']).any():
@@ -125,8 +149,11 @@ def train(
         if not shards.resident:
           shard = shards.deal(step_lib.fetch(state.school.enrolled_L), done)
       if done % config.train.checkpoint_every == 0 or last:
+        look.say('saving')
         checkpoints.save(done, step_lib.fetch(state), {})
+        look.say('training', since=began)
       if done % config.train.eval_every == 0 or last:
+        look.say('evaluating')
         exam = examine(
           config,
           spec,
@@ -143,6 +170,7 @@ def train(
         of_clones, of_master = reconstructions(config, exam)
         board.images(done, of_clones, {**of_master, 'contact_sheet': picture})
         board.histograms(done, {'codebook/usage': even_shares(exam.counts_V)})
+        look.say('training', since=began)
   rows = summarize(config, bins, seen)
   save_report(
     config,
@@ -314,8 +342,8 @@ def summarize(
 ) -> list[dict[str, Any]]:
   """Each clone's row of the final table."""
   rows = []
-  base_K = np.array([config.loss[t] for t in losses.TERMS])
   for i, name in enumerate(config.clone_names):
+    base_K = np.array([dashboard.base_of(config, t, i) for t in losses.TERMS])
     ratio_K = seen['lambda_K'][i] / np.where(base_K > 0, base_K, np.inf)
     k = int(np.argmax(ratio_K))
     rows.append(

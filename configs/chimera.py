@@ -157,6 +157,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.train.eval_every = 500  # likewise
   c.train.checkpoint_every = 250  # likewise
   c.train.keep = 2  # checkpoints
+  c.train.dashboard = True  # on a terminal; False: plain lines
 
   c.eval = ml_collections.ConfigDict()
   c.eval.batch_size = 64

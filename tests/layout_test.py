@@ -25,7 +25,7 @@ LEVELS = (
     'mission_control',
     'writers',
   ),
-  ('optics', 'models', 'losses', 'preflight'),
+  ('optics', 'models', 'losses', 'preflight', 'dashboard'),
   ('state',),
   ('step', 'evaluate'),
   ('latents', 'report', 'export'),

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from chimera import main
+from chimera import history, main
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = f'--config={ROOT / "configs" / "chimera.py"}'
@@ -215,6 +215,35 @@ def test_a_mistake_is_told_before_anything_heavy_is_imported(tmp_path):
     'sys.exit(f"{code} {heavy}" if code != 2 or heavy else 0)'
   )
   subprocess.run([sys.executable, '-c', program], check=True, cwd=ROOT)
+
+
+def test_mission_control_needs_a_run_and_makes_nothing(tmp_path, capfd):
+  workdir = tmp_path / 'w'
+  assert _main('mission-control', f'--workdir={workdir}') == 2
+  err = capfd.readouterr().err
+  assert err.startswith('Error: A run that can be watched has its history.json')
+  assert err.count('\n') == 1
+  assert not workdir.exists()
+
+
+def test_mission_control_prints_a_run_and_leaves_it_as_it_is(tmp_path):
+  config = main.parse(['chimera', CONFIG])[1]
+  (tmp_path / 'config.json').write_text(config.to_json())
+  history.History(str(tmp_path)).append(50, {}, {'perf/cycles_per_sec': 2.0})
+  before = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+  program = (
+    'import sys; from chimera import main\n'
+    f'code = main.main(["c", "mission-control", "--workdir={tmp_path}"])\n'
+    'heavy = {"jax", "tensorflow", "flax"} & set(sys.modules)\n'
+    'sys.exit(f"{code} {heavy}" if code or heavy else 0)'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, cwd=ROOT, check=True
+  )
+  assert b'50 of 1000' in done.stdout
+  assert b'\x1b' not in done.stdout
+  assert done.stderr == b''
+  assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
 
 
 def test_the_module_runs_from_the_command_line(tmp_path):

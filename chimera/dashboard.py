@@ -1,0 +1,1166 @@
+"""The live dashboard: four columns, one a specialist, and the master below.
+
+The design document's section 7. A snapshot is plain data, drawn by a pure
+function; `Live` draws it on a thread of its own, from what the run has noted
+of itself in its history and its previews. Nothing here knows of a device, and
+nothing here imports JAX, so that another process can watch at once.
+"""
+
+import atexit
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import functools
+import glob
+import io
+import json
+import math
+import os
+import sys
+import threading
+import time
+from typing import Any, NamedTuple
+
+from absl import logging
+import numpy as np
+from PIL import Image
+import rich.cells
+import rich.color
+import rich.console
+import rich.control
+from rich.segment import Segment
+import rich.style
+
+from chimera import history, images, mission_control
+
+# agents.TRENDS and what the zones of its trim are called; agents.EASE. They
+# stand here too, for that module imports JAX.
+TRENDS = ('rapidly improving', 'improving', 'stagnated', 'worsening')
+ZONES = ('low', 'as set', 'high')
+EASE = 0.25
+
+_HUES = ('cyan', 'green', 'magenta', 'yellow')
+_BARS = '▁▂▃▄▅▆▇█'
+_SERIES = 64  # values of a sparkline that are kept
+_RATES = 20  # log cycles of which the time left is made
+_TICK = 0.5  # seconds between two looks at the terminal's size
+_EVERY = 2  # of them, between two drawings
+_TURN = 3.0  # seconds that each tokenizer's pictures stay
+# The master's figures by what they compare: tag, whether more is better. The
+# data have no pixels where they are path_params.
+_FIGURES = {
+  'pixels': {
+    'PSNR': ('psnr', True),
+    'SSIM': ('ssim', True),
+    'L1': ('pixel_l1', False),
+  },
+  'path_params': {
+    'PSNR': ('path_psnr', True),
+    'SSIM': ('path_ssim', True),
+    'L1': ('path_l1', False),
+  },
+}
+
+Line = list[Segment]
+
+
+class Weight(NamedTuple):
+  """One lambda: its loss term, what it is, what it is at rest."""
+
+  term: str
+  value: float | None
+  base: float
+
+  @property
+  def ratio(self) -> float | None:
+    if self.value is None or self.base <= 0:
+      return None
+    return self.value / self.base
+
+
+class Student(NamedTuple):
+  """One column. A figure that is not known is None.
+
+  Attributes:
+    name: of the clone.
+    bins: its lessons.
+    mission: loss terms that it weighs more than others do.
+    g_loss: the newest values, the last one last.
+    critic: likewise, of the critic's loss.
+    weights: the lambda row.
+    dominant: index of the weight that stands highest over its base.
+    pid: its P, I and D, each in log weight.
+    learning_rate: now.
+    trim: the Q-agent's part in it.
+    trend: the Q-agent's state, in words; what it does where it has none.
+    zone: of its trim, in words.
+    action: the last multiplier.
+    reward: of the last action that was judged.
+    epsilon: chance that it explores.
+    drift: cosine of its step with the mean step.
+  """
+
+  name: str
+  bins: str
+  mission: tuple[str, ...]
+  g_loss: tuple[float, ...]
+  critic: tuple[float, ...]
+  weights: tuple[Weight, ...]
+  dominant: int | None
+  pid: tuple[float, float, float] | None
+  learning_rate: float | None
+  trim: float | None
+  trend: str
+  zone: str
+  action: float | None
+  reward: float | None
+  epsilon: float | None
+  drift: float | None
+
+
+class Figure(NamedTuple):
+  """A figure of the held-out samples: so far, and at its best."""
+
+  name: str
+  values: tuple[float, ...]
+  best: float | None
+  best_cycle: int | None
+
+
+class Tile(NamedTuple):
+  """A square picture, hashable: its pixels a side and their bytes, RGB."""
+
+  side: int
+  rgb: bytes
+
+
+class Pictures(NamedTuple):
+  """A preview sheet, cut up.
+
+  Attributes:
+    cycle: of the evaluation.
+    originals: from easy to hard.
+    by_name: likewise what each tokenizer makes of them.
+  """
+
+  cycle: int
+  originals: tuple[Tile, ...]
+  by_name: dict[str, tuple[Tile, ...]]
+
+
+class Snapshot(NamedTuple):
+  """All that the dashboard shows.
+
+  Attributes:
+    title: names the run.
+    note: what it is doing, or when it was last heard of.
+    cycle: done.
+    cycles: to do.
+    students: the columns.
+    limit: of the PID: greatest |log(lambda / base)|.
+    kind: what the figures compare.
+    figures: of the master, held out.
+    used: codes in use.
+    codes: that there are.
+    perplexity: the newest values.
+    dropped: clones left out of melds so far.
+    rate: cycles a second.
+    images_rate: images a second.
+    left: seconds.
+    pictures: of the last evaluation.
+    turn: counts up; says whose pictures are shown.
+  """
+
+  title: str
+  note: str
+  cycle: int
+  cycles: int
+  students: tuple[Student, ...]
+  limit: float
+  kind: str
+  figures: tuple[Figure, ...]
+  used: float | None
+  codes: int
+  perplexity: tuple[float, ...]
+  dropped: float | None
+  rate: float | None
+  images_rate: float | None
+  left: float | None
+  pictures: Pictures | None
+  turn: int
+
+
+def snapshot_of(
+  rows: Sequence[history.Row],
+  config: Mapping[str, Any],
+  pictures: Pictures | None,
+  now: float,
+  *,
+  title: str = '',
+  note: str = '',
+) -> Snapshot:
+  """What a run's history comes to.
+
+  Args:
+    rows: of the history.
+    config: as config.json holds it.
+    pictures: see `Look`.
+    now: seconds since 1970.
+    title: names the run; its basename where empty.
+    note: what it is doing; where empty, what the rows tell of that.
+  """
+  cycle = rows[-1].cycle if rows else 0
+  cycles = config['train']['cycles']
+  rate = steady_rate(rows)
+  left = None
+  if rate:
+    # The clock runs on for one log cycle, and then waits for the next row.
+    passed = min(max(now - rows[-1].time, 0.0), _stretch(rows) / rate)
+    left = max(0.0, (cycles - cycle) / rate - passed)
+  master = history.latest(rows[-_RATES:])
+  seen = any('eval/path_l1' in row.master for row in rows)
+  blind = seen and not any('eval/psnr' in row.master for row in rows)
+  kind = 'path_params' if blind else 'pixels'
+  return Snapshot(
+    title=title or config['basename'],
+    note=note or _heard(rows, cycles, now),
+    cycle=cycle,
+    cycles=cycles,
+    students=tuple(
+      _student(rows, config, i) for i in range(len(config['clone_names']))
+    ),
+    limit=config['pid']['limit'],
+    kind=kind,
+    figures=tuple(
+      _held_out(rows, name, f'eval/{tag}', more)
+      for name, (tag, more) in _FIGURES[kind].items()
+    ),
+    used=master.get('codebook/used'),
+    codes=config['model']['codes'],
+    perplexity=_newest(rows, 'codebook/perplexity'),
+    dropped=master.get('meld/dropped'),
+    rate=master.get('perf/cycles_per_sec'),
+    images_rate=master.get('perf/images_per_sec'),
+    left=left,
+    pictures=pictures,
+    turn=int(now / _TURN),
+  )
+
+
+def thin(rows: Sequence[history.Row]) -> list[history.Row]:
+  """Those rows of which a snapshot is made: the evaluations and the newest."""
+  older = rows[: -2 * _SERIES]
+  judged = [r for r in older if any(t.startswith('eval/') for t in r.master)]
+  return [*judged, *rows[-2 * _SERIES :]]
+
+
+def steady_rate(rows: Sequence[history.Row]) -> float | None:
+  """Cycles a second of the last log cycles, evaluations included.
+
+  A stretch that holds a compilation counts without it, and only where there is
+  no other.
+  """
+  logged = [row for row in rows[-2 * _RATES :] if row.clones]
+  rates = [
+    rate
+    for row in logged[-_RATES:]
+    if 'perf/compile_seconds' not in row.master
+    and 0 < (rate := row.master.get('perf/cycles_per_sec', 0)) < math.inf
+  ]
+  if rates:
+    return len(rates) / sum(1 / rate for rate in rates)
+  if not logged or logged[-1].master.get('perf/cycles_per_sec', 0) <= 0:
+    return None
+  cycles = _stretch(rows)
+  seconds = cycles / logged[-1].master['perf/cycles_per_sec']
+  compiling = logged[-1].master.get('perf/compile_seconds', 0)
+  return cycles / max(seconds - compiling, 1e-3)
+
+
+def _stretch(rows: Sequence[history.Row]) -> int:
+  """Cycles from the last log cycle but one to the last."""
+  before, last = [0, 0, *(row.cycle for row in rows if row.clones)][-2:]
+  return last - before
+
+
+def compile_seconds(rows: Sequence[history.Row]) -> float | None:
+  """How long the step took to compile when it last was."""
+  _, seconds = history.series(rows, 'perf/compile_seconds')
+  return seconds[-1] if seconds else None
+
+
+def _heard(rows: Sequence[history.Row], cycles: int, now: float) -> str:
+  if not rows:
+    return 'waiting for the first log cycle'
+  judged = any(tag.startswith('eval/') for tag in rows[-1].master)
+  if judged and rows[-1].cycle >= cycles:
+    return 'finished'
+  ago = mission_control.format_seconds(max(0.0, now - rows[-1].time))
+  return f'last heard of {ago} ago'
+
+
+def _newest(
+  rows: Sequence[history.Row], tag: str, clone: str | None = None
+) -> tuple[float, ...]:
+  return tuple(history.series(rows[-2 * _SERIES :], tag, clone)[1][-_SERIES:])
+
+
+def _held_out(
+  rows: Sequence[history.Row], name: str, tag: str, more: bool
+) -> Figure:
+  cycles, values = history.series(rows, tag)
+  finite = [(v, c) for v, c in zip(values, cycles) if math.isfinite(v)]
+  best, at = (None, None)
+  if finite:
+    best, at = (max if more else min)(finite, key=lambda pair: pair[0])
+  return Figure(name, tuple(values[-_SERIES:]), best, at)
+
+
+def _student(
+  rows: Sequence[history.Row], config: Mapping[str, Any], i: int
+) -> Student:
+  name = config['clone_names'][i]
+  seen = next((r.clones[name] for r in reversed(rows) if name in r.clones), {})
+  specialists = config['specialists']
+  mission = sorted(
+    (t for t in config['loss'] if t in specialists and specialists[t][i] > 1),
+    key=lambda t: -specialists[t][i],
+  )
+  weights = tuple(
+    Weight(term, seen.get(f'lambda/{term}'), base_of(config, term, i))
+    for term in config['pid']['target']
+  )
+  known = [
+    k for k, w in enumerate(weights) if w.ratio and math.isfinite(w.ratio)
+  ]
+  dominant = max(known, key=lambda k: weights[k].ratio) if known else None
+  pid = None
+  if dominant is not None and config['pid']['enabled']:
+    pid = _pid_of(seen, config, weights[dominant].term, i)
+  trend, zone, action, reward = _agent(seen, config)
+  return Student(
+    name=name,
+    bins=mission_control.format_bins(config['school']['lessons'][i]),
+    mission=tuple(mission),
+    g_loss=_newest(rows, 'loss/total', name),
+    critic=_newest(rows, 'critic/loss', name),
+    weights=weights,
+    dominant=dominant,
+    pid=pid,
+    learning_rate=seen.get('agent/lr'),
+    trim=seen.get('agent/trim'),
+    trend=trend,
+    zone=zone,
+    action=action,
+    reward=reward,
+    epsilon=seen.get('agent/epsilon') if config['q']['enabled'] else None,
+    drift=seen.get('meld/drift'),
+  )
+
+
+def base_of(config: Mapping[str, Any], term: str, i: int) -> float:
+  """Clone i's weight of a term at rest, as `state.create_missions` has it."""
+  specialty = config['specialists'][term][i]
+  strength = config['specialists']['strength']
+  return config['loss'][term] * (1 + strength * (specialty - 1))
+
+
+def _pid_of(
+  seen: Mapping[str, float], config: Mapping[str, Any], term: str, i: int
+) -> tuple[float, float, float]:
+  """P, I, D as `agents.pid_observe` adds them up."""
+  error, integral, derivative = (
+    seen.get(f'pid/{part}/{term}', math.nan)
+    for part in ('error', 'integral', 'derivative')
+  )
+  kick = derivative if derivative > 0 else EASE * derivative
+  return (
+    config['pid']['proportional'][i] * error,
+    integral,
+    config['pid']['derivative'][i] * kick,
+  )
+
+
+def _agent(
+  seen: Mapping[str, float], config: Mapping[str, Any]
+) -> tuple[str, str, float | None, float | None]:
+  """The Q-agent's trend, zone, action and reward."""
+  if not config['q']['enabled']:
+    return 'off: the schedule', '', None, None
+  state, action, epsilon = (
+    seen.get(f'agent/{tag}', math.nan) for tag in ('state', 'action', 'epsilon')
+  )
+  if not (math.isfinite(state) and math.isfinite(action)):
+    return '-', '', None, None
+  # Exploration falls with each decision: at its first value there was none.
+  if math.isclose(epsilon, config['q']['epsilon'], rel_tol=1e-5):
+    return 'watching first', '', None, None
+  zone, trend = divmod(int(state), len(TRENDS))
+  return (
+    TRENDS[trend],
+    ZONES[zone],
+    config['q']['actions'][int(action)],
+    seen.get('agent/reward'),
+  )
+
+
+# What stands on a line.
+
+
+def sparkline(
+  values: Sequence[float], width: int, reach: float | None = None
+) -> str:
+  """The newest `width` values as bars.
+
+  A value that is not finite is a '!'; values all alike lie low.
+
+  Args:
+    values: in their order.
+    width: cells.
+    reach: the bars go from -reach to reach; None is from the least value to
+      the greatest.
+  """
+  values = values[-width:] if width > 0 else ()
+  finite = [v for v in values if math.isfinite(v)]
+  low, high = min(finite, default=0.0), max(finite, default=0.0)
+  if reach is not None:
+    low, high = -reach, reach
+  step = (high - low) / len(_BARS) or math.inf
+  return ''.join(
+    _BARS[max(0, min(int((v - low) / step), len(_BARS) - 1))]
+    if math.isfinite(v)
+    else '!'
+    for v in values
+  )
+
+
+def half_blocks(image: np.ndarray) -> list[Line]:
+  """A picture, uint8 (even height, width, 3): two pixels a cell."""
+  return [
+    [
+      Segment('▀', _paint(*map(int, (*above, *below))))
+      for above, below in zip(image[y], image[y + 1])
+    ]
+    for y in range(0, len(image), 2)
+  ]
+
+
+def _paint(*rgb: int) -> rich.style.Style:
+  """Style of the upper pixel on the lower one."""
+  return rich.style.Style.from_color(
+    rich.color.Color.from_rgb(*rgb[:3]), rich.color.Color.from_rgb(*rgb[3:])
+  )
+
+
+def _text(text: str, style: str = '') -> Segment:
+  return Segment(text, rich.style.Style.parse(style))
+
+
+def _width(line: Line) -> int:
+  return sum(rich.cells.cell_len(segment.text) for segment in line)
+
+
+def _fit(line: Line, width: int) -> Line:
+  return Segment.adjust_line_length(line, width)
+
+
+def _ends(left: Line, right: Line, width: int) -> Line:
+  """Both ends of a line; the left one gives way."""
+  return _fit(left, max(0, width - _width(right))) + _fit(
+    right, min(width, _width(right))
+  )
+
+
+def _words(words: Sequence[str], width: int) -> str:
+  """As many words as fit, and how many do not."""
+  for count in range(len(words), 0, -1):
+    text = ' '.join(words[:count])
+    if count < len(words):
+      text += f' +{len(words) - count}'
+    if rich.cells.cell_len(text) <= width:
+      return text
+  return ''
+
+
+def _number(value: float | None, form: str) -> str:
+  if value is None:
+    return '-'
+  return format(value, form) if math.isfinite(value) else str(value)
+
+
+def _short(value: float | None, form: str) -> str:
+  """In some seven cells, whatever it is."""
+  text = _number(value, form)
+  return text if len(text) <= 7 else _number(value, '.1e')
+
+
+def _last(values: Sequence[float]) -> float | None:
+  return values[-1] if values else None
+
+
+def _log(ratio: float | None) -> float:
+  return math.log(ratio) if ratio and 0 < ratio < math.inf else math.nan
+
+
+def _gauge(ratio: float | None, limit: float, half: int) -> Line:
+  """A weight over its base on a log scale, from the middle outwards."""
+  share = _log(ratio) / max(limit, 1e-9)
+  filled = 0
+  if math.isfinite(share):
+    filled = round(half * max(-1.0, min(1.0, share)))
+  below, above = max(-filled, 0), max(filled, 0)
+  return [
+    _text('─' * (half - below), 'bright_black'),
+    _text('━' * below, 'blue'),
+    _text('┼', 'bright_black'),
+    _text('━' * above, 'red'),
+    _text('─' * (half - above), 'bright_black'),
+  ]
+
+
+# The picture as a whole.
+
+
+class Screen(NamedTuple):
+  """What `render` returns: lines that rich prints, of one width."""
+
+  lines: list[Line]
+
+  def __rich_console__(
+    self, console: rich.console.Console, options: rich.console.ConsoleOptions
+  ) -> Iterator[Segment]:
+    for line in self.lines:
+      yield from line
+      yield Segment.line()
+
+
+def render(snapshot: Snapshot, width: int, height: int) -> Screen:
+  """The dashboard, of `height` lines of `width` cells.
+
+  From 115x36 on every lambda has a line of its own, below it the row is one of
+  bars; under 72 columns each specialist has but a line. What is left over goes
+  to the pictures.
+  """
+  inner = (width - 3) // 4
+  tall = height >= 36 and inner >= 28
+  drawn = [
+    (student, chr(ord('A') + i), _HUES[i % len(_HUES)])
+    for i, student in enumerate(snapshot.students)
+  ]
+  if inner < 17:
+    students = [_summary(*one) for one in drawn]
+  else:
+    columns = [_column(*one, snapshot.limit, inner - 2, tall) for one in drawn]
+    students = _side_by_side(columns, width)
+  rule = [_text('─' * width, 'bright_black')]
+  lines = [_header(snapshot, width), rule, *students]
+  room = height - len(lines) - 2
+  lines.append(rule)
+  lines += _below(snapshot, _master(snapshot, tall), width, max(room, 0))
+  lines = lines[: height - 1]
+  lines += [[]] * (height - 1 - len(lines))
+  lines.append(_progress(snapshot, width))
+  return Screen([_fit(line, width) for line in lines[-height:]])
+
+
+def _header(snapshot: Snapshot, width: int) -> Line:
+  return _ends(
+    [_text(' Chimera', 'bold'), _text(f'  {snapshot.title}', 'bright_black')],
+    [_text(f'{snapshot.note} ')],
+    width,
+  )
+
+
+def _side_by_side(columns: Sequence[list[Line]], width: int) -> list[Line]:
+  """Columns of one height with a stroke between them."""
+  wide, more = divmod(width - len(columns) + 1, len(columns))
+  widths = [wide + (i < more) for i in range(len(columns))]
+  lines = []
+  for row in zip(*columns):
+    line = []
+    for cells, w in zip(row, widths):
+      if line:
+        line = [*line, _text('│', 'bright_black')]
+      line = [*line, *_fit([_text(' '), *_fit(cells, w - 2)], w)]
+    lines.append(line)
+  return lines
+
+
+def _summary(student: Student, letter: str, hue: str) -> Line:
+  """One specialist in a line."""
+  top = '-'
+  if student.dominant is not None:
+    weight = student.weights[student.dominant]
+    top = f'{weight.term} x{_number(weight.ratio, ".2f")}'
+  return [
+    _text(f' {letter} ', f'bold {hue}'),
+    _text(f'{_short(_last(student.g_loss), ".4f")} ', 'bold'),
+    _text(f'{_short(_last(student.critic), "+.3f")} '),
+    *_labelled('lr', _number(student.learning_rate, '.2e')),
+    *_labelled(' λ', top),
+  ]
+
+
+def _column(
+  student: Student,
+  letter: str,
+  hue: str,
+  limit: float,
+  width: int,
+  tall: bool,
+) -> list[Line]:
+  """One specialist, in lines of at most `width` cells."""
+  name = [_text(f'{letter} {student.name}', f'bold {hue}')]
+  bins = (
+    f'bins {student.bins}' if len(student.bins) > 1 else f'bin {student.bins}'
+  )
+  if tall:
+    head = [
+      _ends(name, [_text(bins)], width),
+      [_text(_words(student.mission, width) or '-', 'bright_black')],
+    ]
+  else:
+    mission = _words(student.mission, width - len(bins) - 1)
+    if student.mission and not mission:
+      bins = student.bins
+      mission = _words(student.mission, width - len(bins) - 1)
+    head = [name, [_text(bins), _text(f' {mission}', 'bright_black')]]
+  forms, cells = (('.4f', '+.3f'), 7) if tall else (('.3f', '+.2f'), 5)
+  losses = [
+    [
+      _text(f'{label:7}', 'bright_black'),
+      _text(f'{_short(_last(values), form):>{cells}} ', 'bold'),
+      _text(sparkline(values, width - cells - 8), hue),
+    ]
+    for label, values, form in zip(
+      ('g-loss', 'critic'), (student.g_loss, student.critic), forms
+    )
+  ]
+  gap = [[]] if tall else []
+  return [
+    *head,
+    *gap,
+    *losses,
+    *gap,
+    *_lambdas(student, limit, width, tall),
+    *gap,
+    *_learning(student, width, tall),
+  ]
+
+
+def _lambdas(
+  student: Student, limit: float, width: int, tall: bool
+) -> list[Line]:
+  """The dominant weight with its P, I and D, and the whole row."""
+  top, ratio, pid = None, '-', ''
+  if student.dominant is not None:
+    top = student.weights[student.dominant]
+    ratio = f'x{_number(top.ratio, ".2f")}'
+    pid = 'PID off'
+  if student.pid is not None:
+    form, gap = ('+.2f', ' ') if width >= 24 else ('+.1f', '')
+    parts = zip('PID', student.pid)
+    pid = ' '.join(f'{k}{gap}{_number(v, form)}' for k, v in parts)
+  name = [_text(top.term if top else '-', 'bold')]
+  if _width(name) + 2 <= width:
+    name.insert(0, _text('λ ', 'bright_black'))
+  if not tall:
+    bars = sparkline(
+      [_log(w.ratio) for w in student.weights], width - 7, reach=limit
+    )
+    return [name, [_text(f'{ratio:6} '), _text(bars, 'red')], [_text(pid)]]
+  lines = [_ends(name, [_text(ratio, 'bold')], width), [_text(pid)]]
+  longest = max(len(w.term) for w in student.weights)
+  half = max(1, (width - longest - 7) // 2)
+  for weight in student.weights:
+    style = 'bold' if weight is top else 'bright_black'
+    lines.append(
+      [
+        _text(f'{weight.term:{longest}}', style),
+        _text(f' {_number(weight.ratio, ".2f"):>4} '),
+        *_gauge(weight.ratio, limit, half),
+      ]
+    )
+  return lines
+
+
+def _learning(student: Student, width: int, tall: bool) -> list[Line]:
+  """The learning rate and the agent that trims it."""
+  rate = _number(student.learning_rate, '.2e')
+  trim = f'x{_number(student.trim, ".2f")}'
+  action = f'x{_number(student.action, ".2f")}' if student.action else '-'
+  reward = _number(student.reward, '+.1f')
+  if len(reward) > 4:
+    reward = _number(student.reward, '+.0f')
+  explores = '-'
+  if student.epsilon is not None:
+    explores = f'{_number(100 * student.epsilon, ".0f")} %'
+  if not tall:
+    return [
+      [_text('lr ', 'bright_black'), _text(rate, 'bold'), _text(f' {trim}')],
+      [_text(student.trend)],
+      [_text(f'{action} ', ''), *_labelled('reward', reward)],
+      _labelled('explores', explores),
+    ]
+  zone = f'trim {student.zone}' if student.zone else ''
+  if len(student.trend) + 1 + len(zone) > width:
+    zone = student.zone
+  return [
+    _ends(
+      [_text('lr ', 'bright_black'), _text(rate, 'bold')],
+      _labelled('trim', trim),
+      width,
+    ),
+    _ends([_text(student.trend)], [_text(zone, 'bright_black')], width),
+    _ends(_labelled('action', action), _labelled('reward', reward), width),
+    _labelled('explores', explores),
+  ]
+
+
+def _labelled(label: str, value: str, style: str = '') -> Line:
+  return [_text(f'{label} ', 'bright_black'), _text(value, style)]
+
+
+def _master(snapshot: Snapshot, tall: bool) -> list[Line]:
+  """The master's figures and what the meld and the machine do."""
+  used = f'{_number(snapshot.used, ".0f")} of {snapshot.codes}'
+  perplexity = _number(_last(snapshot.perplexity), '.1f')
+  dropped = _number(snapshot.dropped, '.0f')
+  drift = [_text('drift', 'bright_black')]
+  for student, hue in zip(snapshot.students, _HUES):
+    drift.append(_text(f' {_number(student.drift, ".2f")}', hue))
+  rate = _number(snapshot.rate, '.3g')
+  images = _number(snapshot.images_rate, '.3g')
+  speed = f'{rate} cycles/s  {images} images/s'
+  if not tall:
+    figures = []
+    for f in snapshot.figures:
+      value, best = _figure(f)
+      figures += [*_labelled(f.name, value, 'bold'), *_best(best), _text('  ')]
+    return [
+      [_text(' '), *figures],
+      [
+        _text(' '),
+        *_labelled('codes', used),
+        *_labelled('  perplexity', perplexity),
+        _text('  '),
+        *drift,
+      ],
+      [*_labelled(' dropped', dropped), _text(f'  {speed}')],
+    ]
+  lines = [
+    [
+      _text(' Master', 'bold'),
+      _text(f'  held-out {snapshot.kind}', 'bright_black'),
+    ]
+  ]
+  for f in snapshot.figures:
+    value, best = _figure(f)
+    at = '' if f.best_cycle is None else f'at {f.best_cycle}'
+    lines.append(
+      [
+        _text(f' {f.name:10} ', 'bright_black'),
+        _text(f'{value:>6}', 'bold'),
+        *_best(f'{best:>6} {at:8}'),
+        # Of one width, so that the pictures stay where they are.
+        _text(f' {sparkline(f.values, 6):6}'),
+      ]
+    )
+  return [
+    *lines,
+    [_text(' codes used ', 'bright_black'), _text(used)],
+    [
+      _text(' perplexity ', 'bright_black'),
+      _text(f'{perplexity:>6}', 'bold'),
+      _text(f'  {sparkline(snapshot.perplexity, 20)}'),
+    ],
+    [_text(' '), *drift, *_labelled('  dropped', dropped)],
+    [_text(f' {speed}')],
+  ]
+
+
+def _figure(figure: Figure) -> tuple[str, str]:
+  """Its value so far and its best, as text."""
+  form = '.2f' if figure.name == 'PSNR' else '.4f'
+  return _number(_last(figure.values), form), _number(figure.best, form)
+
+
+def _best(best: str) -> Line:
+  return [_text('  best ', 'bright_black'), _text(best)]
+
+
+def _below(
+  snapshot: Snapshot, master: list[Line], width: int, height: int
+) -> list[Line]:
+  """The master, with the pictures beside it or below it."""
+  if snapshot.pictures is None or height <= 0:
+    return master[:height]
+  side = max(map(_width, master)) + 3
+  beside = _gallery(snapshot, width - side, height)
+  under = _gallery(snapshot, width - 1, height - len(master))
+  if max(map(_width, beside), default=0) * len(beside) < max(
+    map(_width, under), default=0
+  ) * len(under):
+    return [*master, *([_text(' '), *line] for line in under)]
+  lines = []
+  for i in range(height):
+    left = master[i] if i < len(master) else []
+    right = beside[i] if i < len(beside) else []
+    lines.append([*_fit(left, side), *right])
+  return lines
+
+
+def _gallery(snapshot: Snapshot, width: int, height: int) -> list[Line]:
+  """Originals and what one tokenizer makes of them, as large as they go.
+
+  Each tokenizer has its turn. The two stand beside or below each other,
+  whichever shows more: a larger picture is worth more than another one.
+  """
+  pictures = snapshot.pictures
+  names = list(pictures.by_name)
+  name = names[snapshot.turn % len(names)]
+  best = None
+  for is_beside in (False, True):
+    room = (width - 2) // 2 if is_beside else width
+    tallest = 2 * (height - 1) if is_beside else (height - 2) // 2 * 2
+    for side in range(8, tallest + 1, 2):
+      count = min(len(pictures.originals), (room + 1) // (side + 1))
+      worth = count > 1, count * side**3
+      if count > 0 and (best is None or worth > best[0]):
+        best = worth, is_beside, side, count
+  if best is None:
+    return []
+  _, is_beside, side, count = best
+  spread = (
+    np.linspace(0, len(pictures.originals) - 1, count).round().astype(int)
+  )
+  first, second = (
+    [[_text(label, 'bright_black')], *_strip([tiles[i] for i in spread], side)]
+    for label, tiles in (
+      (f'originals, cycle {pictures.cycle}', pictures.originals),
+      (name, pictures.by_name[name]),
+    )
+  )
+  if not is_beside:
+    return [*first, *second]
+  wide = count * (side + 1) + 1
+  return [[*_fit(a, wide), *b] for a, b in zip(first, second)]
+
+
+def _strip(tiles: Sequence[Tile], side: int) -> list[Line]:
+  """Pictures in a row, `side` pixels each."""
+  rows = zip(*(_shrink(tile, side) for tile in tiles))
+  return [
+    [segment for cells in row for segment in (*cells, _text(' '))][:-1]
+    for row in rows
+  ]
+
+
+# All rows of a sheet of twelve pictures; each is drawn at every turn.
+@functools.lru_cache(maxsize=128)
+def _shrink(tile: Tile, side: int) -> list[Line]:
+  image = Image.frombytes('RGB', (tile.side, tile.side), tile.rgb)
+  return half_blocks(
+    np.asarray(image.resize((side, side), Image.Resampling.BOX))
+  )
+
+
+def _progress(snapshot: Snapshot, width: int) -> Line:
+  done = min(1.0, snapshot.cycle / snapshot.cycles)
+  text = f' {snapshot.cycle} of {snapshot.cycles}  {100 * done:.0f} %'
+  if snapshot.left is not None and done < 1:
+    text += f'  {mission_control.format_seconds(snapshot.left)} left'
+  room = max(0, width - len(text) - 2)
+  filled = round(done * room)
+  return [
+    _text(' '),
+    _text('━' * filled, 'green'),
+    _text('─' * (room - filled), 'bright_black'),
+    _text(f'{text} '),
+  ]
+
+
+# Where it comes from, and where it goes.
+
+
+class Look:
+  """A run as it stands: called with the time, the snapshot.
+
+  Args:
+    workdir: of the run.
+    config: as config.json holds it.
+    rows: of the history, growing; None reads them, as the file grows.
+  """
+
+  def __init__(
+    self,
+    workdir: str,
+    config: Mapping[str, Any],
+    rows: list[history.Row] | None = None,
+  ):
+    self._workdir = workdir
+    self._config = config
+    self._rows = [] if rows is None else rows
+    self._reads = rows is None
+    self._thin: tuple[int, list[history.Row]] = (0, [])
+    self._stamp: tuple[float, int] | None = None
+    self._doing: tuple[str, float, str] | None = None
+    self._sheet: tuple[str, float] | None = None
+    self._pictures: Pictures | None = None
+
+  def say(self, doing: str, more: str = '', since: float | None = None) -> None:
+    """What the run is doing from now on, or `since`; `more` ends the line."""
+    self._doing = doing, time.time() if since is None else since, more
+
+  def __call__(self, now: float) -> Snapshot:
+    if self._reads:
+      self._poll()
+    if len(self._rows) != self._thin[0]:
+      self._thin = len(self._rows), thin(self._rows)
+    note = ''
+    if self._doing:
+      doing, since, more = self._doing
+      spent = mission_control.format_seconds(max(0.0, now - since))
+      note = f'{doing}, {spent}{more}'
+    return snapshot_of(
+      self._thin[1],
+      self._config,
+      self._newest_pictures(),
+      now,
+      title=self._workdir,
+      note=note,
+    )
+
+  def _poll(self) -> None:
+    status = os.stat(os.path.join(self._workdir, history.NAME))
+    stamp = status.st_mtime, status.st_size
+    if stamp != self._stamp:
+      self._rows, self._stamp = history.read(self._workdir), stamp
+      self._thin = 0, []
+
+  def _newest_pictures(self) -> Pictures | None:
+    paths = glob.glob(os.path.join(self._workdir, 'previews', '*.png'))
+    # A sheet that is being written is whole at the next look.
+    with contextlib.suppress(OSError, SyntaxError, ValueError):
+      newest = max(paths, default=None)
+      if newest is None:
+        return None
+      stamp = newest, os.stat(newest).st_mtime
+      if stamp != self._sheet:
+        self._pictures = read_sheet(newest, self._config)
+        self._sheet = stamp
+    return self._pictures
+
+
+def read_sheet(path: str, config: Mapping[str, Any]) -> Pictures | None:
+  """A preview sheet of `evaluate.preview`; None where it is of another form.
+
+  Raises:
+    OSError, SyntaxError: it is not whole.
+    ValueError: its name is no cycle.
+  """
+  cycle = int(os.path.splitext(os.path.basename(path))[0])
+  with Image.open(path) as image:
+    sheet = np.asarray(image.convert('RGB'))
+  columns = config['eval']['preview']
+  side = sheet.shape[1] // columns
+  names = ['master', *config['clone_names']]
+  # Photographs have a row more, of the optics alone.
+  first = 1 if images.is_path_params(config['data']['source']) else 2
+  if len(sheet) < side * (first + len(names)) or sheet.shape[1] % columns:
+    return None
+
+  def row(y: int) -> tuple[Tile, ...]:
+    strip = sheet[y * side : (y + 1) * side]
+    return tuple(
+      Tile(side, tile.tobytes()) for tile in np.split(strip, columns, axis=1)
+    )
+
+  tiles = {name: row(first + i) for i, name in enumerate(names)}
+  tiles['master'] = tiles.pop('master')
+  return Pictures(cycle, row(0), tiles)
+
+
+class Live:
+  """Draws on the terminal, on a thread of its own, until its block ends.
+
+  While it is up, what is written to stdout and stderr, by XLA too, goes to the
+  log. It gives the terminal back however the block ends; where it fails itself,
+  it goes, with one warning. Without a terminal it does nothing.
+
+  Args:
+    look: the snapshot of a time; called on the thread.
+    log: path of the file that takes what is written meanwhile; None leaves
+      stdout and stderr as they are.
+    wanted: False does nothing.
+  """
+
+  def __init__(
+    self,
+    look: Callable[[float], Snapshot],
+    log: str | None = None,
+    *,
+    wanted: bool = True,
+  ):
+    self._look = look
+    self._log = log
+    self._wanted = wanted
+    self._stop = threading.Event()
+    self._lock = threading.Lock()
+    self._terminal: io.TextIOWrapper | None = None
+    self._console: rich.console.Console | None = None
+    self._thread: threading.Thread | None = None
+    self._saved: dict[int, int] = {}
+    self._drawn: list[Line] = []
+
+  @property
+  def up(self) -> bool:
+    return self._terminal is not None
+
+  def __enter__(self) -> 'Live':
+    if not (self._wanted and has_terminal()):
+      return self
+    log = None
+    if self._log is not None:
+      try:
+        log = open(self._log, 'ab')
+      except OSError as e:
+        logging.warning('Mission control is off: %s', e)
+        return self
+    atexit.register(self._restore)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    self._terminal = os.fdopen(
+      os.dup(1), 'w', encoding='utf-8', errors='replace'
+    )
+    self._console = rich.console.Console(
+      file=self._terminal,
+      force_terminal=True,
+      legacy_windows=False,
+      # tmux takes every color, and itself makes do with what its terminal has.
+      color_system='truecolor' if 'TMUX' in os.environ else 'auto',
+    )
+    if log is not None:
+      with log:
+        for fd in (1, 2):
+          self._saved[fd] = os.dup(fd)
+          os.dup2(log.fileno(), fd)
+    self._console.set_alt_screen(True)
+    self._console.show_cursor(False)
+    self._thread = threading.Thread(target=self._run, daemon=True)
+    self._thread.start()
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self._stop.set()
+    if self._thread is not None:
+      self._thread.join(timeout=2.0)
+    self._restore()
+    atexit.unregister(self._restore)
+
+  def _run(self) -> None:
+    with contextlib.ExitStack() as stack:
+      stack.push(self._give_up)
+      size, ticks = None, 0
+      while not self._stop.is_set():
+        now_size = os.get_terminal_size(self._terminal.fileno())
+        if now_size != size or ticks % _EVERY == 0:
+          self._draw(*now_size)
+        size, ticks = now_size, ticks + 1
+        self._stop.wait(_TICK)
+
+  def _draw(self, width: int, height: int) -> None:
+    """Writes the lines that are not on the screen yet."""
+    if self._console.size != (width, height):
+      self._console.size = rich.console.ConsoleDimensions(width, height)
+      self._console.clear()
+      self._drawn = []
+    snapshot = self._look(time.time())
+    if self._console.no_color:
+      snapshot = snapshot._replace(pictures=None)
+    lines = render(snapshot, width, height).lines
+    changed = [
+      (y, line)
+      for y, line in enumerate(lines)
+      if self._drawn[y : y + 1] != [line]
+    ]
+    self._console.print(_Changes(changed), end='', crop=False)
+    self._drawn = lines
+
+  def _give_up(self, kind: Any, error: BaseException | None, _: Any) -> bool:
+    """Whatever it is, training goes on without the picture."""
+    if error is not None:
+      self._restore()
+      logging.warning('Mission control is off: %r', error)
+    return True
+
+  def _restore(self) -> None:
+    """The terminal as it was; once."""
+    with self._lock:
+      if self._terminal is None:
+        return
+      # It may have been closed under us.
+      with contextlib.suppress(OSError):
+        self._console.show_cursor(True)
+        self._console.set_alt_screen(False)
+        self._terminal.flush()
+      sys.stdout.flush()
+      sys.stderr.flush()
+      for fd, saved in self._saved.items():
+        os.dup2(saved, fd)
+        os.close(saved)
+      self._saved = {}
+      terminal, self._terminal = self._terminal, None
+      with contextlib.suppress(OSError):
+        terminal.close()
+
+
+class _Changes(NamedTuple):
+  """Lines and where on the screen they go."""
+
+  lines: list[tuple[int, Line]]
+
+  def __rich_console__(
+    self, console: rich.console.Console, options: rich.console.ConsoleOptions
+  ) -> Iterator[Segment]:
+    for y, line in self.lines:
+      yield rich.control.Control.move_to(0, y).segment
+      yield from line
+
+
+def has_terminal() -> bool:
+  """Whether people watch: both streams on a terminal that can draw."""
+  return (
+    os.isatty(1)
+    and os.isatty(2)
+    and os.environ.get('TERM', 'dumb') not in ('dumb', 'unknown')
+  )
+
+
+def watch(workdir: str) -> None:
+  """Shows a run of another process, until Ctrl-C; in print without a terminal.
+
+  Raises:
+    ValueError: there is no run in the workdir.
+  """
+  for name in (history.NAME, 'config.json'):
+    if not os.path.isfile(os.path.join(workdir, name)):
+      raise ValueError(
+        f'A run that can be watched has its {name}, got none in {workdir}: '
+        'mend --workdir.'
+      )
+  with open(os.path.join(workdir, 'config.json'), encoding='utf-8') as f:
+    look = Look(workdir, json.load(f))
+  with contextlib.suppress(KeyboardInterrupt), Live(look) as live:
+    if not live.up:
+      encoding = sys.stdout.encoding or 'utf-8'
+      text = plain(look(time.time())).encode(encoding, 'replace')
+      sys.stdout.write(text.decode(encoding))
+    while live.up:
+      time.sleep(_TICK)
+
+
+def plain(snapshot: Snapshot) -> str:
+  """The dashboard in print: no colors, no pictures, no empty lines."""
+  lines = render(snapshot._replace(pictures=None), 120, 40).lines
+  texts = (''.join(segment.text for segment in line) for line in lines)
+  return ''.join(f'{text.rstrip()}\n' for text in texts if text.strip(' │'))
