@@ -30,7 +30,7 @@ import rich.control
 from rich.segment import Segment
 import rich.style
 
-from chimera import history, images, mission_control
+from chimera import history, mission_control, sheets
 
 # agents.TRENDS and what the zones of its trim are called; agents.EASE. They
 # stand here too, for that module imports JAX.
@@ -952,32 +952,26 @@ class Look:
 
 
 def read_sheet(path: str, config: Mapping[str, Any]) -> Pictures | None:
-  """A preview sheet of `evaluate.preview`; None where it is of another form.
+  """A contact sheet of `evaluate.preview`; None where a tokenizer is missing.
 
   Raises:
     OSError, SyntaxError: it is not whole.
-    ValueError: its name is no cycle.
+    ValueError: its name is no cycle, or it holds no geometry.
   """
   cycle = int(os.path.splitext(os.path.basename(path))[0])
-  with Image.open(path) as image:
-    sheet = np.asarray(image.convert('RGB'))
-  columns = config['eval']['preview']
-  side = sheet.shape[1] // columns
-  names = ['master', *config['clone_names']]
-  # Photographs have a row more, of the optics alone.
-  first = 1 if images.is_path_params(config['data']['source']) else 2
-  if len(sheet) < side * (first + len(names)) or sheet.shape[1] % columns:
+  rows = sheets.geometry(path).rows
+  names = [*config['clone_names'], 'master']
+  if not {*names, 'original'} <= set(rows):
     return None
+  tiles_RxCxTxTx3 = sheets.tiles(path)
 
-  def row(y: int) -> tuple[Tile, ...]:
-    strip = sheet[y * side : (y + 1) * side]
+  def row(name: str) -> tuple[Tile, ...]:
     return tuple(
-      Tile(side, tile.tobytes()) for tile in np.split(strip, columns, axis=1)
+      Tile(len(tile), tile.tobytes())
+      for tile in tiles_RxCxTxTx3[rows.index(name)]
     )
 
-  tiles = {name: row(first + i) for i, name in enumerate(names)}
-  tiles['master'] = tiles.pop('master')
-  return Pictures(cycle, row(0), tiles)
+  return Pictures(cycle, row('original'), {name: row(name) for name in names})
 
 
 class Live:

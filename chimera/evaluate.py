@@ -6,25 +6,18 @@ figures compare the photograph with optics(tokenizer(optics(photograph))), both
 in [-1, 1], so that optics_psnr is their upper bound.
 """
 
-from collections.abc import Sequence
 import functools
-import json
 import math
-import os
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from chimera import images, models, optics, perceptual, poincare
+from chimera import images, models, optics, perceptual, poincare, sheets
 
 # By which the sheet's error maps are brightened: 1 / 4 of full range is white.
 ERROR_GAIN = 4
-_TEXT = 15  # pixels, the height of a sheet's letters
-_MARGIN = 8  # pixels between a row's name and its tiles
-_KEY = 'chimera:sheet'  # of the geometry in the PNG
 
 
 class HeldOut(NamedTuple):
@@ -46,30 +39,6 @@ class Eyes(NamedTuple):
 
   model: optics.Optics
   params: Any
-
-
-class Sheet(NamedTuple):
-  """How a contact sheet is laid out: the only place that knows.
-
-  Row r and column c begin at header + r (tile + gap) from the top and
-  label + c (tile + gap) from the left.
-
-  Attributes:
-    tile: pixels, side of a picture.
-    gap: pixels between two pictures.
-    header: pixels above the pictures, for the bins.
-    label: pixels beside the pictures, for the names.
-    rows: names, from the top: 'original', 'optics' where there are optics,
-      then each tokenizer, 'master' first, and the master's error.
-    bins: of each column, from easy to hard.
-  """
-
-  tile: int
-  gap: int
-  header: int
-  label: int
-  rows: tuple[str, ...]
-  bins: tuple[int, ...]
 
 
 def evaluate(
@@ -144,7 +113,7 @@ def preview(
   eyes: Eyes | None,
   *,
   columns: int,
-) -> tuple[np.ndarray, Sheet]:
+) -> tuple[np.ndarray, sheets.Sheet]:
   """What a contact sheet shows.
 
   Args:
@@ -174,16 +143,9 @@ def preview(
   tiles = np.stack(list(rows.values()))
   scale = max(1, 128 // tiles.shape[2])
   tiles = tiles.repeat(scale, axis=2).repeat(scale, axis=3)
-  font = ImageFont.load_default(size=_TEXT)
-  sheet = Sheet(
-    tile=tiles.shape[2],
-    gap=2,
-    header=_TEXT + _MARGIN,
-    label=math.ceil(max(map(font.getlength, rows))) + 2 * _MARGIN,
-    rows=tuple(rows),
-    bins=tuple(held_out.bins_N[chosen].tolist()),
+  return tiles, sheets.create(
+    tiles.shape[2], tuple(rows), tuple(held_out.bins_N[chosen].tolist())
   )
-  return tiles, sheet
 
 
 def draw(x_BxHxWxC: jax.Array, eyes: Eyes | None) -> np.ndarray:
@@ -200,83 +162,3 @@ def error_map(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   error = np.abs(a.astype(np.float32) - b).mean(-1, keepdims=True)
   bright = np.minimum(np.rint(error * ERROR_GAIN), 255).astype(np.uint8)
   return np.broadcast_to(bright, a.shape)
-
-
-def compose(tiles_RxCxTxTx3: np.ndarray, sheet: Sheet) -> np.ndarray:
-  """Draws the sheet: uint8 (height, width, 3). `cut` is its inverse."""
-  step = sheet.tile + sheet.gap
-  height = sheet.header + step * len(sheet.rows) - sheet.gap
-  width = sheet.label + step * len(sheet.bins) - sheet.gap
-  canvas = Image.new('RGB', (width, height), 'white')
-  pen = ImageDraw.Draw(canvas)
-  font = ImageFont.load_default(size=_TEXT)
-  for c, b in enumerate(sheet.bins):
-    x = sheet.label + c * step + sheet.tile // 2
-    pen.text((x, sheet.header // 2), f'bin {b}', 'black', font, anchor='mm')
-  for r, name in enumerate(sheet.rows):
-    y = sheet.header + r * step + sheet.tile // 2
-    x = sheet.label - _MARGIN
-    pen.text((x, y), name, 'black', font, anchor='rm')
-  picture = np.array(canvas)
-  for r, c, top, left in _places(sheet):
-    picture[top : top + sheet.tile, left : left + sheet.tile] = tiles_RxCxTxTx3[
-      r, c
-    ]
-  return picture
-
-
-def cut(picture: np.ndarray, sheet: Sheet) -> np.ndarray:
-  """tiles_RxCxTxTx3 of what `compose` drew."""
-  side = sheet.tile
-  shape = (len(sheet.rows), len(sheet.bins), side, side, 3)
-  tiles = np.empty(shape, np.uint8)
-  for r, c, top, left in _places(sheet):
-    tiles[r, c] = picture[top : top + side, left : left + side]
-  return tiles
-
-
-def _places(sheet: Sheet) -> Sequence[tuple[int, int, int, int]]:
-  """Row, column, top and left of every tile."""
-  step = sheet.tile + sheet.gap
-  return [
-    (r, c, sheet.header + r * step, sheet.label + c * step)
-    for r in range(len(sheet.rows))
-    for c in range(len(sheet.bins))
-  ]
-
-
-def save_sheet(
-  path: str | os.PathLike, picture: np.ndarray, sheet: Sheet
-) -> None:
-  """A PNG that holds its geometry as JSON, in the text chunk of `_KEY`."""
-  info = PngImagePlugin.PngInfo()
-  info.add_text(_KEY, json.dumps(sheet._asdict()))
-  temporary = f'{path}.tmp'
-  Image.fromarray(picture).save(temporary, format='PNG', pnginfo=info)
-  os.replace(temporary, path)
-
-
-def geometry(path: str | os.PathLike) -> Sheet:
-  """How a saved sheet is laid out.
-
-  Raises:
-    ValueError: it holds no geometry.
-    OSError: it is no picture.
-  """
-  with Image.open(path) as picture:
-    picture.load()
-    text = picture.info.get(_KEY)
-  try:
-    fields = json.loads(text)
-    return Sheet(
-      **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    )
-  except (TypeError, ValueError, AttributeError) as e:
-    raise ValueError(f'{path} is no contact sheet: {e}.') from e
-
-
-def tiles(path: str | os.PathLike) -> np.ndarray:
-  """tiles_RxCxTxTx3, uint8, of a saved sheet; see `geometry` for its rows."""
-  sheet = geometry(path)
-  with Image.open(path) as picture:
-    return cut(np.asarray(picture.convert('RGB')), sheet)

@@ -23,6 +23,7 @@ from chimera import (
   preflight,
   report,
   school,
+  sheets,
   writers,
 )
 from chimera import state as state_lib
@@ -374,7 +375,7 @@ class Exam(NamedTuple):
   figures: dict[str, dict[str, float]]
   counts_V: np.ndarray
   tiles: np.ndarray
-  sheet: evaluate.Sheet
+  sheet: sheets.Sheet
 
 
 def examine(
@@ -480,10 +481,8 @@ def save_preview(workdir: str, exam: Exam, done: int) -> np.ndarray:
   """Draws the contact sheet into previews/ and returns it."""
   folder = os.path.join(workdir, 'previews')
   os.makedirs(folder, exist_ok=True)
-  picture = evaluate.compose(exam.tiles, exam.sheet)
-  evaluate.save_sheet(
-    os.path.join(folder, f'{done:07d}.png'), picture, exam.sheet
-  )
+  picture = sheets.compose(exam.tiles, exam.sheet)
+  sheets.save(os.path.join(folder, f'{done:07d}.png'), picture, exam.sheet)
   return picture
 
 

@@ -17,7 +17,7 @@ import pytest
 import rich.cells
 import rich.console
 
-from chimera import agents, dashboard, evaluate, history, state
+from chimera import agents, dashboard, history, sheets, state
 from configs import chimera as chimera_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -312,14 +312,17 @@ def _workdir(path, rows):
   return str(path)
 
 
-def _save_sheet(path, cycle, *, rows=7):
+def _save_sheet(path, cycle, *, more=()):
   """Each tile of one color: its row, its column."""
-  tiles = np.zeros((rows, 6, 3), np.uint8)
-  tiles[..., 0] = np.arange(rows)[:, None]
-  tiles[..., 1] = np.arange(6)
+  names = ('original', 'optics', 'master', *CONFIG['clone_names'], *more)
+  tiles = np.zeros((len(names), 6, 16, 16, 3), np.uint8)
+  tiles[..., 0] = np.arange(len(names))[:, None, None, None]
+  tiles[..., 1] = np.arange(6)[:, None, None]
   (path / 'previews').mkdir(exist_ok=True)
-  sheet = tiles.repeat(16, axis=0).repeat(16, axis=1)
-  evaluate.save_png(str(path / 'previews' / f'{cycle:07d}.png'), sheet)
+  sheet = sheets.create(16, names, tuple(range(6)))
+  sheets.save(
+    path / 'previews' / f'{cycle:07d}.png', sheets.compose(tiles, sheet), sheet
+  )
 
 
 def test_the_pictures_are_cut_from_the_newest_sheet(tmp_path):
@@ -327,7 +330,7 @@ def test_the_pictures_are_cut_from_the_newest_sheet(tmp_path):
   assert look(0.0).pictures is None
   _save_sheet(tmp_path, 50)
   # Rows below those that are known are none of ours.
-  _save_sheet(tmp_path, 100, rows=8)
+  _save_sheet(tmp_path, 100, more=('error x4',))
   pictures = look(0.0).pictures
   assert pictures.cycle == 100
   assert list(pictures.by_name) == [*CONFIG['clone_names'], 'master']

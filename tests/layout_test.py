@@ -23,6 +23,7 @@ LEVELS = (
     'checkpoint',
     'history',
     'mission_control',
+    'sheets',
     'writers',
   ),
   ('optics', 'models', 'losses', 'preflight', 'dashboard'),

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from chimera import evaluate, history, models, report
+from chimera import history, models, report, sheets
 from tests import tiny
 
 NAMES = ('perceptual', 'structural', 'a <b>', 'latent_purity')
@@ -81,12 +81,12 @@ def workdir(tmp_path_factory):
     json.dumps({**evaluation, 'protocol': protocol})
   )
   (home / 'previews').mkdir()
-  sheet = evaluate.Sheet(8, 2, 20, 50, ('original', 'master'), (0,))
+  sheet = sheets.Sheet(8, 2, 20, 50, ('original', 'master'), (0,))
   tiles = np.zeros((2, 1, 8, 8, 3), np.uint8)
   for cycle in range(1, 10):
-    evaluate.save_sheet(
+    sheets.save(
       home / 'previews' / f'{cycle:07d}.png',
-      evaluate.compose(tiles, sheet),
+      sheets.compose(tiles, sheet),
       sheet,
     )
   return home

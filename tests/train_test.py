@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from chimera import evaluate, history, latents, report, train
+from chimera import evaluate, history, latents, report, sheets, train
 from tests import tiny
 
 
@@ -92,9 +92,9 @@ def test_the_figures_on_disk_are_those_returned(finished):
 def test_the_sheet_on_disk_names_its_rows_and_can_be_cut(finished):
   workdir, config, *_ = finished
   path = os.path.join(workdir, 'previews', '0000006.png')
-  sheet = evaluate.geometry(path)
+  sheet = sheets.geometry(path)
   assert sheet.rows == ('original', 'master', *config.clone_names, 'error x4')
-  tiles = evaluate.tiles(path)
+  tiles = sheets.tiles(path)
   assert tiles.shape == (7, config.eval.preview, sheet.tile, sheet.tile, 3)
   np.testing.assert_array_equal(
     tiles[-1], evaluate.error_map(tiles[0], tiles[1])
@@ -109,7 +109,7 @@ def test_each_clone_has_its_picture_below_the_originals(finished):
     {},
     np.zeros(1),
     np.broadcast_to(tiles, (6, 3, 2, 2, 3)),
-    evaluate.Sheet(2, 0, 0, 0, rows, (0, 1, 2)),
+    sheets.Sheet(2, 0, 0, 0, rows, (0, 1, 2)),
   )
   of_clones, of_master = train.reconstructions(config, exam)
   for i, pictures in enumerate((of_master, *of_clones)):
