@@ -1,6 +1,7 @@
 """Stage 2's loop: the School opens, four clones learn, a master is melded."""
 
 from collections.abc import Iterator
+import contextlib
 import json
 import operator
 import os
@@ -93,55 +94,20 @@ def train(
   train_step = step_lib.make_train_step(
     spec, devices, cycles=cycles, resident=shards.resident
   )
-  progress = mission_control.Progress(config.train.cycles, first)
-  compiled = dashboard.compile_seconds(history.read(workdir))
-  log = history.History(workdir, first)
-  look = dashboard.Look(workdir, json.loads(config.to_json()), log.rows)
-  with (
-    dashboard.Live(
-      look,
-      os.path.join(workdir, 'train.log'),
-      wanted=config.train.dashboard,
-    ),
-    writers.Writers(workdir, config.clone_names) as board,
-  ):
-    board.introduce(
-      preflight.keys(config),
-      {
-        'config': config.to_dict(),
-        'protocol': protocol(config, held_out, config.train.cycles),
-      },
-      losses.TERMS,
-    )
-    board.histograms(first, {'school/complexity': scores_N})
-    compiling = f'compiling the step for {len(devices)} device(s)'
-    last_time = ''
-    if compiled is not None:
-      last_time = f' ({mission_control.format_seconds(compiled)} last time)'
-    logging.info('%s%s.', compiling.capitalize(), last_time)
-    look.say(compiling, last_time)
-    start = time.monotonic()
+  observers = Observers(config, workdir, spec, first)
+  with observers:
+    observers.introduce(held_out, scores_N, first)
+    observers.compiling(len(devices))
     for done in range(first + cycles, config.train.cycles + 1, cycles):
       with jax.transfer_guard('disallow'):
         state, metrics = train_step(state, missions, shard)
       if done == first + cycles:
-        compiled = time.monotonic() - start
-        began = time.time()
-        look.say('training')
+        observers.compiled()
       last = done == config.train.cycles
       if done % config.train.log_every == 0 or last:
         specialists = metrics.pop('specialist')
         seen = step_lib.fetch(metrics)
-        rate = progress.update(done, f'loss {seen["base_loss"].mean():.4f}')
-        clones = [
-          clone_scalars(seen, i) for i in range(len(config.clone_names))
-        ]
-        master = master_scalars(seen, rate, spec)
-        if compiled is not None:
-          # In the row whose rate it is a part of.
-          master['perf/compile_seconds'], compiled = compiled, None
-        board.write(done, clones, master)
-        log.append(done, dict(zip(config.clone_names, clones)), master)
+        observers.saw(done, seen)
         if not np.isfinite(seen['base_loss']).any():
           raise FloatingPointError(
             f'No clone was finite between cycles {done - cycles} and {done}: '
@@ -150,28 +116,19 @@ def train(
         if not shards.resident:
           shard = shards.deal(step_lib.fetch(state.school.enrolled_L), done)
       if done % config.train.checkpoint_every == 0 or last:
-        look.say('saving')
-        checkpoints.save(done, step_lib.fetch(state), {})
-        look.say('training', since=began)
+        with observers.during('saving'):
+          checkpoints.save(done, step_lib.fetch(state), {})
       if done % config.train.eval_every == 0 or last:
-        look.say('evaluating')
-        exam = examine(
-          config,
-          spec,
-          held_out,
-          eyes,
-          *step_lib.fetch((state.master, specialists)),
-        )
-        save_figures(config, workdir, exam.figures, held_out, done)
-        picture = save_preview(workdir, exam, done)
-        of = {name: eval_scalars(row) for name, row in exam.figures.items()}
-        clones = {name: of[name] for name in config.clone_names}
-        board.write(done, list(clones.values()), of['master'])
-        log.append(done, clones, of['master'])
-        of_clones, of_master = reconstructions(config, exam)
-        board.images(done, of_clones, {**of_master, 'contact_sheet': picture})
-        board.histograms(done, {'codebook/usage': even_shares(exam.counts_V)})
-        look.say('training', since=began)
+        with observers.during('evaluating'):
+          exam = examine(
+            config,
+            spec,
+            held_out,
+            eyes,
+            *step_lib.fetch((state.master, specialists)),
+          )
+          save_figures(config, workdir, exam.figures, held_out, done)
+          observers.judged(done, exam, save_preview(workdir, exam, done))
   rows = summarize(config, bins, seen)
   save_report(
     config,
@@ -190,6 +147,125 @@ def train(
   )
   mission_control.show(mission_control.summary(rows, exam.figures['master']))
   return _flat(exam.figures)
+
+
+class Observers:
+  """Who is told what happens: the dashboard, TensorBoard and the history.
+
+  Args:
+    config: the run's.
+    workdir: the run's.
+    spec: of the step.
+    first: cycle from which the run goes on.
+  """
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    spec: state_lib.StepSpec,
+    first: int,
+  ):
+    self._config = config
+    self._spec = spec
+    self._progress = mission_control.Progress(config.train.cycles, first)
+    self._last_time = dashboard.compile_seconds(history.read(workdir))
+    self._compile_seconds: float | None = None
+    self._since = time.time()
+    self._history = history.History(workdir, first)
+    self._history_is_whole = True
+    self._look = dashboard.Look(
+      workdir, json.loads(config.to_json()), self._history.rows
+    )
+    self._live = dashboard.Live(
+      self._look,
+      os.path.join(workdir, 'train.log'),
+      wanted=config.train.dashboard,
+    )
+    self._workdir = workdir
+    self._open = contextlib.ExitStack()
+
+  def __enter__(self) -> 'Observers':
+    with contextlib.ExitStack() as opened:
+      opened.enter_context(self._live)
+      self._board = opened.enter_context(
+        writers.Writers(self._workdir, self._config.clone_names)
+      )
+      self._open = opened.pop_all()
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    self._open.__exit__(*error)
+
+  def introduce(
+    self, held_out: evaluate.HeldOut, scores_N: np.ndarray, first: int
+  ) -> None:
+    """Once: what the run is."""
+    self._board.introduce(
+      preflight.keys(self._config),
+      {
+        'config': self._config.to_dict(),
+        'protocol': protocol(self._config, held_out, self._config.train.cycles),
+      },
+      losses.TERMS,
+    )
+    self._board.histograms(first, {'school/complexity': scores_N})
+
+  def compiling(self, devices: int) -> None:
+    doing, last_time = f'compiling the step for {devices} device(s)', ''
+    if self._last_time is not None:
+      seconds = mission_control.format_seconds(self._last_time)
+      last_time = f' ({seconds} last time)'
+    logging.info('%s%s.', doing.capitalize(), last_time)
+    self._look.say(doing, last_time)
+    self._start = time.monotonic()
+
+  def compiled(self) -> None:
+    self._compile_seconds = time.monotonic() - self._start
+    self._since = time.time()
+    self._look.say('training')
+
+  @contextlib.contextmanager
+  def during(self, doing: str) -> Iterator[None]:
+    """The dashboard says what keeps the training waiting."""
+    self._look.say(doing)
+    yield
+    self._look.say('training', since=self._since)
+
+  def saw(self, done: int, seen: dict[str, np.ndarray]) -> None:
+    """A log cycle."""
+    rate = self._progress.update(done, f'loss {seen["base_loss"].mean():.4f}')
+    names = self._config.clone_names
+    clones = [clone_scalars(seen, i) for i in range(len(names))]
+    master = master_scalars(seen, rate, self._spec)
+    if self._compile_seconds is not None:
+      # In the row whose rate it is a part of.
+      master['perf/compile_seconds'] = self._compile_seconds
+      self._compile_seconds = None
+    self._tell(done, dict(zip(names, clones)), master)
+
+  def judged(self, done: int, exam: 'Exam', sheet: np.ndarray) -> None:
+    """An evaluation, and the contact sheet that was saved of it."""
+    of = {name: eval_scalars(row) for name, row in exam.figures.items()}
+    names = self._config.clone_names
+    self._tell(done, {name: of[name] for name in names}, of['master'])
+    of_clones, of_master = reconstructions(self._config, exam)
+    self._board.images(done, of_clones, {**of_master, 'contact_sheet': sheet})
+    self._board.histograms(done, {'codebook/usage': even_shares(exam.counts_V)})
+
+  def _tell(
+    self,
+    done: int,
+    clones: dict[str, dict[str, float]],
+    master: dict[str, float],
+  ) -> None:
+    self._board.write(done, list(clones.values()), master)
+    try:
+      self._history.append(done, clones, master)
+    except OSError as e:
+      if self._history_is_whole:
+        logging.warning('%s lacks rows, training goes on: %s', history.NAME, e)
+      self._history_is_whole = False
 
 
 def newborn(
