@@ -16,7 +16,7 @@ from absl import flags, logging
 import ml_collections
 from ml_collections import config_flags
 
-from chimera import dashboard, preflight, writers
+from chimera import live, preflight, writers
 
 _HOME = os.path.dirname(os.path.abspath(__file__))
 _CONFIG = os.path.join(os.path.dirname(_HOME), 'configs', 'chimera.py')
@@ -66,7 +66,7 @@ def _evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
 
 def _mission_control(_: ml_collections.ConfigDict, workdir: str) -> None:
   """shows a run that is going on, or is over: --workdir names it"""
-  dashboard.watch(workdir)
+  live.watch(workdir)
 
 
 COMMANDS: dict[str, Callable[[ml_collections.ConfigDict, str], None]] = {

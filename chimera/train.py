@@ -19,6 +19,7 @@ from chimera import (
   evaluate,
   history,
   images,
+  live,
   losses,
   mission_control,
   preflight,
@@ -174,10 +175,10 @@ class Observers:
     self._since = time.time()
     self._history = history.History(workdir, first)
     self._history_is_whole = True
-    self._look = dashboard.Look(
+    self._look = live.Look(
       workdir, json.loads(config.to_json()), self._history.rows
     )
-    self._live = dashboard.Live(
+    self._live = live.Live(
       self._look,
       os.path.join(workdir, 'train.log'),
       wanted=config.train.dashboard,

@@ -27,7 +27,7 @@ LEVELS = (
     'writers',
   ),
   ('optics', 'models', 'losses', 'preflight', 'dashboard'),
-  ('state',),
+  ('state', 'live'),
   ('step', 'evaluate'),
   ('latents', 'report', 'export'),
   ('train',),
