@@ -3,15 +3,22 @@
 curriculum   score, sort and save a million samples, against a bare mean.
 radius       the encoder whose radius means complexity, against the free one.
 step         the compiled step on each layout of devices that there is.
+dashboard    training with the dashboard and without.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
+import contextlib
+import json
 import multiprocessing
+import os
 import pathlib
+import pty
 import statistics
 import tempfile
+import termios
+import threading
 import time
 from typing import Any
 
@@ -132,60 +139,134 @@ def radius(args: argparse.Namespace) -> None:
   console.print(f'mean cost: {cost:.2f} dB')
 
 
-def step(args: argparse.Namespace) -> None:
-  """Prints each layout's cycles a second; medians of rounds that alternate."""
-  import jax
-  import numpy as np
+class _Program:
+  """The default step on the first devices, fed with random path_params."""
 
-  from chimera import school
-  from chimera import state as state_lib
-  from chimera import step as step_lib
-  from configs import chimera as chimera_config
+  def __init__(self, config: Any, devices: int, cycles: int):
+    import jax
+    import numpy as np
 
-  config = chimera_config.get_config(args.variant)
-  rng = np.random.default_rng(0)
-  paths = rng.random((1000, *_GRID), np.float32)
-  bins = school.bin_samples(paths[..., 2].mean((1, 2)))
-  spec = state_lib.create_spec(config)
-  states = state_lib.create_states(config, spec, bins, _GRID[:2])
-  missions = state_lib.stack(state_lib.create_missions(config, bins))
-  console = rich.console.Console()
-  console.print(f'{len(jax.devices())} x {jax.devices()[0].device_kind}')
-  layouts, seconds = {}, {}
-  for n in (n for n in (1, 2, 4) if n <= len(jax.devices())):
-    devices = jax.devices()[:n]
+    from chimera import school
+    from chimera import state as state_lib
+    from chimera import step as step_lib
+
+    rng = np.random.default_rng(0)
+    paths = rng.random((1000, *_GRID), np.float32)
+    bins = school.bin_samples(paths[..., 2].mean((1, 2)))
+    spec = state_lib.create_spec(config)
+    states = state_lib.create_states(config, spec, bins, _GRID[:2])
+    missions = state_lib.create_missions(config, bins)
     (whole,) = school.make_shards(
       paths, [], resident_mb=64, rotating_samples=0, rotation=0, seed=0
     )
-    state = step_lib.put(state_lib.stack(states), devices)
-    rest = (
-      step_lib.put(missions, devices),
-      step_lib.put_shared(whole, devices),
-    )
-    train_step = step_lib.make_train_step(
-      spec, devices, cycles=args.cycles_per_dispatch
-    )
+    chosen = jax.devices()[:devices]
+    self._wait = jax.block_until_ready
+    self._state = step_lib.put(state_lib.stack(states), chosen)
+    self._mission = step_lib.put(state_lib.stack(missions), chosen)
+    self._shard = step_lib.put_shared(whole, chosen)
+    self._step = step_lib.make_train_step(spec, chosen, cycles=cycles)
+    self.images = len(states) * spec.batch_size * cycles
+
+  def run(self, dispatches: int) -> float:
+    """Seconds."""
     start = time.perf_counter()
-    state, _ = jax.block_until_ready(train_step(state, *rest))
+    for _ in range(dispatches):
+      self._state, _ = self._step(self._state, self._mission, self._shard)
+    self._wait(self._state)
+    return time.perf_counter() - start
+
+
+def step(args: argparse.Namespace) -> None:
+  """Prints each layout's cycles a second; medians of rounds that alternate."""
+  import jax
+
+  from configs import chimera as chimera_config
+
+  config = chimera_config.get_config(args.variant)
+  console = rich.console.Console()
+  console.print(f'{len(jax.devices())} x {jax.devices()[0].device_kind}')
+  programs = {
+    n: _Program(config, n, args.cycles_per_dispatch)
+    for n in (1, 2, 4)
+    if n <= len(jax.devices())
+  }
+  for n, program in programs.items():
+    console.print(f'{n} device(s): first dispatch {program.run(1):.0f} s')
+  rounds = [
+    {n: program.run(args.dispatches) for n, program in programs.items()}
+    for _ in range(args.rounds)
+  ]
+  seconds = {n: statistics.median(r[n] for r in rounds) for n in programs}
+  for n, program in programs.items():
+    cycles = args.dispatches * args.cycles_per_dispatch / seconds[n]
+    images = args.dispatches * program.images / seconds[n]
     console.print(
-      f'{n} device(s): compiled in {time.perf_counter() - start:.0f} s'
+      f'{n} device(s): {cycles:7.2f} cycles/s  {images:7.0f} images/s  '
+      f'x {seconds[1] / seconds[n]:.2f}'
     )
-    layouts[n], seconds[n] = [train_step, state, rest], []
-  for _ in range(args.rounds):
-    for n, (train_step, state, rest) in layouts.items():
-      start = time.perf_counter()
-      for _ in range(args.dispatches):
-        state, _ = train_step(state, *rest)
-      jax.block_until_ready(state)
-      seconds[n].append(time.perf_counter() - start)
-      layouts[n][1] = state
-  for n, times in seconds.items():
-    rate = args.dispatches * args.cycles_per_dispatch / statistics.median(times)
-    images = rate * len(states) * spec.batch_size
-    console.print(
-      f'{n} device(s): {rate:7.2f} cycles/s  {images:7.0f} images/s  '
-      f'x {statistics.median(seconds[1]) / statistics.median(times):.2f}'
-    )
+
+
+def dashboard(args: argparse.Namespace) -> None:
+  """Prints the step's speed with the dashboard up over that without it.
+
+  On a terminal of 160x48 of its own; a row of the history every ten cycles.
+  """
+  from chimera import history, live
+  from configs import chimera as chimera_config
+
+  config = chimera_config.get_config(args.variant)
+  clone = {f'lambda/{k}': v for k, v in config.loss.items()}
+  clone |= {'loss/total': 1.0, 'critic/loss': 1.0, 'agent/lr': 1e-3}
+  rows: list[history.Row] = []
+  look = live.Look('benchmark', json.loads(config.to_json()), rows)
+  program = _Program(config, 1, 1)
+  program.run(1)
+
+  def train() -> float:
+    seconds = 0.0
+    for _ in range(args.dispatches // 10):
+      seconds += program.run(10)
+      clones = dict.fromkeys(config.clone_names, clone)
+      rows.append(history.Row(len(rows), time.time(), clones, {}))
+    return seconds
+
+  ratios = []
+  with _terminal(160, 48) as (enter, leave):
+    for _ in range(args.rounds):
+      without = train()
+      enter()
+      with live.Live(look, os.devnull):
+        with_it = train()
+      leave()
+      ratios.append(without / with_it)
+  rich.console.Console().print(
+    'cycles/s with the dashboard over without: median '
+    f'{statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}'
+  )
+
+
+@contextlib.contextmanager
+def _terminal(
+  width: int, height: int
+) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
+  """enter() puts stdout and stderr on a terminal of that size, leave() back."""
+  ours, theirs = pty.openpty()
+  termios.tcsetwinsize(theirs, (height, width))
+  plain = {fd: os.dup(fd) for fd in (1, 2)}
+
+  def read() -> None:
+    # A terminal that is not read stops who writes to it.
+    with contextlib.suppress(OSError):
+      while os.read(ours, 1 << 16):
+        pass
+
+  threading.Thread(target=read, daemon=True).start()
+  yield (
+    lambda: [os.dup2(theirs, fd) for fd in plain],
+    lambda: [os.dup2(old, fd) for fd, old in plain.items()],
+  )
+  for fd in (theirs, *plain.values()):
+    os.close(fd)
 
 
 def main() -> None:
@@ -209,6 +290,11 @@ def main() -> None:
   command.add_argument('--dispatches', type=int, default=10)
   command.add_argument('--rounds', type=int, default=5)
   command.set_defaults(run=step)
+  command = commands.add_parser('dashboard')
+  command.add_argument('--variant', default='')
+  command.add_argument('--dispatches', type=int, default=60)
+  command.add_argument('--rounds', type=int, default=5)
+  command.set_defaults(run=dashboard)
   args = parser.parse_args()
   args.run(args)
 
