@@ -306,7 +306,8 @@ def _student(
   rows: Sequence[history.Row], config: Mapping[str, Any], i: int
 ) -> Student:
   name = config['clone_names'][i]
-  seen = next((r.clones[name] for r in reversed(rows) if name in r.clones), {})
+  # An evaluation's row holds the figures of the clones alone.
+  seen = history.latest(rows[-_RATES:], name)
   specialists = config['specialists']
   mission = sorted(
     (t for t in config['loss'] if t in specialists and specialists[t][i] > 1),

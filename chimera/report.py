@@ -275,8 +275,8 @@ def _summary(
   yield (
     '<p>The master is the tokenizer. The ema is its average over cycles, for '
     'evaluation only. Each clone is shown by its own weights, as they were '
-    'before the last meld; where the learning rate has come down to 0, that '
-    'is the master.</p>'
+    'before the last meld; the lower the learning rate has come down by then, '
+    'the nearer to the master.</p>'
   )
 
 

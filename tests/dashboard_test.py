@@ -207,6 +207,16 @@ def test_the_words_are_those_of_the_agents():
   assert student.action == 1.05
 
 
+def test_an_evaluation_of_the_clones_hides_nothing_of_their_training():
+  rows = seen.rows()
+  before = seen.snapshot(rows).students
+  names = seen.CONFIG['clone_names']
+  judged = history.Row(
+    rows[-1].cycle, 0.0, {name: {'eval/psnr': 20.0} for name in names}, {}
+  )
+  assert seen.snapshot([*rows, judged]).students == before
+
+
 def test_an_agent_that_has_not_decided_says_so():
   row = seen.row(50)
   row.clones['perceptual']['agent/epsilon'] = np.float32(0.3).item()
