@@ -126,6 +126,8 @@ with open(os.path.join(home, 'config.json')) as f:
   look = live.Look('a run', json.load(f), [])
 def show(look=look):
   return live.Live(look, os.path.join(home, 'train.log'))
+def say_inside():
+  open(os.path.join(home, 'inside'), 'w').close()
 def wait():
   sys.stdin.readline()
 """
@@ -198,7 +200,10 @@ def test_the_terminal_is_restored_after_an_exception(tmp_path):
 
 
 def test_the_terminal_is_restored_after_an_interrupt(tmp_path):
-  terminal = _Terminal('with show():\n  wait()', tmp_path)
+  terminal = _Terminal('with show():\n  say_inside()\n  wait()', tmp_path)
+  # It draws before the block is entered, where its owner is not yet in it.
+  while not (tmp_path / 'inside').exists():
+    terminal.read(0.1)
   terminal.process.send_signal(signal.SIGINT)
   assert terminal.end() == (-signal.SIGINT, True)
   assert 'KeyboardInterrupt' in _is_restored(terminal.text)
