@@ -29,7 +29,7 @@ from scipy import stats
 from chimera import preflight
 from configs import chimera as chimera_config
 
-# name -> (variant, what is changed in it). The control is the first.
+# name -> (variant, what is changed in it).
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
   'control': ('control', {}),
   'default': ('', {}),
@@ -42,7 +42,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
   'no_meld': ('', {'meld.enabled': False}),
   'control_pid': ('control', {'pid.enabled': True}),
 }
-CONTROL = 'control'
 # What the table shows, with how many digits; of the evaluation EMA.
 FIGURES = {
   'path_l1': 4,
