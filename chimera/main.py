@@ -1,7 +1,8 @@
 """Chimera: trains an image tokenizer with four specialists.
 
-  python -m chimera.main [COMMAND] --config=configs/chimera.py[:VARIANT]
-      [--workdir=DIR] [--config.some.key=value] [--debug]
+  python -m chimera.main [COMMAND] [--config=configs/chimera.py[:VARIANT]]
+      [--workdir=DIR] [--tokenizer=DIR] [--out=DIR]
+      [--config.some.key=value] [--debug]
 
 COMMAND, before or after the flags:
 """
@@ -11,6 +12,7 @@ import logging as std_logging
 import os
 import re
 import sys
+from typing import NamedTuple
 
 from absl import flags, logging
 import ml_collections
@@ -33,51 +35,111 @@ _BROKEN = (
 # The heavy imports are made when the flags are known to be right.
 
 
-def _train(config: ml_collections.ConfigDict, workdir: str) -> None:
+class Job(NamedTuple):
+  """What the command line asks for.
+
+  Attributes:
+    config: with its overrides.
+    workdir: of the run.
+    arguments: what stands behind the command.
+    out: --out, where the results go; '' is the command's own place.
+    tokenizer: the folder of an exported tokenizer.
+  """
+
+  config: ml_collections.ConfigDict
+  workdir: str
+  arguments: list[str]
+  out: str
+  tokenizer: str
+
+
+def _train(job: Job) -> None:
   """prepares what is missing, trains, resumes what it finds (the default)"""
   from chimera import latents, train
 
-  train.train(config, workdir, latents.prepare(config, workdir))
+  data = latents.prepare(job.config, job.workdir)
+  train.train(job.config, job.workdir, data)
 
 
-def _prepare_latents(config: ml_collections.ConfigDict, workdir: str) -> None:
+def _prepare_latents(job: Job) -> None:
   """stage 1: trains the optics and writes the path_params of every sample"""
   from chimera import latents
 
-  latents.prepare(config, workdir)
+  latents.prepare(job.config, job.workdir)
 
 
-def _prepare_curriculum(
-  config: ml_collections.ConfigDict, workdir: str
-) -> None:
+def _prepare_curriculum(job: Job) -> None:
   """scores, sorts and bins the samples, afresh"""
   from chimera import latents, train
 
-  data = latents.prepare(config, workdir)
-  train.prepare_curriculum(config, workdir, data, afresh=True)
+  data = latents.prepare(job.config, job.workdir)
+  train.prepare_curriculum(job.config, job.workdir, data, afresh=True)
 
 
-def _evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """the master and its average on held-out images"""
+def _evaluate(job: Job) -> None:
+  """the newest checkpoint on held-out images: evaluation.json"""
   from chimera import latents, train
 
-  train.evaluate_workdir(config, workdir, latents.prepare(config, workdir))
+  data = latents.prepare(job.config, job.workdir)
+  train.evaluate_workdir(job.config, job.workdir, data)
 
 
-def _mission_control(_: ml_collections.ConfigDict, workdir: str) -> None:
+def _export(job: Job) -> None:
+  """the newest checkpoint's tokenizer as one folder: --out, or tokenizer/"""
+  from chimera import latents, train
+
+  data = latents.prepare(job.config, job.workdir)
+  train.export_workdir(job.config, job.workdir, data, job.out)
+
+
+def _reconstruct(job: Job) -> None:
+  """images, and what becomes of them: a PNG each in --out"""
+  from chimera import tokens
+
+  tokens.reconstruct(job.arguments, job.tokenizer, job.out)
+
+
+def _tokenize(job: Job) -> None:
+  """a folder of images to tokens in --out"""
+  from chimera import tokens
+
+  (source,) = job.arguments
+  tokens.tokenize(source, job.tokenizer, job.out, job.config)
+
+
+def _detokenize(job: Job) -> None:
+  """tokens back to images in --out"""
+  from chimera import tokens
+
+  (folder,) = job.arguments
+  tokens.detokenize(folder, job.tokenizer, job.out)
+
+
+def _mission_control(job: Job) -> None:
   """shows a run that is going on, or is over: --workdir names it"""
-  live.watch(workdir)
+  live.watch(job.workdir)
 
 
-COMMANDS: dict[str, Callable[[ml_collections.ConfigDict, str], None]] = {
+COMMANDS: dict[str, Callable[[Job], None]] = {
   'train': _train,
   'prepare-latents': _prepare_latents,
   'prepare-curriculum': _prepare_curriculum,
   'evaluate': _evaluate,
+  'export': _export,
+  'reconstruct': _reconstruct,
+  'tokenize': _tokenize,
+  'detokenize': _detokenize,
   'mission-control': _mission_control,
 }
-# They neither claim the workdir nor ask for its config.
-_WATCHERS = ('mission-control',)
+_ARGUMENTS = {
+  'reconstruct': 'IMAGE...',
+  'tokenize': 'FOLDER',
+  'detokenize': 'FOLDER',
+}
+# They read a workdir or a tokenizer and neither claim nor bind it.
+_READERS = ('reconstruct', 'tokenize', 'detokenize', 'mission-control')
+# They need a checkpoint.
+_JUDGES = ('evaluate', 'export')
 
 
 def main(argv: Sequence[str]) -> int:
@@ -94,18 +156,18 @@ def main(argv: Sequence[str]) -> int:
     return 0
   debug = '--debug' in argv
   try:
-    command, config, workdir = parse(argv)
-    if command in _WATCHERS:
-      COMMANDS[command](config, workdir)
-      return 0
-    preflight.check_config(config)
-    preflight.check_data(config)
-    preflight.check_workdir(config, workdir)
-    if command == 'evaluate':
-      preflight.check_trained(workdir)
+    command, job = parse(argv)
     _set_up_logging(debug)
-    with preflight.claim_workdir(config, workdir):
-      COMMANDS[command](config, workdir)
+    preflight.check_config(job.config)
+    if command in _READERS:
+      COMMANDS[command](job)
+      return 0
+    preflight.check_data(job.config)
+    preflight.check_workdir(job.config, job.workdir)
+    if command in _JUDGES:
+      preflight.check_trained(job.workdir)
+    with preflight.claim_workdir(job.config, job.workdir):
+      COMMANDS[command](job)
   except (ValueError, OSError, flags.Error, FloatingPointError) as e:
     if debug:
       raise
@@ -121,18 +183,20 @@ def main(argv: Sequence[str]) -> int:
 
 def usage() -> str:
   """What --help says."""
-  width = max(map(len, COMMANDS))
-  lines = [f'  {k:{width}}  {f.__doc__}\n' for k, f in COMMANDS.items()]
+  named = {k: f'{k} {_ARGUMENTS.get(k, "")}' for k in COMMANDS}
+  width = max(map(len, named.values()))
+  lines = [
+    f'  {named[k]:{width}} {f.__doc__}\n' for k, f in COMMANDS.items()
+  ]
   return f'{__doc__}{"".join(lines)}'
 
 
-def parse(
-  argv: Sequence[str],
-) -> tuple[str, ml_collections.ConfigDict, str]:
-  """The command line's command, config and workdir.
+def parse(argv: Sequence[str]) -> tuple[str, Job]:
+  """The command line's command, and what it asks for.
 
   Raises:
-    ValueError: an unknown command, config file, variant or key.
+    ValueError: an unknown command, config file, variant or key, or arguments
+      that the command does not take.
     flags.Error: an unknown flag or a value of the wrong type.
   """
   # config_flags answers an unknown key with a traceback: look first.
@@ -156,22 +220,31 @@ def parse(
     [match[2] for match in matches if match], preflight.keys(values.config)
   )
   values = _create_flags(argv)
-  command, *extra = values(argv)[1:] or ['train']
+  command, *arguments = values(argv)[1:] or ['train']
   if command not in COMMANDS:
     near = preflight.nearest(command, COMMANDS)
     raise ValueError(
       f'COMMAND must be one of {", ".join(COMMANDS)}, got {command}'
       + (f': did you mean {near}?' if near else '.')
     )
-  if extra:
+  wanted = _ARGUMENTS.get(command, '')
+  if arguments and not wanted:
     raise ValueError(
-      f'{command} takes no further arguments, got {" ".join(extra)}.'
+      f'{command} takes no further arguments, got {" ".join(arguments)}.'
     )
-  config = values.config
-  return (
-    command,
-    config,
-    values.workdir or os.path.join('runs', config.basename),
+  if wanted and (
+    not arguments or (len(arguments) > 1 and not wanted.endswith('...'))
+  ):
+    raise ValueError(
+      f'{command} takes {wanted}, got {" ".join(arguments) or "nothing"}.'
+    )
+  workdir = values.workdir or os.path.join('runs', values.config.basename)
+  return command, Job(
+    config=values.config,
+    workdir=workdir,
+    arguments=arguments,
+    out=values.out,
+    tokenizer=values.tokenizer or os.path.join(workdir, 'tokenizer'),
   )
 
 
@@ -183,6 +256,12 @@ def _create_flags(argv: Sequence[str]) -> flags.FlagValues:
   )
   flags.DEFINE_string(
     'workdir', '', 'All that a run writes.', flag_values=values
+  )
+  flags.DEFINE_string(
+    'out', '', 'Where the results of a command go.', flag_values=values
+  )
+  flags.DEFINE_string(
+    'tokenizer', '', 'An exported tokenizer.', flag_values=values
   )
   flags.DEFINE_bool('debug', False, 'Show tracebacks.', flag_values=values)
   return values

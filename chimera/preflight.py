@@ -26,6 +26,8 @@ FREE = (
   'train.dashboard',
   'train.log_every',
   'eval.',
+  'export.',
+  'tokens.',
 )
 # What latents.npy and the optics are made by; the rest binds once a run began.
 STAGE_1 = ('seed', 'data.', 'optics.')
@@ -214,6 +216,10 @@ _RULES = {
   'train.dashboard': _FLAG,
   'eval.batch_size': _at_least(1),
   'eval.preview': _at_least(1),
+  'export.weights': _one_of('master', 'ema'),
+  'tokens.crop': _one_of('center', 'tiles'),
+  'tokens.batch_size': _at_least(1),
+  'tokens.shard': _at_least(1),
 }
 # These groups hold a value a clone for every loss term.
 _TERM_GROUPS = {

@@ -17,6 +17,7 @@ from chimera import (
   checkpoint,
   dashboard,
   evaluate,
+  export,
   history,
   images,
   live,
@@ -130,6 +131,9 @@ def train(
           )
           save_figures(config, workdir, exam.figures, held_out, done)
           observers.judged(done, exam, save_preview(workdir, exam, done))
+  save_tokenizer(
+    config, workdir, spec, step_lib.fetch(state.master), data, done
+  )
   rows = summarize(config, bins, seen)
   save_report(
     config,
@@ -296,18 +300,43 @@ def evaluate_workdir(
   """Evaluates the newest whole checkpoint and rewrites evaluation.json."""
   bins = prepare_curriculum(config, workdir, data)
   spec, host = newborn(config, data, bins)
-  restored = open_checkpoints(config, workdir).restore(host)
-  if restored is None:
-    raise ValueError(
-      f'evaluate needs a trained tokenizer, got none in {workdir}: run '
-      '`python -m chimera.main train` with the same flags first.'
-    )
-  done, host, _ = restored
+  done, host = restore(config, workdir, host)
   held_out, eyes, _ = look_at_held_out(config, data, bins)
   seen = examine(config, spec, held_out, eyes, host.master, None)
   save_figures(config, workdir, seen.figures, held_out, done)
   mission_control.show(mission_control.summary([], seen.figures['master']))
   return _flat(seen.figures)
+
+
+def export_workdir(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  data: 'latents.Prepared',
+  out: str,
+) -> None:
+  """Exports the newest whole checkpoint to `out`; '' is `tokenizer/`."""
+  bins = prepare_curriculum(config, workdir, data)
+  spec, host = newborn(config, data, bins)
+  done, host = restore(config, workdir, host)
+  save_tokenizer(config, workdir, spec, host.master, data, done, out)
+
+
+def restore(
+  config: ml_collections.ConfigDict, workdir: str, host: state_lib.CloneState
+) -> tuple[int, state_lib.CloneState]:
+  """(cycles done, state) of the newest whole checkpoint.
+
+  Raises:
+    ValueError: there is none.
+  """
+  restored = open_checkpoints(config, workdir).restore(host)
+  if restored is None:
+    raise ValueError(
+      f'There must be a trained tokenizer, got none in {workdir}: run '
+      '`python -m chimera.main train` with the same flags first.'
+    )
+  done, host, _ = restored
+  return done, host
 
 
 class Shards:
@@ -552,6 +581,48 @@ def save_figures(
   with open(f'{path}.tmp', 'w') as f:
     json.dump(body, f, indent=1)
   os.replace(f'{path}.tmp', path)
+
+
+def save_tokenizer(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  spec: state_lib.StepSpec,
+  master: state_lib.Master,
+  data: 'latents.Prepared',
+  done: int,
+  out: str = '',
+) -> None:
+  """Exports the master, or its average, as `config.export.weights` says.
+
+  Args:
+    config: the run's.
+    workdir: of the run; its evaluation.json goes along, if of this cycle.
+    spec: of the step.
+    master: of all clones, host arrays with a leading M.
+    data: what it was trained on.
+    done: cycles.
+    out: the folder; '' is `tokenizer/` in the workdir.
+  """
+  weights = {'master': master.params, 'ema': master.ema}[config.export.weights]
+  model, variables = data.optics or (None, None)
+  parts = export.Parts(
+    spec.tokenizer, jax.tree.map(lambda x: x[0], weights), model, variables
+  )
+  size = config.data.image_size
+  came_from = {'weights': config.export.weights, 'cycles': done}
+  with contextlib.suppress(OSError, ValueError, KeyError):
+    with open(os.path.join(workdir, 'evaluation.json')) as f:
+      seen = json.load(f)
+    if seen['protocol']['cycles'] == done:
+      came_from['evaluation'] = seen
+  out = out or os.path.join(workdir, 'tokenizer')
+  export.save(
+    out,
+    parts,
+    input_shape=(size, size, 3) if model else data.paths_NxHxWxC.shape[1:],
+    came_from=came_from,
+  )
+  logging.info('The tokenizer is in %s.', out)
 
 
 def save_preview(workdir: str, exam: Exam, done: int) -> np.ndarray:

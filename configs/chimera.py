@@ -163,6 +163,14 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.eval.batch_size = 64
   c.eval.preview = 6  # images a row
 
+  c.export = ml_collections.ConfigDict()
+  c.export.weights = 'master'  # or 'ema', the evaluation-only average
+
+  c.tokens = ml_collections.ConfigDict()  # what tokenize makes of a photograph
+  c.tokens.crop = 'center'  # one square of it, or 'tiles': all of it
+  c.tokens.batch_size = 64  # crops
+  c.tokens.shard = 16384  # crops a file
+
   if arg == 'smoke':
     _smoke(c)
   elif arg == 'seed':

@@ -30,7 +30,7 @@ LEVELS = (
   ('state', 'live'),
   ('step', 'evaluate'),
   ('latents', 'report', 'export'),
-  ('train',),
+  ('train', 'tokens'),
   ('main', 'benchmark', 'ledger'),
 )
 LEVEL_OF = {name: i for i, names in enumerate(LEVELS) for name in names}

@@ -24,7 +24,7 @@ def ran(tmp_path, monkeypatch):
     monkeypatch.setitem(
       main.COMMANDS,
       name,
-      lambda config, workdir, name=name: calls.append((name, config, workdir)),
+      lambda job, name=name: calls.append((name, job.config, job.workdir)),
     )
   monkeypatch.setattr(main, '_set_up_logging', lambda debug: None)
   return calls
@@ -87,7 +87,10 @@ def test_two_command_lines_in_one_process_do_not_mix(ran):
   [
     (('trian',), 'did you mean train?'),
     (('prepare_latents',), 'did you mean prepare-latents?'),
-    (('reconstruct', 'a.png'), 'one of train, prepare-latents, prepare-curr'),
+    (('paint', 'a.png'), 'one of train, prepare-latents, prepare-curr'),
+    (('reconstruct',), 'reconstruct takes IMAGE..., got nothing'),
+    (('tokenize',), 'tokenize takes FOLDER, got nothing'),
+    (('detokenize', 'a', 'b'), 'detokenize takes FOLDER, got a b'),
     (('train', 'evaluate'), 'train takes no further arguments, got evaluate'),
     ((CONFIG, 'train', '3'), 'train takes no further arguments, got 3'),
     (('--workdirs=x',), "'workdirs'. Did you mean: workdir"),
@@ -159,7 +162,7 @@ def test_debug_shows_the_traceback(ran):
 
 
 def test_an_error_of_a_command_is_one_line_too(ran, capfd, monkeypatch):
-  def fail(config, workdir):
+  def fail(job):
     raise ValueError('curriculum must be fresh:\n  run it anew.')
 
   monkeypatch.setitem(main.COMMANDS, 'train', fail)
@@ -170,7 +173,7 @@ def test_an_error_of_a_command_is_one_line_too(ran, capfd, monkeypatch):
 
 
 def test_an_interrupt_is_one_line_and_exit_code_130(ran, capfd, monkeypatch):
-  def interrupt(config, workdir):
+  def interrupt(job):
     raise KeyboardInterrupt
 
   monkeypatch.setitem(main.COMMANDS, 'train', interrupt)
@@ -179,7 +182,7 @@ def test_an_interrupt_is_one_line_and_exit_code_130(ran, capfd, monkeypatch):
 
 
 def test_our_own_mistakes_keep_their_traceback(ran, monkeypatch):
-  def fail(config, workdir):
+  def fail(job):
     raise KeyError('a bug')
 
   monkeypatch.setitem(main.COMMANDS, 'train', fail)
@@ -227,7 +230,7 @@ def test_mission_control_needs_a_run_and_makes_nothing(tmp_path, capfd):
 
 
 def test_mission_control_prints_a_run_and_leaves_it_as_it_is(tmp_path):
-  config = main.parse(['chimera', CONFIG])[1]
+  config = main.parse(['chimera', CONFIG])[1].config
   (tmp_path / 'config.json').write_text(config.to_json())
   history.History(str(tmp_path)).append(50, {}, {'perf/cycles_per_sec': 2.0})
   before = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
@@ -264,7 +267,7 @@ def test_only_our_lines_and_warnings_are_logged(tmp_path):
 import logging, sys
 from absl import logging as absl_logging
 from chimera import main, mission_control
-def command(config, workdir):
+def command(job):
   absl_logging.info('a line of others')
   logging.getLogger('jax').info('another')
   absl_logging.warning('a warning of others')
