@@ -185,9 +185,7 @@ def usage() -> str:
   """What --help says."""
   named = {k: f'{k} {_ARGUMENTS.get(k, "")}' for k in COMMANDS}
   width = max(map(len, named.values()))
-  lines = [
-    f'  {named[k]:{width}} {f.__doc__}\n' for k, f in COMMANDS.items()
-  ]
+  lines = [f'  {named[k]:{width}} {f.__doc__}\n' for k, f in COMMANDS.items()]
   return f'{__doc__}{"".join(lines)}'
 
 
