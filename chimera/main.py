@@ -58,7 +58,7 @@ def _prepare_curriculum(
 
 
 def _evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """the master and its average on held-out images"""
+  """the master, its average and the specialists on held-out images"""
   from chimera import latents, train
 
   train.evaluate_workdir(config, workdir, latents.prepare(config, workdir))

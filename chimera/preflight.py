@@ -212,6 +212,10 @@ _RULES = {
   'train.checkpoint_every': _at_least(1),
   'train.keep': _at_least(1),
   'train.dashboard': _FLAG,
+  'eval.inception': _Rule(
+    "'' or a file",
+    lambda v: v == '' or (isinstance(v, str) and os.path.isfile(v)),
+  ),
   'eval.batch_size': _at_least(1),
   'eval.preview': _at_least(1),
 }
@@ -439,6 +443,7 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
   for key in ('cycles', 'log_every', 'eval_every', 'checkpoint_every'):
     _check(f'train.{key}', whole, c.train[key])
   if images.is_path_params(c.data.source):
+    _check('eval.inception', _one_of(''), c.eval.inception)
     return
   side = c.optics.cell * c.model.downsample
   _check(
