@@ -12,6 +12,7 @@ nobody else's. `load_network` takes an Inception that the user brings.
 """
 
 from collections.abc import Callable, Iterable
+import itertools
 import math
 import struct
 from typing import NamedTuple
@@ -122,13 +123,11 @@ def random_weights() -> list[np.ndarray]:
   2 / fan-in. Drawn from the bits of PCG64, which numpy keeps as they are.
   """
   bits, kernels = np.random.PCG64(_SEED), []
-  for inside, outside in zip(_CHANNELS, _CHANNELS[1:]):
+  for inside, outside in itertools.pairwise(_CHANNELS):
     shape = (_KERNEL, _KERNEL, inside, outside)
-    uniform = (bits.random_raw(int(np.prod(shape))) >> np.uint64(11)) / 2**53
-    limit = np.sqrt(6 / (_KERNEL * _KERNEL * inside))
-    kernels.append(
-      ((2 * uniform - 1) * limit).reshape(shape).astype(np.float32)
-    )
+    uniform = (bits.random_raw(math.prod(shape)) >> np.uint64(11)) / 2**53
+    kernel = (2 * uniform - 1) * math.sqrt(6 / math.prod(shape[:3]))
+    kernels.append(kernel.reshape(shape).astype(np.float32))
   return kernels
 
 
@@ -196,10 +195,9 @@ def load_network(path: str) -> Features:
   except _BROKEN as e:
     reason = ' '.join(str(e).split())[:200]
     raise refuse(f'which does not load ({type(e).__name__}: {reason})') from e
-  shapes = [leaf.shape for leaf in seen]
-  if len(shapes) != 1 or math.prod(shapes[0]) != 2 * max(
-    shapes[0][1:], default=0
-  ):
+  shape = seen[0].shape if len(seen) == 1 else ()
+  if shape[:1] != (2,) or math.prod(shape[1:]) != max(shape[1:], default=0):
+    shapes = [leaf.shape for leaf in seen]
     raise refuse(f'which makes {shapes} of n = 2')
 
   def features(x_BxHxWxC: jax.Array) -> jax.Array:

@@ -87,6 +87,10 @@ def _is_file_name(v: Any) -> bool:
   return isinstance(v, str) and v == os.path.basename(v) and v[:1] not in '.'
 
 
+def _is_file(v: Any) -> bool:
+  return isinstance(v, str) and os.path.isfile(v)
+
+
 def _are_lessons(v: Any) -> bool:
   """Disjoint, so that no bin weighs twice."""
   if not (
@@ -212,12 +216,9 @@ _RULES = {
   'train.checkpoint_every': _at_least(1),
   'train.keep': _at_least(1),
   'train.dashboard': _FLAG,
-  'eval.inception': _Rule(
-    "'' or a file",
-    lambda v: v == '' or (isinstance(v, str) and os.path.isfile(v)),
-  ),
   'eval.batch_size': _at_least(1),
   'eval.preview': _at_least(1),
+  'eval.inception': _Rule("'' or a file", lambda v: v == '' or _is_file(v)),
 }
 # These groups hold a value a clone for every loss term.
 _TERM_GROUPS = {

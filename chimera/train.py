@@ -79,7 +79,7 @@ def train(
   spec, host = newborn(config, data, bins)
   checkpoints = open_checkpoints(config, workdir)
   first = 0
-  if restored := restore(checkpoints, host):
+  if restored := read_checkpoint(checkpoints, host):
     first, host, _ = restored
     logging.info('Resuming from cycle %d.', first)
   if first >= config.train.cycles:
@@ -119,7 +119,9 @@ def train(
           shard = shards.deal(step_lib.fetch(state.school.enrolled_L), done)
       if done % config.train.checkpoint_every == 0 or last:
         with observers.during('saving'):
-          save(checkpoints, done, *step_lib.fetch((state, specialists)))
+          save_checkpoint(
+            checkpoints, done, *step_lib.fetch((state, specialists))
+          )
       if done % config.train.eval_every == 0 or last:
         with observers.during('evaluating'):
           exam = examine(
@@ -292,28 +294,25 @@ def open_checkpoints(
   )
 
 
-def save(
+def save_checkpoint(
   checkpoints: checkpoint.Checkpoints,
   done: int,
   state: state_lib.CloneState,
   specialists: Any,
 ) -> None:
-  """A checkpoint: all that goes on, and the clones as they were before the
-  last meld, which are what `evaluate` calls the specialists."""
+  """Saves all that goes on, and the clones as they were before the last meld,
+  from which nothing goes on, but which are evaluated."""
   checkpoints.save(done, {'state': state, 'specialists': specialists}, {})
 
 
-def restore(
+def read_checkpoint(
   checkpoints: checkpoint.Checkpoints, host: state_lib.CloneState
 ) -> tuple[int, state_lib.CloneState, Any] | None:
-  """Cycles done, state and specialists of the newest whole checkpoint.
+  """(cycles done, state, specialists) of the newest whole one, if any.
 
   Args:
     checkpoints: of the workdir.
     host: newborn clones.
-
-  Raises:
-    ValueError: as `Checkpoints.restore`.
   """
   target = {'state': host, 'specialists': host.generator.params}
   if restored := checkpoints.restore(target):
@@ -322,19 +321,30 @@ def restore(
   return None
 
 
+def restore(
+  config: ml_collections.ConfigDict, workdir: str, host: state_lib.CloneState
+) -> tuple[int, state_lib.CloneState, Any]:
+  """(cycles done, state, specialists) of the newest whole checkpoint.
+
+  Raises:
+    ValueError: there is none.
+  """
+  restored = read_checkpoint(open_checkpoints(config, workdir), host)
+  if restored is None:
+    raise ValueError(
+      f'There must be a trained tokenizer, got none in {workdir}: run '
+      '`python -m chimera.main train` with the same flags first.'
+    )
+  return restored
+
+
 def evaluate_workdir(
   config: ml_collections.ConfigDict, workdir: str, data: 'latents.Prepared'
 ) -> dict[str, float]:
   """Evaluates the newest whole checkpoint and rewrites evaluation.json."""
   bins = prepare_curriculum(config, workdir, data)
   spec, host = newborn(config, data, bins)
-  restored = restore(open_checkpoints(config, workdir), host)
-  if restored is None:
-    raise ValueError(
-      f'evaluate needs a trained tokenizer, got none in {workdir}: run '
-      '`python -m chimera.main train` with the same flags first.'
-    )
-  done, host, specialists = restored
+  done, host, specialists = restore(config, workdir, host)
   held_out, eyes, _ = look_at_held_out(config, data, bins)
   exam = examine(config, spec, held_out, eyes, host.master, specialists)
   record = protocol(config, held_out, done)
