@@ -172,7 +172,7 @@ def _held_out(
 
 def _bins(master: Mapping[str, float]) -> rich.table.Table:
   """A row a bin, and the worst of them, which each figure has its own."""
-  table = _table('The master, held out, by bin from easy to hard')
+  table = _table('The master by bin, from easy to hard')
   table.add_column('bin')
   named = {k: (_FIGURES | _OF_PATHS)[k] for k in _OF_BINS}
   shown = {k: v for k, v in named.items() if f'{k}_{_WORST}' in master}
