@@ -291,10 +291,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 
 
 def check_data(config: ml_collections.ConfigDict) -> None:
-  """Checks that the sources are there, without opening them.
+  """Checks that the sources are there, without opening them, and opens the
+  network of rFID, if there is one.
 
   Raises:
-    ValueError: no such folder or file, or no image in it.
+    ValueError: no such folder or file, or no image or network in it.
   """
   for key in ('source', 'held_out_source'):
     source = config.data[key]
@@ -303,6 +304,11 @@ def check_data(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f'No such file: {source}. Mend --config.data.{key}.')
     elif source or key == 'source':
       images.list_sources(source, key)
+  if config.eval.inception:
+    # It imports JAX, for which those who have no such file need not wait.
+    from chimera import frechet
+
+    frechet.load_network(config.eval.inception)
 
 
 def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
