@@ -3,9 +3,11 @@
 All figures are means over held-out samples of the natural distribution, but
 for those of one bin. Path figures compare path_params scaled to [-1, 1]; pixel
 figures compare the photograph with optics(tokenizer(optics(photograph))), both
-in [-1, 1], so that optics_psnr is their upper bound.
+rounded to 8 bits as a file would hold them, so that optics_psnr is what they
+may come to at best.
 """
 
+from collections.abc import Iterator, Sequence
 import functools
 import math
 from typing import Any, NamedTuple
@@ -14,10 +16,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chimera import images, models, optics, perceptual, poincare, sheets
+from chimera import (
+  frechet,
+  images,
+  models,
+  optics,
+  perceptual,
+  poincare,
+  school,
+  sheets,
+)
 
 # By which the sheet's error maps are brightened: 1 / 4 of full range is white.
 ERROR_GAIN = 4
+# What is broken down by bin, and which end of it is the worst.
+OF_BINS = {'psnr': min, 'ssim': min, 'pixel_l1': max, 'path_l1': max}
 
 
 class HeldOut(NamedTuple):
@@ -27,11 +40,13 @@ class HeldOut(NamedTuple):
     paths_NxHxWxC: path_params.
     images_NxSxSx3: the crops, uint8; None where the data are path_params.
     bins_N: the bin of the curriculum that each would fall in, 0 to 9.
+    yardsticks: of the Frechet distances to the crops.
   """
 
   paths_NxHxWxC: np.ndarray
   images_NxSxSx3: np.ndarray | None
   bins_N: np.ndarray
+  yardsticks: Sequence[frechet.Yardstick] = ()
 
 
 class Eyes(NamedTuple):
@@ -39,6 +54,31 @@ class Eyes(NamedTuple):
 
   model: optics.Optics
   params: Any
+
+
+def yardsticks(
+  images_NxSxSx3: np.ndarray, inception: str, *, batch_size: int
+) -> tuple[frechet.Yardstick, ...]:
+  """rfd-random of the crops and, where a file of Inception is named, rfid.
+
+  Raises:
+    ValueError: the file holds no such network.
+    OSError: it cannot be read.
+  """
+  networks = {frechet.RANDOM: frechet.random_features}
+  if inception:
+    networks[frechet.INCEPTION] = frechet.load_network(inception)
+  return tuple(
+    frechet.Yardstick(
+      name,
+      features,
+      (
+        images.to_float(images_NxSxSx3[part])
+        for part in _batches(len(images_NxSxSx3), batch_size)
+      ),
+    )
+    for name, features in networks.items()
+  )
 
 
 def evaluate(
@@ -51,12 +91,12 @@ def evaluate(
 ) -> tuple[dict[str, float], np.ndarray]:
   """Every figure of one tokenizer, by name, and counts_V of its codes."""
   rows, counts_V = [], np.zeros(tokenizer.codes)
-  for start in range(0, len(held_out.paths_NxHxWxC), batch_size):
-    part = slice(start, start + batch_size)
+  moments = dict.fromkeys(held_out.yardsticks)
+  for part in _batches(len(held_out.paths_NxHxWxC), batch_size):
     pixels = None
     if eyes is not None:
       pixels = images.to_float(held_out.images_NxSxSx3[part])
-    row, counts = _measure(
+    row, counts, seen = _measure(
       tokenizer,
       eyes.model if eyes else None,
       params,
@@ -66,44 +106,67 @@ def evaluate(
     )
     rows.append(jax.device_get(row))
     counts_V += np.asarray(counts)
+    for yardstick, so_far in moments.items():
+      moments[yardstick] = yardstick.add(so_far, seen)
   each = {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
   figures = {k: float(np.mean(v)) for k, v in each.items()}
-  there = [b for b in range(10) if np.any(held_out.bins_N == b)]
-  for name in {'path_l1', 'psnr'} & set(each):
-    figures |= {
-      f'{name}_bin_{b}': float(np.mean(each[name][held_out.bins_N == b]))
-      for b in there
-    }
-  figures['path_l1_worst_bin'] = max(figures[f'path_l1_bin_{b}'] for b in there)
+  for yardstick, seen in moments.items():
+    figures[yardstick.name] = yardstick.distance(seen)
+  for name, worst in OF_BINS.items():
+    if name in each:
+      of_bins = {
+        b: float(np.mean(each[name][held_out.bins_N == b]))
+        for b in range(school.BINS)
+        if np.any(held_out.bins_N == b)
+      }
+      figures |= {f'{name}_bin_{b}': value for b, value in of_bins.items()}
+      figures[f'{name}_worst_bin'] = worst(of_bins.values())
   p = counts_V[counts_V > 0] / counts_V.sum()
   figures['perplexity'] = math.exp(-np.sum(p * np.log(p)))
   figures['codes_used'] = float(np.sum(counts_V > 0))
   return figures, counts_V
 
 
+def _batches(count: int, batch_size: int) -> Iterator[slice]:
+  for start in range(0, count, batch_size):
+    yield slice(start, start + batch_size)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _measure(tokenizer, eye_model, params, eye_params, paths, pixels):
+  """Figures of each sample, counts of the codes, and the pictures."""
   x = poincare.normalize(paths)
   x_hat, _, tokens = tokenizer.apply({'params': params}, x)
   row = {
-    'path_l1': jnp.mean(jnp.abs(x - x_hat), axis=(1, 2, 3)),
+    'path_l1': _l1(x, x_hat),
     'path_psnr': perceptual.psnr(x, x_hat),
     'path_ssim': 1 - perceptual.ssim(x, x_hat),
     'path_edge': perceptual.edge(x, x_hat),
+    'path_spectrum': perceptual.spectrum(x, x_hat),
   }
+  y = None
   if eye_model is not None:
-    seen = eye_model.apply(eye_params, paths, method='decode')
-    y = eye_model.apply(
-      eye_params, poincare.denormalize(x_hat), method='decode'
-    )
+    decode = functools.partial(eye_model.apply, eye_params, method='decode')
+    y = _to_8_bits(decode(poincare.denormalize(x_hat)))
     row |= {
-      'pixel_l1': jnp.mean(jnp.abs(pixels - y), axis=(1, 2, 3)),
+      'pixel_l1': _l1(pixels, y),
       'psnr': perceptual.psnr(pixels, y),
       'ssim': 1 - perceptual.ssim(pixels, y),
+      'ms_ssim': perceptual.ms_ssim(pixels, y),
       'edge': perceptual.edge(pixels, y),
-      'optics_psnr': perceptual.psnr(pixels, seen),
+      'spectrum': perceptual.spectrum(pixels, y),
+      'optics_psnr': perceptual.psnr(pixels, _to_8_bits(decode(paths))),
     }
-  return row, jnp.bincount(tokens.ravel(), length=tokenizer.codes)
+  return row, jnp.bincount(tokens.ravel(), length=tokenizer.codes), y
+
+
+def _l1(a: jax.Array, b: jax.Array) -> jax.Array:
+  return jnp.mean(jnp.abs(a - b), axis=(1, 2, 3))
+
+
+def _to_8_bits(x_BxHxWxC: jax.Array) -> jax.Array:
+  """As if by way of uint8, in [-1, 1]; what is not finite stays so."""
+  return jnp.round(jnp.clip(x_BxHxWxC + 1, 0, 2) * 127.5) / 127.5 - 1
 
 
 def preview(

@@ -13,7 +13,6 @@ section 7: tune on one held-out folder, report on another.
 import argparse
 import ast
 from collections.abc import Iterator, Sequence
-import hashlib
 import json
 import math
 import os
@@ -26,7 +25,7 @@ import rich.console
 import rich.table
 from scipy import stats
 
-from chimera import preflight
+from chimera import preflight, provenance
 from configs import chimera as chimera_config
 
 # name -> (variant, what is changed in it).
@@ -86,8 +85,7 @@ def digest(config: ml_collections.ConfigDict) -> str:
   """Of all that the run's outcome depends on."""
   tree = json.loads(config.to_json())
   del tree['train']['dashboard']
-  text = json.dumps(tree, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  return provenance.digest(tree)
 
 
 def run(

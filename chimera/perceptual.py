@@ -5,8 +5,11 @@ channels and at least 8 x 8, and returns one number a pair. Each is zero for
 equal images and symmetric, and its gradient is finite everywhere, also at
 equal, constant and zero images. The design document's section 4.3 names SSIM,
 edge and autocorrelation; moments, spectrum and color covariance hold texture
-and color where a reconstruction need not agree pixel by pixel.
+and color where a reconstruction need not agree pixel by pixel. `psnr` and
+`ms_ssim` are figures to evaluate by, and grow with likeness.
 """
+
+from collections.abc import Callable
 
 import chex
 import dm_pix
@@ -17,6 +20,8 @@ import jax.numpy as jnp
 # damps the quotients and logarithms of a flat image.
 _FLOOR = 1e-4
 _MAX_PSNR = 100.0
+# Of the scales of MS-SSIM, from the finest on.
+_SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
 def _check(a_BxHxWxC: jax.Array, b_BxHxWxC: jax.Array) -> None:
@@ -30,6 +35,22 @@ def _window(side: int, size: int, sigma: float) -> jax.Array:
   weight = jnp.exp(-0.5 * ((offset - (size - 1) / 2) / sigma) ** 2)
   weight = jnp.where((offset >= 0) & (offset < size), weight, 0.0)
   return weight / weight.sum(axis=1, keepdims=True)
+
+
+def _create_blur(
+  shape: tuple[int, ...], filter_size: int
+) -> Callable[[jax.Array], jax.Array]:
+  """SSIM's window, sigma 1.5, of the greatest odd size that fits."""
+  _, height, width, _ = shape
+  size = min(filter_size, (min(height, width) - 1) // 2 * 2 + 1)
+  rows, columns = _window(height, size, 1.5), _window(width, size, 1.5)
+
+  def blur(x_BxHxWxC: jax.Array) -> jax.Array:
+    return jnp.einsum(
+      'ph,bhwc,qw->bpqc', rows, x_BxHxWxC, columns, precision='highest'
+    )
+
+  return blur
 
 
 def ssim(
@@ -54,15 +75,7 @@ def ssim(
     The distances, shape (B,).
   """
   _check(a_BxHxWxC, b_BxHxWxC)
-  _, height, width, _ = a_BxHxWxC.shape
-  size = min(filter_size, (min(height, width) - 1) // 2 * 2 + 1)
-  rows, columns = _window(height, size, 1.5), _window(width, size, 1.5)
-
-  def blur(x_BxHxWxC: jax.Array) -> jax.Array:
-    return jnp.einsum(
-      'ph,bhwc,qw->bpqc', rows, x_BxHxWxC, columns, precision='highest'
-    )
-
+  blur = _create_blur(a_BxHxWxC.shape, filter_size)
   return 1.0 - dm_pix.ssim(
     a_BxHxWxC + 1.0, b_BxHxWxC + 1.0, max_val=2.0, filter_fn=blur
   )
@@ -170,10 +183,68 @@ def _color_covariance(x_BxHxWxC: jax.Array) -> jax.Array:
 def psnr(a_BxHxWxC: jax.Array, b_BxHxWxC: jax.Array) -> jax.Array:
   """Peak signal-to-noise ratio in dB, `10 log10(2^2 / mse)`, at most 100.
 
-  The one measure here that grows with likeness. Shape (B,).
+  It grows with likeness. Shape (B,).
   """
   _check(a_BxHxWxC, b_BxHxWxC)
   mse_B = jnp.square(a_BxHxWxC - b_BxHxWxC).mean(axis=(1, 2, 3))
   return 10.0 * jnp.log10(
     4.0 / jnp.maximum(mse_B, 4.0 * 10 ** (-_MAX_PSNR / 10))
   )
+
+
+def ms_ssim(
+  a_BxHxWxC: jax.Array, b_BxHxWxC: jax.Array, *, filter_size: int = 11
+) -> jax.Array:
+  """Multi-scale SSIM, at most 1; it grows with likeness.
+
+  Each scale is the 2 x 2 mean of the one before. Contrast and structure count
+  at every scale, luminance at the coarsest, as powers of a product; what is
+  negative counts as 0. The five published weights are of images from 176
+  pixels on: a smaller one has as many of the finest scales as the window fits
+  in (64 pixels: three), their weights scaled to sum to 1.
+
+  "Multiscale structural similarity for image quality assessment", 2003,
+  https://doi.org/10.1109/ACSSC.2003.1292216
+
+  Args:
+    a_BxHxWxC: images in [-1, 1].
+    b_BxHxWxC: images in [-1, 1].
+    filter_size: of the Gaussian window (sigma 1.5), pixels; smaller where not
+      even the first scale has room for it.
+
+  Returns:
+    The means over the channels, shape (B,).
+  """
+  _check(a_BxHxWxC, b_BxHxWxC)
+  side = min(a_BxHxWxC.shape[1:3])
+  count = sum(side >> k >= filter_size for k in range(len(_SCALES))) or 1
+  weights = jnp.array(_SCALES[:count]) / sum(_SCALES[:count])
+  product_BxC = 1.0
+  for k in range(count):
+    whole_BxC, contrast_BxC = _similarity(a_BxHxWxC, b_BxHxWxC, filter_size)
+    likeness_BxC = whole_BxC if k == count - 1 else contrast_BxC
+    product_BxC *= jnp.maximum(likeness_BxC, 0.0) ** weights[k]
+    a_BxHxWxC, b_BxHxWxC = _halve(a_BxHxWxC), _halve(b_BxHxWxC)
+  return product_BxC.mean(axis=1)
+
+
+def _similarity(
+  a_BxHxWxC: jax.Array, b_BxHxWxC: jax.Array, filter_size: int
+) -> tuple[jax.Array, jax.Array]:
+  """SSIM of each channel, and it without luminance, both (B, C)."""
+  blur = _create_blur(a_BxHxWxC.shape, filter_size)
+  a, b = blur(a_BxHxWxC), blur(b_BxHxWxC)
+  variances = blur(a_BxHxWxC**2 + b_BxHxWxC**2) - a**2 - b**2
+  covariance = blur(a_BxHxWxC * b_BxHxWxC) - a * b
+  # Constants of the paper in a range of 2; means from 0 on.
+  c1, c2, a, b = 0.02**2, 0.06**2, a + 1.0, b + 1.0
+  contrast = (2 * covariance + c2) / (variances + c2)
+  luminance = (2 * a * b + c1) / (a**2 + b**2 + c1)
+  return (luminance * contrast).mean(axis=(1, 2)), contrast.mean(axis=(1, 2))
+
+
+def _halve(x_BxHxWxC: jax.Array) -> jax.Array:
+  """Means of 2 x 2 pixels; an odd last row or column is left out."""
+  b, h, w, c = x_BxHxWxC.shape
+  even = x_BxHxWxC[:, : h // 2 * 2, : w // 2 * 2]
+  return even.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))

@@ -89,6 +89,10 @@ def _is_file_name(v: Any) -> bool:
   return isinstance(v, str) and v == os.path.basename(v) and v[:1] not in '.'
 
 
+def _is_file(v: Any) -> bool:
+  return isinstance(v, str) and os.path.isfile(v)
+
+
 def _are_lessons(v: Any) -> bool:
   """Disjoint, so that no bin weighs twice."""
   if not (
@@ -220,6 +224,7 @@ _RULES = {
   'tokens.crop': _one_of('center', 'tiles'),
   'tokens.batch_size': _at_least(1),
   'tokens.shard': _at_least(1),
+  'eval.inception': _Rule("'' or a file", lambda v: v == '' or _is_file(v)),
 }
 # These groups hold a value a clone for every loss term.
 _TERM_GROUPS = {
@@ -292,10 +297,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 
 
 def check_data(config: ml_collections.ConfigDict) -> None:
-  """Checks that the sources are there, without opening them.
+  """Checks that the sources are there, without opening them, and opens the
+  network of rFID, if there is one.
 
   Raises:
-    ValueError: no such folder or file, or no image in it.
+    ValueError: no such folder or file, or no image or network in it.
   """
   for key in ('source', 'held_out_source'):
     source = config.data[key]
@@ -304,6 +310,11 @@ def check_data(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f'No such file: {source}. Mend --config.data.{key}.')
     elif source or key == 'source':
       images.list_sources(source, key)
+  if config.eval.inception:
+    # It imports JAX, for which those who have no such file need not wait.
+    from chimera import frechet
+
+    frechet.load_network(config.eval.inception)
 
 
 def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -445,6 +456,7 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
   for key in ('cycles', 'log_every', 'eval_every', 'checkpoint_every'):
     _check(f'train.{key}', whole, c.train[key])
   if images.is_path_params(c.data.source):
+    _check('eval.inception', _one_of(''), c.eval.inception)
     return
   side = c.optics.cell * c.model.downsample
   _check(

@@ -45,16 +45,30 @@ _SAMPLES = 10  # of each bin
 _GRID = 6  # tokens a side of the constant grid that shows a code
 _FIGURES = {
   'psnr': 'PSNR (dB)',
+  'psnr_worst_bin': 'PSNR, worst bin',
   'ssim': 'SSIM',
-  'edge': 'edge distance',
+  'ms_ssim': 'MS-SSIM',
   'pixel_l1': 'L1 pixels',
+  'edge': 'edge distance',
+  'spectrum': 'spectrum distance',
+  'rfd-random': 'rfd-random',
+  'rfid': 'rFID',
   'path_psnr': 'PSNR path (dB)',
   'path_l1': 'L1 path',
   'path_l1_worst_bin': 'L1 path, worst bin',
   'codes_used': 'codes used',
   'perplexity': 'perplexity',
 }
-_CARDS = ('psnr', 'ssim', 'pixel_l1', 'path_l1', 'codes_used', 'perplexity')
+_CARDS = (
+  'psnr',
+  'ssim',
+  'ms_ssim',
+  'pixel_l1',
+  'rfd-random',
+  'path_l1',
+  'codes_used',
+  'perplexity',
+)
 _STYLE = """
 :root { color-scheme: light; }
 body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 70rem;
@@ -276,7 +290,9 @@ def _summary(
     '<p>The master is the tokenizer. The ema is its average over cycles, for '
     'evaluation only. Each clone is shown by its own weights, as they were '
     'before the last meld; the lower the learning rate has come down by then, '
-    'the nearer to the master.</p>'
+    'the nearer to the master. Pixel figures compare the photograph and its '
+    'reconstruction at 8 bits. rfd-random is a Frechet distance over the '
+    'features of a random network, and no FID.</p>'
   )
 
 
@@ -407,7 +423,9 @@ def _per_bin(
   """The last evaluation of master and clones, from easy to hard."""
   panels = {
     'path_l1': ('L1 of path_params', 'L1'),
+    'pixel_l1': ('L1 of pixels', 'L1'),
     'psnr': ('PSNR', 'dB'),
+    'ssim': ('SSIM', 'SSIM'),
   }
   panels = {
     k: v

@@ -24,6 +24,7 @@ from chimera import (
   losses,
   mission_control,
   preflight,
+  provenance,
   report,
   school,
   sheets,
@@ -79,7 +80,7 @@ def train(
   spec, host = newborn(config, data, bins)
   checkpoints = open_checkpoints(config, workdir)
   first = 0
-  if restored := checkpoints.restore(host):
+  if restored := read_checkpoint(checkpoints, host):
     first, host, _ = restored
     logging.info('Resuming from cycle %d.', first)
   if first >= config.train.cycles:
@@ -103,11 +104,11 @@ def train(
     for done in range(first + cycles, config.train.cycles + 1, cycles):
       with jax.transfer_guard('disallow'):
         state, metrics = train_step(state, missions, shard)
+      specialists = metrics.pop('specialist')
       if done == first + cycles:
         observers.compiled()
       last = done == config.train.cycles
       if done % config.train.log_every == 0 or last:
-        specialists = metrics.pop('specialist')
         seen = step_lib.fetch(metrics)
         observers.saw(done, seen)
         if not np.isfinite(seen['base_loss']).any():
@@ -119,7 +120,9 @@ def train(
           shard = shards.deal(step_lib.fetch(state.school.enrolled_L), done)
       if done % config.train.checkpoint_every == 0 or last:
         with observers.during('saving'):
-          checkpoints.save(done, step_lib.fetch(state), {})
+          save_checkpoint(
+            checkpoints, done, *step_lib.fetch((state, specialists))
+          )
       if done % config.train.eval_every == 0 or last:
         with observers.during('evaluating'):
           exam = examine(
@@ -129,7 +132,8 @@ def train(
             eyes,
             *step_lib.fetch((state.master, specialists)),
           )
-          save_figures(config, workdir, exam.figures, held_out, done)
+          record = protocol(config, held_out, done)
+          save_figures(workdir, exam.figures, record)
           observers.judged(done, exam, save_preview(workdir, exam, done))
   save_tokenizer(
     config, workdir, spec, step_lib.fetch(state.master), data, done
@@ -150,7 +154,7 @@ def train(
     ),
     rows,
   )
-  mission_control.show(mission_control.summary(rows, exam.figures['master']))
+  mission_control.show(mission_control.summary(rows, exam.figures, record))
   return _flat(exam.figures)
 
 
@@ -294,18 +298,63 @@ def open_checkpoints(
   )
 
 
+def save_checkpoint(
+  checkpoints: checkpoint.Checkpoints,
+  done: int,
+  state: state_lib.CloneState,
+  specialists: Any,
+) -> None:
+  """Saves all that goes on, and the clones as they were before the last meld,
+  from which nothing goes on, but which are evaluated."""
+  checkpoints.save(done, {'state': state, 'specialists': specialists}, {})
+
+
+def read_checkpoint(
+  checkpoints: checkpoint.Checkpoints, host: state_lib.CloneState
+) -> tuple[int, state_lib.CloneState, Any] | None:
+  """(cycles done, state, specialists) of the newest whole one, if any.
+
+  Args:
+    checkpoints: of the workdir.
+    host: newborn clones.
+  """
+  target = {'state': host, 'specialists': host.generator.params}
+  if restored := checkpoints.restore(target):
+    done, tree, _ = restored
+    return done, tree['state'], tree['specialists']
+  return None
+
+
+def restore(
+  config: ml_collections.ConfigDict, workdir: str, host: state_lib.CloneState
+) -> tuple[int, state_lib.CloneState, Any]:
+  """(cycles done, state, specialists) of the newest whole checkpoint.
+
+  Raises:
+    ValueError: there is none.
+  """
+  restored = read_checkpoint(open_checkpoints(config, workdir), host)
+  if restored is None:
+    raise ValueError(
+      f'There must be a trained tokenizer, got none in {workdir}: run '
+      '`python -m chimera.main train` with the same flags first.'
+    )
+  return restored
+
+
 def evaluate_workdir(
   config: ml_collections.ConfigDict, workdir: str, data: 'latents.Prepared'
 ) -> dict[str, float]:
   """Evaluates the newest whole checkpoint and rewrites evaluation.json."""
   bins = prepare_curriculum(config, workdir, data)
   spec, host = newborn(config, data, bins)
-  done, host = restore(config, workdir, host)
+  done, host, specialists = restore(config, workdir, host)
   held_out, eyes, _ = look_at_held_out(config, data, bins)
-  seen = examine(config, spec, held_out, eyes, host.master, None)
-  save_figures(config, workdir, seen.figures, held_out, done)
-  mission_control.show(mission_control.summary([], seen.figures['master']))
-  return _flat(seen.figures)
+  exam = examine(config, spec, held_out, eyes, host.master, specialists)
+  record = protocol(config, held_out, done)
+  save_figures(workdir, exam.figures, record)
+  mission_control.show(mission_control.summary([], exam.figures, record))
+  return _flat(exam.figures)
 
 
 def export_workdir(
@@ -317,26 +366,8 @@ def export_workdir(
   """Exports the newest whole checkpoint to `out`; '' is `tokenizer/`."""
   bins = prepare_curriculum(config, workdir, data)
   spec, host = newborn(config, data, bins)
-  done, host = restore(config, workdir, host)
+  done, host, _ = restore(config, workdir, host)
   save_tokenizer(config, workdir, spec, host.master, data, done, out)
-
-
-def restore(
-  config: ml_collections.ConfigDict, workdir: str, host: state_lib.CloneState
-) -> tuple[int, state_lib.CloneState]:
-  """(cycles done, state) of the newest whole checkpoint.
-
-  Raises:
-    ValueError: there is none.
-  """
-  restored = open_checkpoints(config, workdir).restore(host)
-  if restored is None:
-    raise ValueError(
-      f'There must be a trained tokenizer, got none in {workdir}: run '
-      '`python -m chimera.main train` with the same flags first.'
-    )
-  done, host, _ = restored
-  return done, host
 
 
 class Shards:
@@ -395,6 +426,14 @@ def look_at_held_out(
     data.held_out_images,
     school.place(scores_M, bins, scores_N),
   )
+  if data.optics:
+    held_out = held_out._replace(
+      yardsticks=evaluate.yardsticks(
+        data.held_out_images,
+        config.eval.inception,
+        batch_size=config.eval.batch_size,
+      )
+    )
   eyes = evaluate.Eyes(*data.optics) if data.optics else None
   return held_out, eyes, scores_N
 
@@ -500,16 +539,14 @@ def examine(
     held_out: samples.
     eyes: the optics.
     master: of all clones, host arrays with a leading M.
-    specialists: the clones' own generators before the last meld, likewise;
-      None where they are not kept.
+    specialists: the clones' own generators before the last meld, likewise.
   """
   tokenizers = {
     'master': jax.tree.map(lambda x: x[0], master.params),
     'ema': jax.tree.map(lambda x: x[0], master.ema),
   }
-  if specialists is not None:
-    for i, name in enumerate(config.clone_names):
-      tokenizers[name] = jax.tree.map(operator.itemgetter(i), specialists)
+  for i, name in enumerate(config.clone_names):
+    tokenizers[name] = jax.tree.map(operator.itemgetter(i), specialists)
   found = {
     name: evaluate.evaluate(
       spec.tokenizer,
@@ -556,28 +593,42 @@ def protocol(
   config: ml_collections.ConfigDict, held_out: evaluate.HeldOut, done: int
 ) -> dict[str, Any]:
   """What figures were taken by."""
-  return {
-    'split': 'held out by photograph',
+  by = 'sample' if held_out.images_NxSxSx3 is None else 'photograph'
+  record = {
+    'split': f'held out by {by}',
     'source': config.data.held_out_source or config.data.source,
-    'crop': config.data.image_size,
     'count': len(held_out.paths_NxHxWxC),
     'color_range': '[-1, 1]',
+  }
+  if config.data.held_out_source:
+    record['split'] = 'a source of its own'
+  if held_out.images_NxSxSx3 is not None:
+    record |= {
+      'crop': config.data.image_size,
+      'crop_scale': f'1 to {config.data.max_scale:g}, at random',
+      'resize_filter': 'Lanczos (Pillow)',
+      'rounding': '8 bits, photograph and reconstruction, before pixel figures',
+    }
+  if config.eval.inception:
+    record['inception'] = provenance.file_digest(config.eval.inception)
+    record['inception_resize_filter'] = 'bicubic, to 299'
+  return record | {
     'cycles': done,
     'images_seen': done * config.train.batch_size * len(config.clone_names),
     'seed': config.seed,
+    'config': provenance.digest(json.loads(config.to_json())),
+    'commit': provenance.commit(),
   }
 
 
 def save_figures(
-  config: ml_collections.ConfigDict,
   workdir: str,
   figures: dict[str, dict[str, float]],
-  held_out: evaluate.HeldOut,
-  done: int,
+  record: dict[str, Any],
 ) -> None:
   """evaluation.json: flat figures and the protocol they were taken by."""
   path = os.path.join(workdir, 'evaluation.json')
-  body = {**_flat(figures), 'protocol': protocol(config, held_out, done)}
+  body = {**_flat(figures), 'protocol': record}
   with open(f'{path}.tmp', 'w') as f:
     json.dump(body, f, indent=1)
   os.replace(f'{path}.tmp', path)

@@ -39,6 +39,8 @@ _OVERVIEW = {
 # Categories of one chart a bin: title to what the tags begin with.
 _OF_BINS = {
   'Held out, by bin: PSNR (dB)': 'eval/psnr_bin_',
+  'Held out, by bin: SSIM': 'eval/ssim_bin_',
+  'Held out, by bin: L1 of pixels': 'eval/pixel_l1_bin_',
   'Held out, by bin: L1 of path_params': 'eval/path_l1_bin_',
 }
 # Categories of one chart a loss term: title to group of tags.
@@ -49,6 +51,24 @@ _OF_TERMS = {
   'PID: integral': 'pid/integral',
   'PID: derivative': 'pid/derivative',
 }
+_QUALITY = {
+  'Multi-scale SSIM': ('eval/ms_ssim',),
+  'L1 of pixels': ('eval/pixel_l1',),
+  'Edge distance': ('eval/edge',),
+  'Spectrum distance': ('eval/spectrum',),
+  'Frechet distance, random features': ('eval/rfd-random',),
+  'Frechet distance, Inception (rFID)': ('eval/rfid',),
+  'PSNR of the optics alone (dB)': ('eval/optics_psnr',),
+  'PSNR of the worst bin (dB)': ('eval/psnr_worst_bin',),
+  'SSIM of the worst bin': ('eval/ssim_worst_bin',),
+  'L1 of pixels, worst bin': ('eval/pixel_l1_worst_bin',),
+  'PSNR of path_params (dB)': ('eval/path_psnr',),
+  'SSIM of path_params': ('eval/path_ssim',),
+  'Edge distance of path_params': ('eval/path_edge',),
+  'Spectrum distance of path_params': ('eval/path_spectrum',),
+  'Codes used': ('eval/codes_used',),
+  'Perplexity': ('eval/perplexity',),
+}
 _MORE = {
   'Adversarial share of the gradient': ('loss/adv_share',),
   'Q-agent: state': ('agent/state',),
@@ -58,14 +78,6 @@ _MORE = {
   'Gradients: RMS': ('grads/rms',),
   'Meld: cosine of own and mean step': ('meld/drift',),
   'Meld: cycles left out': ('meld/dropped',),
-  'Held out: PSNR of the optics alone (dB)': ('eval/optics_psnr',),
-  'Held out: edge distance': ('eval/edge',),
-  'Held out: L1 of pixels': ('eval/pixel_l1',),
-  'Held out: PSNR of path_params (dB)': ('eval/path_psnr',),
-  'Held out: SSIM of path_params': ('eval/path_ssim',),
-  'Held out: edge distance of path_params': ('eval/path_edge',),
-  'Held out: codes used': ('eval/codes_used',),
-  'Held out: perplexity': ('eval/perplexity',),
   'Cycles/s': ('perf/cycles_per_sec',),
   'Images/s': ('perf/images_per_sec',),
 }
@@ -106,6 +118,7 @@ def layout(terms: Sequence[str]) -> 'layout_pb2.Layout':
   return layout_pb2.Layout(
     category=[
       category('Mission Control', _OVERVIEW),
+      category('Held-out quality', _QUALITY),
       *(
         category(title, {f'bin {b}': (f'{tag}{b}',) for b in range(10)})
         for title, tag in _OF_BINS.items()

@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
+import skimage.data
+import skimage.metrics
 
-from chimera import evaluate, models, optics, poincare
+from chimera import evaluate, frechet, images, models, optics, poincare
 from chimera import state as state_lib
 from tests import tiny
 
@@ -90,28 +93,133 @@ def seen():
   return tokenizer, params, held_out, evaluate.Eyes(eye, eye_params)
 
 
-def test_pixel_figures_compare_the_photograph_by_numpy(seen):
-  tokenizer, params, held_out, eyes = seen
-  figures, _ = evaluate.evaluate(
-    tokenizer, params, held_out, eyes, batch_size=7
+@pytest.fixture(scope='module')
+def photographs():
+  """(tokenizer, params, held_out, eyes, pictures): 6 photographs of 64 pixels,
+  and what becomes of them, uint8, by way of numpy."""
+  photo = skimage.data.astronaut()
+  corners = ((0, 180), (100, 200), (200, 60), (400, 300), (30, 30), (300, 420))
+  pixels = np.stack([photo[t : t + 64, l : l + 64] for t, l in corners])
+  x = images.to_float(pixels)
+  eye = optics.Optics(cell=4, width=8, radius='contrast', blocks=1)
+  eye_params = jax.jit(eye.init)(jax.random.key(0), x)
+  encode = jax.jit(lambda p, x: eye.apply(p, x, method='encode'))
+  paths = np.asarray(encode(eye_params, x))
+  tokenizer = models.Tokenizer(
+    width=8, blocks=1, downsample=2, codes=12, code_dim=3
   )
-  paths, pixels, _ = held_out
+  params = jax.jit(tokenizer.init)(jax.random.key(1), paths)['params']
+  held_out = evaluate.HeldOut(
+    paths,
+    pixels,
+    np.array([0, 0, 4, 4, 4, 9]),
+    evaluate.yardsticks(pixels, '', batch_size=4),
+  )
   x_hat = tokenizer.apply({'params': params}, poincare.normalize(paths))[0]
-  photographs = pixels / 127.5 - 1
-  decode = jax.jit(lambda p, x: eyes.model.apply(p, x, method='decode'))
+  eyes = evaluate.Eyes(eye, eye_params)
+  return tokenizer, params, held_out, eyes, evaluate.draw(x_hat, eyes)
 
-  def errors(paths):
-    y = decode(eyes.params, paths)
-    return photographs - np.asarray(y, np.float64)
 
-  def mean_psnr(errors):
-    return np.mean(10 * np.log10(4 / np.mean(errors**2, axis=(1, 2, 3))))
+@pytest.fixture(scope='module')
+def of_photographs(photographs):
+  tokenizer, params, held_out, eyes, _ = photographs
+  figures, _ = evaluate.evaluate(
+    tokenizer, params, held_out, eyes, batch_size=4
+  )
+  return figures
 
-  through = errors(poincare.denormalize(x_hat))
-  np.testing.assert_allclose(
-    [figures['pixel_l1'], figures['psnr'], figures['optics_psnr']],
-    [np.abs(through).mean(), mean_psnr(through), mean_psnr(errors(paths))],
-    rtol=1e-4,
+
+def test_pixel_figures_are_those_of_scikit_image_on_the_same_8_bit_images(
+  photographs, of_photographs
+):
+  *_, held_out, _, pictures = photographs
+  pairs = list(zip(held_out.images_NxSxSx3, pictures))
+  psnr_N = np.array(
+    [skimage.metrics.peak_signal_noise_ratio(a, b) for a, b in pairs]
+  )
+  ssim_N = np.array(
+    [
+      skimage.metrics.structural_similarity(
+        a,
+        b,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        channel_axis=-1,
+      )
+      for a, b in pairs
+    ]
+  )
+  l1_N = np.array([np.abs(a.astype(float) - b).mean() for a, b in pairs])
+  expected = {'psnr': psnr_N, 'ssim': ssim_N, 'pixel_l1': l1_N / 127.5}
+  for name, value_N in expected.items():
+    of_bins = {
+      0: value_N[:2].mean(),
+      4: value_N[2:5].mean(),
+      9: value_N[5],
+    }
+    worst = (max if name == 'pixel_l1' else min)(of_bins.values())
+    wanted = {
+      name: value_N.mean(),
+      f'{name}_worst_bin': worst,
+      **{f'{name}_bin_{b}': value for b, value in of_bins.items()},
+    }
+    got = {k: of_photographs[k] for k in wanted}
+    assert got == pytest.approx(wanted, abs=1e-4)
+    assert f'{name}_bin_1' not in of_photographs
+
+
+def test_the_other_pixel_figures_are_of_the_same_8_bit_images(
+  photographs, of_photographs
+):
+  *_, held_out, _, pictures = photographs
+  a, b = (
+    x.astype(np.float64) / 127.5 - 1
+    for x in (held_out.images_NxSxSx3, pictures)
+  )
+
+  def magnitude(x):
+    return np.hypot(np.diff(x, axis=2)[:, :-1], np.diff(x, axis=1)[:, :, :-1])
+
+  def log_power(x):
+    power = np.abs(np.fft.rfft2(x, axes=(1, 2), norm='ortho')) ** 2
+    return np.log(power + 1e-4)
+
+  edge = np.abs(magnitude(a) - magnitude(b)).mean()
+  spectrum = np.abs(log_power(a) - log_power(b)).mean() / 2
+  assert of_photographs['edge'] == pytest.approx(edge, abs=1e-3)
+  assert of_photographs['spectrum'] == pytest.approx(spectrum, abs=1e-4)
+  assert 0 < of_photographs['ms_ssim'] < 1
+
+
+def test_the_frechet_distance_is_of_the_same_8_bit_images(
+  photographs, of_photographs
+):
+  *_, held_out, _, pictures = photographs
+  f, g = (
+    np.asarray(frechet.random_features(images.to_float(x)), np.float64)
+    for x in (held_out.images_NxSxSx3, pictures)
+  )
+  # tr (C D)^(1/2), of fewer images than features: by the Gram matrices.
+  f_, g_ = (x - x.mean(0) for x in (f, g))
+  common = scipy.linalg.svdvals(f_ @ g_.T).sum() / 5
+  apart = np.square(f.mean(0) - g.mean(0)).sum()
+  traces = (np.square(f_).sum() + np.square(g_).sum()) / 5
+  assert of_photographs['rfd-random'] == pytest.approx(
+    apart + traces - 2 * common, rel=1e-4
+  )
+  assert 'rfid' not in of_photographs
+
+
+def test_the_optics_alone_are_judged_at_8_bits_too(photographs, of_photographs):
+  *_, held_out, eyes, _ = photographs
+  seen = evaluate.draw(poincare.normalize(held_out.paths_NxHxWxC), eyes)
+  expected = [
+    skimage.metrics.peak_signal_noise_ratio(a, b)
+    for a, b in zip(held_out.images_NxSxSx3, seen)
+  ]
+  assert of_photographs['optics_psnr'] == pytest.approx(
+    np.mean(expected), abs=1e-4
   )
 
 
@@ -131,17 +239,10 @@ def test_empty_bins_have_no_figure(seen):
   )
   of_bins = {name for name in figures if name.startswith('path_l1_bin_')}
   assert of_bins == {f'path_l1_bin_{b}' for b in (0, 3, 7, 9)}
-  assert not {'psnr', 'pixel_l1', 'optics_psnr'} & set(figures)
-
-
-def test_bins_have_a_psnr_where_there_are_pixels(seen):
-  tokenizer, params, held_out, eyes = seen
-  figures, _ = evaluate.evaluate(
-    tokenizer, params, held_out, eyes, batch_size=7
-  )
-  counts = {0: 2, 3: 2, 7: 2, 9: 1}
-  mean = sum(n * figures[f'psnr_bin_{b}'] for b, n in counts.items()) / 7
-  assert figures['psnr'] == pytest.approx(mean, rel=1e-5)
+  assert {name for name in figures if not name.startswith('path_')} == {
+    'codes_used',
+    'perplexity',
+  }
 
 
 def test_the_counts_of_codes_are_those_of_numpy(judged):

@@ -16,6 +16,8 @@ LEVELS = (
   (
     'poincare',
     'perceptual',
+    'frechet',
+    'provenance',
     'agents',
     'meld',
     'school',

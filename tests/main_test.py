@@ -146,6 +146,17 @@ def test_a_config_file_that_does_not_load_is_one_line(ran, capfd, text):
   assert err.count('\n') == 1
 
 
+def test_an_inception_that_is_none_is_one_line(ran, tmp_path, capfd):
+  (tmp_path / 'inception.jax').write_bytes(b'no network')
+  argv = (CONFIG, '--workdir=w', '--config.eval.inception=inception.jax')
+  assert _main(*argv) == 2
+  [line] = capfd.readouterr().err.splitlines()
+  assert line.startswith('Error: eval.inception must be a jax.export of')
+  assert line.endswith('mend --config.eval.inception.')
+  assert not ran
+  assert not pathlib.Path('w').exists()
+
+
 def test_evaluate_needs_a_checkpoint_and_makes_nothing(ran, capfd):
   assert _main('evaluate', CONFIG, '--workdir=w') == 2
   assert 'There must be a checkpoint, got none in w' in capfd.readouterr().err

@@ -31,12 +31,26 @@ CLONES = [
 MASTER = {
   'psnr': 24.5678,
   'ssim': 0.81,
-  'path_l1': 0.07,
+  'ms_ssim': 0.9,
   'pixel_l1': 0.05,
-  'codes_used': 61.0,
-  'perplexity': 44.25,
-  'path_l1_bin_0': 123456.0,
+  'edge': 0.125,
+  'spectrum': 0.25,
+  'rfd-random': 0.0123456,
+  'rfid': 123.456,
+  'path_l1': 0.07,
+  'codes_used': 1024.0,
+  'perplexity': 444.25,
+  'psnr_bin_0': 31.0,
+  'psnr_bin_9': 18.5,
+  'psnr_worst_bin': 18.5,
+  'path_l1_bin_0': 0.02,
+  'path_l1_bin_9': 0.125,
+  'path_l1_worst_bin': 0.125,
 }
+FIGURES = {
+  name: MASTER for name in ('master', 'ema', *(row['name'] for row in CLONES))
+}
+PROTOCOL = {'split': 'held out by photograph', 'count': 256, 'commit': '12ab+'}
 
 
 def _render(renderable, width=80):
@@ -90,35 +104,75 @@ def test_seconds_read_as_people_say_them(seconds, text):
   assert mission_control.format_seconds(seconds) == text
 
 
-def test_the_table_names_every_student_with_its_figures():
-  text = _render(mission_control.summary(CLONES, MASTER))
-  rows = {
+def _rows(text):
+  """The cells of each line by its first one, those met last."""
+  return {
     line.split()[0]: line.split() for line in text.splitlines() if line.strip()
   }
+
+
+def test_the_table_names_every_student_with_its_figures():
+  text = _render(mission_control.summary(CLONES, {'master': MASTER}, PROTOCOL))
+  rows = _rows(text)
   assert rows['perceptual'][1:] == (
     ['9', '30', '0.5123', '-0.2500', 'ssim', 'x3.00', '1.25e-03']
   )
   assert rows['structural'][1] == '0-3'
   assert rows['latent_purity'][1] == '7-8'
-  assert rows['24.57'] == ['24.57', '0.81', '0.07', '0.05', '61', '44.25']
-  assert '123456' not in text
 
 
-def test_the_table_fits_80_columns():
+def test_every_tokenizer_has_a_row_of_held_out_figures():
+  rows = _rows(_render(mission_control.summary([], FIGURES, PROTOCOL)))
+  for name in FIGURES:
+    assert rows[name][1:] == (
+      ['24.57', '0.810', '0.900', '0.0500', '0.125', '0.250', '0.0123']
+      + ['123.46', '1024', '444.2']
+    )
+
+
+def test_the_bins_of_the_master_and_its_worst_have_a_row_each():
+  rows = _rows(_render(mission_control.summary([], FIGURES, PROTOCOL)))
+  assert rows['all'] == ['all', '24.57', '0.0700']
+  assert rows['0'] == ['0', '31.00', '0.0200']
+  assert rows['9'] == ['9', '18.50', '0.1250']
+  assert rows['worst'] == ['worst', '18.50', '0.1250']
+  assert '5' not in rows
+
+
+def test_the_protocol_is_printed_below_the_figures():
+  text = _render(mission_control.summary([], FIGURES, PROTOCOL))
+  lines = [line.strip() for line in text.splitlines()]
+  assert [line for line in lines if line][-4:] == [
+    'Protocol',
+    'split: held out by photograph',
+    'count: 256',
+    'commit: 12ab+',
+  ]
+
+
+def test_the_tables_fit_80_columns_and_cut_nothing_short():
   clones = [{**CLONES[3], 'dominant': 'color_covariance', 'samples': 1000000}]
-  text = _render(mission_control.summary(clones, MASTER), width=200)
+  summary = mission_control.summary(clones, FIGURES, PROTOCOL)
+  text = _render(summary, width=200)
   assert max(map(len, map(str.rstrip, text.splitlines()))) <= 80
+  assert '…' not in _render(summary, width=80)
 
 
-def test_the_master_alone_has_no_table_of_clones():
-  text = _render(mission_control.summary([], MASTER))
+def test_an_evaluation_has_no_table_of_clones():
+  text = _render(mission_control.summary([], FIGURES, PROTOCOL))
   assert 'student' not in text
   assert '24.57' in text
 
 
 def test_the_table_without_pixels_shows_what_there_is():
-  master = {'path_l1': 0.1, 'perplexity': float('nan')}
-  text = _render(mission_control.summary(CLONES, master))
+  master = {
+    'path_l1': 0.1,
+    'path_l1_bin_3': 0.1,
+    'path_l1_worst_bin': 0.1,
+    'perplexity': float('nan'),
+  }
+  figures = {'master': master}
+  text = _render(mission_control.summary(CLONES, figures, PROTOCOL))
   assert 'PSNR' not in text
   assert 'L1 path' in text
   assert 'nan' in text
@@ -126,5 +180,5 @@ def test_the_table_without_pixels_shows_what_there_is():
 
 def test_a_narrow_terminal_still_gets_the_whole_table(capsys, monkeypatch):
   monkeypatch.setenv('COLUMNS', '30')
-  mission_control.show(mission_control.summary(CLONES, MASTER))
+  mission_control.show(mission_control.summary(CLONES, FIGURES, PROTOCOL))
   assert 'latent_purity' in capsys.readouterr().out

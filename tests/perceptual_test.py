@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 import scipy.signal
 import scipy.stats
 import skimage.data
 import skimage.metrics
+import skimage.transform
 
 from chimera import perceptual
 
@@ -35,6 +37,7 @@ def _pair(size: int = 16, noise: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
   """Four crops of a photograph, float32 in [-1, 1], and the same with noise."""
   photo = skimage.data.astronaut().astype(np.float32) / 127.5 - 1
   corners = ((0, 180), (100, 200), (200, 60), (400, 300))
+  corners = np.minimum(corners, 512 - size)
   a = np.stack([photo[t : t + size, l : l + size] for t, l in corners])
   rng = np.random.default_rng(0)
   b = np.clip(a + noise * rng.normal(size=a.shape), -1, 1)
@@ -298,3 +301,67 @@ def test_images_of_the_caller_are_left_as_they_are(distance: Callable):
 def test_shapes_that_differ_are_refused():
   with pytest.raises(AssertionError, match='shape'):
     perceptual.edge(jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 8, 9, 3)))
+
+
+PUBLISHED = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])
+
+
+def reference_ms_ssim(a, b):
+  """Of two uint8 images, by scikit-image and scipy, a channel at a time."""
+  side = min(a.shape[:2])
+  scales = [k for k in range(5) if side / 2**k >= 11]
+  weights = PUBLISHED[: len(scales)] / PUBLISHED[: len(scales)].sum()
+
+  def blur(x):
+    # 11 wide, and only where the window is inside.
+    return scipy.ndimage.gaussian_filter(x, 1.5, truncate=3.5)[5:-5, 5:-5]
+
+  products = []
+  for p, q in zip(np.moveaxis(a, -1, 0), np.moveaxis(b, -1, 0)):
+    p, q, product = p.astype(np.float64), q.astype(np.float64), 1.0
+    for k in scales:
+      _, whole = skimage.metrics.structural_similarity(
+        p,
+        q,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=255,
+        full=True,
+      )
+      c1 = (0.01 * 255) ** 2
+      m, n = blur(p), blur(q)
+      light = (2 * m * n + c1) / (m**2 + n**2 + c1)
+      likeness = whole[5:-5, 5:-5]
+      if k != scales[-1]:
+        likeness = likeness / light
+      product *= likeness.mean() ** weights[k]
+      h, w = (n // 2 * 2 for n in p.shape)
+      p, q = (
+        skimage.transform.downscale_local_mean(x[:h, :w], (2, 2))
+        for x in (p, q)
+      )
+    products.append(product)
+  return np.mean(products)
+
+
+@pytest.mark.parametrize('size', [16, 47, 64, 176])
+def test_ms_ssim_is_that_of_scikit_image_and_scipy(size: int):
+  a, b = (np.round((x + 1) * 127.5).astype(np.uint8) for x in _pair(size, 0.1))
+  expected = [reference_ms_ssim(p, q) for p, q in zip(a, b)]
+  a, b = (x.astype(np.float32) / 127.5 - 1 for x in (a, b))
+  np.testing.assert_allclose(perceptual.ms_ssim(a, b), expected, atol=1e-4)
+
+
+def test_ms_ssim_of_one_scale_is_ssim():
+  a, b = _pair(16)
+  np.testing.assert_allclose(
+    perceptual.ms_ssim(a, b), 1 - perceptual.ssim(a, b), atol=1e-4
+  )
+
+
+def test_ms_ssim_is_1_of_equal_images_and_0_where_structure_is_turned_over():
+  # Around a mean of 0 the negative has the opposite covariance everywhere.
+  x = np.random.default_rng(0).choice([-1, 1], (1, 64, 64, 3)).astype('f')
+  np.testing.assert_allclose(perceptual.ms_ssim(x, x), [1.0], atol=1e-6)
+  np.testing.assert_array_equal(perceptual.ms_ssim(x, -x), [0.0])

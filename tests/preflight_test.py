@@ -31,6 +31,17 @@ def test_every_variant_passes(variant):
   preflight.check_data(config)
 
 
+def test_inception_needs_pixels(tmp_path):
+  for name in ('source.npy', 'inception.jax'):
+    (tmp_path / name).write_bytes(b'x')
+  config = _config(
+    data__source=str(tmp_path / 'source.npy'),
+    eval__inception=str(tmp_path / 'inception.jax'),
+  )
+  with pytest.raises(ValueError, match=r"eval\.inception must be one of ''"):
+    preflight.check_config(config)
+
+
 def test_every_key_has_its_rule_and_every_rule_its_key():
   keys = set(preflight.keys(chimera_config.get_config()))
   grouped = {k for k in keys if k.startswith(('specialists.', 'pid.target.'))}
@@ -87,6 +98,7 @@ def test_every_key_has_its_rule_and_every_rule_its_key():
     ('train__eval_every', 7, 'multiple of train.cycles_per_dispatch = 10'),
     ('train__checkpoint_every', 7, 'multiple of train.cycles_per_dispatch'),
     ('train__keep', 0, 'at least 1'),
+    ('eval__inception', '/nope/inception.jax', "'' or a file"),
     ('data__image_size', 60, 'multiple of optics.cell * model.downsample = 8'),
     ('data__image_size', 24, 'at least 32'),
   ],

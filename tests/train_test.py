@@ -15,6 +15,7 @@ from chimera import (
   history,
   latents,
   poincare,
+  provenance,
   report,
   sheets,
   train,
@@ -56,7 +57,7 @@ def test_the_exported_tokenizer_is_the_master(finished):
   loaded = export.load(os.path.join(workdir, 'tokenizer'))
   bins = train.prepare_curriculum(config, workdir, data)
   spec, host = train.newborn(config, data, bins)
-  done, host = train.restore(config, workdir, host)
+  done, host, _ = train.restore(config, workdir, host)
   master = jax.tree.map(lambda x: x[0], host.master.params)
   x = poincare.normalize(data.held_out_paths)
   tokens = jax.jit(
@@ -78,7 +79,7 @@ def test_export_takes_the_average_where_told(finished, tmp_path):
   loaded = export.load(tmp_path / 'out')
   bins = train.prepare_curriculum(config, workdir, data)
   _, host = train.newborn(config, data, bins)
-  _, host = train.restore(config, workdir, host)
+  _, host, _ = train.restore(config, workdir, host)
   jax.tree.map(
     lambda a, b: np.testing.assert_array_equal(a, b[0]),
     loaded.parts.params,
@@ -124,6 +125,11 @@ def test_the_figures_on_disk_are_those_returned(finished):
   assert written == figures
   assert protocol['cycles'] == 6
   assert protocol['images_seen'] == 6 * 4 * 4
+  # 100 of 120 are learned from; none has pixels.
+  assert protocol['split'] == 'held out by sample'
+  assert protocol['count'] == 20
+  assert not {'crop', 'resize_filter', 'rounding'} & set(protocol)
+  assert protocol['commit'] == provenance.commit()
   assert {k.split('/')[0] for k in figures} == {
     'master',
     'ema',
@@ -132,6 +138,56 @@ def test_the_figures_on_disk_are_those_returned(finished):
     'adversarial',
     'latent_purity',
   }
+
+
+def test_evaluate_finds_what_training_saw_of_every_tokenizer(finished):
+  workdir, config, data, figures = finished
+  again = train.evaluate_workdir(config, workdir, data)
+  assert again == figures
+  names = config.clone_names
+  assert len({again[f'{name}/path_l1'] for name in names}) == len(names)
+
+
+def test_a_checkpoint_without_specialists_is_refused_in_one_line(
+  finished, tmp_path
+):
+  workdir, config, data, _ = finished
+  bins = train.prepare_curriculum(config, workdir, data)
+  _, host = train.newborn(config, data, bins)
+  train.open_checkpoints(config, str(tmp_path)).save(6, host, {})
+  with pytest.raises(ValueError, match=r'another --workdir\.$') as e:
+    train.restore(config, str(tmp_path), host)
+  assert '\n' not in str(e.value)
+
+
+def test_without_a_checkpoint_there_is_nothing_to_evaluate(finished, tmp_path):
+  workdir, config, data, _ = finished
+  bins = train.prepare_curriculum(config, workdir, data)
+  _, host = train.newborn(config, data, bins)
+  with pytest.raises(ValueError, match='There must be a trained tokenizer'):
+    train.restore(config, str(tmp_path), host)
+
+
+def test_the_protocol_names_what_pixel_figures_were_taken_by(tmp_path):
+  config = tiny.get_config()
+  config.data.held_out_source = '/data/test'
+  config.eval.inception = str(tmp_path / 'inception.jax')
+  (tmp_path / 'inception.jax').write_bytes(b'abc')
+  held_out = evaluate.HeldOut(
+    np.zeros((5, 8, 8, 3)), np.zeros((5, 64, 64, 3), np.uint8), np.zeros(5)
+  )
+  protocol = train.protocol(config, held_out, 7)
+  assert protocol['split'] == 'a source of its own'
+  assert protocol['source'] == '/data/test'
+  assert (protocol['count'], protocol['crop']) == (5, 64)
+  assert protocol['color_range'] == '[-1, 1]'
+  assert 'Lanczos' in protocol['resize_filter']
+  assert '8 bits' in protocol['rounding']
+  assert protocol['inception'] == 'inception.jax ba7816bf8f01'
+  assert (protocol['cycles'], protocol['images_seen']) == (7, 7 * 4 * 4)
+  (tmp_path / 'config.json').write_text(config.to_json())
+  kept = json.loads((tmp_path / 'config.json').read_text())
+  assert protocol['config'] == provenance.digest(kept)
 
 
 def test_the_sheet_on_disk_names_its_rows_and_can_be_cut(finished):
@@ -205,7 +261,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, tmp_path):
   workdir, config, data, _ = finished
   bins = train.prepare_curriculum(config, str(tmp_path), data)
   _, target = train.newborn(config, data, bins)
-  done, whole, _ = train.open_checkpoints(config, workdir).restore(target)
+  done, *whole = train.restore(config, workdir, target)
   assert done == 6
   # The run that was cut off left its checkpoint of cycle 4 and no later one.
   earlier = train.open_checkpoints(config, workdir)
@@ -215,9 +271,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, tmp_path):
     os.path.join(workdir, 'checkpoints', '4'), tmp_path / 'checkpoints' / '4'
   )
   train.train(config, str(tmp_path), data)
-  done, resumed, _ = train.open_checkpoints(config, str(tmp_path)).restore(
-    target
-  )
+  done, *resumed = train.restore(config, str(tmp_path), target)
   assert done == 6
   for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole)):
     np.testing.assert_array_equal(a, b)

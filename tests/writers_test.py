@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.util import tensor_util
 
-from chimera import losses, train, writers
+from chimera import evaluate, losses, train, writers
 from chimera import state as state_lib
 from tests import tiny
 
@@ -96,8 +96,11 @@ def test_the_layout_names_every_tag_that_training_writes(tmp_path):
   ):
     seen[name] = np.zeros(4)
   spec = state_lib.create_spec(tiny.get_config())
-  figures = ('psnr', 'ssim', 'edge', 'pixel_l1', 'optics_psnr', 'path_l1')
-  figures += ('path_l1_bin_0', 'path_l1_worst_bin', 'psnr_bin_9', 'codes_used')
+  figures = ('psnr', 'ssim', 'ms_ssim', 'edge', 'spectrum', 'pixel_l1', 'rfid')
+  figures += ('rfd-random', 'optics_psnr', 'codes_used', 'perplexity')
+  figures += ('path_l1', 'path_psnr', 'path_ssim', 'path_edge', 'path_spectrum')
+  for name in evaluate.OF_BINS:
+    figures += (f'{name}_bin_0', f'{name}_bin_9', f'{name}_worst_bin')
   tags = {
     *train.clone_scalars(seen, 0),
     *train.master_scalars(seen, 1.0, spec),
