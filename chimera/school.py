@@ -321,7 +321,9 @@ def _read(path: pathlib.Path, most: int) -> bytes:
   return data
 
 
-def _load(path: pathlib.Path, samples: int, digest: str) -> dict[int, list[int]]:
+def _load(
+  path: pathlib.Path, samples: int, digest: str
+) -> dict[int, list[int]]:
   tie = json.loads(_read(path.with_suffix('.json'), _BYTES_MORE))
   data = _read(path, _BYTES_A_SAMPLE * samples + _BYTES_MORE)
   bins = _unpickle(data, samples)

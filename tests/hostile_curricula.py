@@ -158,9 +158,10 @@ def load(folder, data, *, tied):
   try:
     return school.load_curriculum(path, samples=SAMPLES, digest='d')
   except ValueError as e:
-    assert '\n' not in str(e)
-    assert str(e).startswith(f'Curriculum {path} must be whole')
-    return None
+    line = str(e)
+  assert '\n' not in line
+  assert line.startswith(f'Curriculum {path} must be whole')
+  return None
 
 
 def measure(folder, data, *, tied):
