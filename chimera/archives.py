@@ -107,7 +107,7 @@ def read(path: str, member: str) -> bytes:
   """
   archive = _open(path)
   if member not in archive.members:
-    raise ValueError(f'{path} holds no {member}')
+    raise ValueError(f'{path} holds no {member!r}')
   try:
     if isinstance(archive, _Tar):
       offset, size = archive.members[member]
@@ -124,7 +124,7 @@ def read(path: str, member: str) -> bytes:
     with archive.lock, archive.file.open(info) as f:
       return f.read()
   except _BROKEN as e:
-    raise ValueError(f'{member} in {path} is broken: {_reason(e)}') from e
+    raise ValueError(f'{member!r} in {path} is broken: {_reason(e)}') from e
 
 
 def _check_size(size: int) -> None:
