@@ -36,7 +36,7 @@ def test_members_are_sorted_and_read_by_name(tmp_path, make):
   sources = archives.members(path, ('.png',))
   assert sources == [f'{path}!a.PNG', f'{path}!b.png']
   assert [archives.read(*archives.split(s)) for s in sources] == [b'a', b'bb']
-  with pytest.raises(ValueError, match='holds no .d'):
+  with pytest.raises(ValueError, match='holds no'):
     archives.read(path, 'd.png')
 
 

@@ -63,7 +63,7 @@ def test_a_member_longer_than_its_directory_says_is_refused(tmp_path):
   data = bytearray(path.read_bytes())
   struct.pack_into('<I', data, data.rindex(b'PK\x01\x02') + 24, 400)
   path.write_bytes(data)
-  with pytest.raises(ValueError, match='promises'):
+  with pytest.raises(zipfile.BadZipFile, match='CRC'):
     arrays.read(str(path))
 
 
