@@ -1,4 +1,4 @@
-"""Images in: bundled photographs, folders of images, path_params of others.
+"""Images in: photographs, folders and archives of them, path_params of others.
 
 The design document's section 2 starts from images; here they become crops,
 split into training and held-out **by photograph**, or path_params that were
@@ -8,6 +8,7 @@ float32 RGB in [-1, 1] in every model (`to_float`, `to_uint8`). Host code only.
 
 from collections.abc import Callable, Iterable
 import concurrent.futures
+import contextlib
 import csv
 import functools
 import hashlib
@@ -16,15 +17,16 @@ import io
 import math
 import os
 import pathlib
-import pickle
 import struct
-from typing import Any, NamedTuple
-import zipfile
+import threading
+from typing import BinaryIO, NamedTuple
 import zlib
 
 from absl import logging
 import numpy as np
 from PIL import Image, ImageOps
+
+from chimera import archives, arrays
 
 # Real photographs in scikit-image's wheel. motorcycle_right is the scene of
 # motorcycle_left and microaneurysms a part of retina: they would leak.
@@ -58,9 +60,21 @@ MANIFEST_HEADER = (
   'size',
 )
 
+# More are no photograph but a bomb: a few bytes that decode to gigabytes.
+MAX_PIXELS = 2**28
+# Pillow's own limit is lower than some cameras', and a warning at first.
+Image.MAX_IMAGE_PIXELS = None
+_LARGE = 2**24  # pixels from which images are decoded one at a time
+_ALONE = threading.Lock()
+
 # What Pillow's decoders raise at bytes that are not the image they claim.
 _UNREADABLE = (
+  ArithmeticError,
+  AssertionError,
+  AttributeError,
+  MemoryError,
   OSError,
+  RuntimeError,
   SyntaxError,
   ValueError,
   EOFError,
@@ -69,7 +83,6 @@ _UNREADABLE = (
   TypeError,
   struct.error,
   zlib.error,
-  Image.DecompressionBombError,
 )
 
 
@@ -77,7 +90,8 @@ class Crop(NamedTuple):
   """A square window of a photograph, read back resized to image_size.
 
   Attributes:
-    source: absolute path, or 'skimage:' and the name of a bundled photograph.
+    source: absolute path, or 'skimage:' and the name of a bundled photograph,
+      or an archive's path, '!' and the name in it.
     top: of the window, in the photograph's own pixels after EXIF rotation.
     left: likewise.
     size: side of the window, likewise.
@@ -132,7 +146,8 @@ def plan_crops(
   [1, max_scale] * image_size as far as the photograph reaches.
 
   Args:
-    source: 'photos' (bundled with scikit-image) or a folder, searched deeply.
+    source: 'photos' (bundled with scikit-image), a folder, searched deeply, or
+      a .zip or .tar.
     held_out_source: likewise, held out whole; '' splits `source`.
     held_out_fraction: share of the photographs of `source` held out.
     image_size: pixels.
@@ -184,6 +199,17 @@ def plan_crops(
       len(skipped),
       skipped[0],
     )
+  sides = [min(p[2:]) for p in (train | held_out).values()]
+  small = sum(side < image_size for side in sides)
+  if small:
+    logging.warning(
+      '%d of %d photographs are smaller than image_size = %d and are enlarged, '
+      'the smallest from %d pixels.',
+      small,
+      len(sides),
+      image_size,
+      min(sides),
+    )
   lay = functools.partial(
     _lay_crops, image_size=image_size, max_scale=max_scale, seed=seed
   )
@@ -197,23 +223,19 @@ def load_photograph(source: str) -> np.ndarray:
   CMYK become RGB; 16-bit gray is scaled (65535 becomes 255), not clipped.
 
   Args:
-    source: a path, or 'skimage:' and the name of a bundled photograph.
+    source: see `Crop`.
 
   Returns:
     uint8 RGB, (height, width, 3).
 
   Raises:
-    ValueError: it is not a readable image.
+    ValueError: it is not a readable image, or has more than `MAX_PIXELS`.
   """
-  path = source
-  if source.startswith(BUNDLED):
-    path = os.path.join(_bundled_folder(), source.removeprefix(BUNDLED))
   try:
-    with Image.open(path) as image:
-      image.load()
-      return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+    with _open(source) as f:
+      return _decode(f)
   except _UNREADABLE as e:
-    reason = ' '.join(str(e).split())
+    reason = ' '.join(str(e).split()).rstrip('.')
     raise ValueError(f'{source} is not a readable image: {reason}.') from e
 
 
@@ -289,7 +311,10 @@ def write_manifest(
     writer.writerow((i, f'{float(score):.9g}', *crop))
   path = pathlib.Path(path)
   temporary = path.with_name(path.name + '.tmp')
-  with open(temporary, 'w', encoding='utf-8', newline='') as f:
+  # File names need not be UTF-8.
+  with open(
+    temporary, 'w', encoding='utf-8', errors='surrogateescape', newline=''
+  ) as f:
     f.write(text.getvalue())
     f.flush()
     os.fsync(f.fileno())
@@ -309,7 +334,9 @@ def read_manifest(
   """
   crops, scores = [], []
   try:
-    with open(path, encoding='utf-8', newline='') as f:
+    with open(
+      path, encoding='utf-8', errors='surrogateescape', newline=''
+    ) as f:
       rows = csv.reader(f)
       if tuple(next(rows, ())) != MANIFEST_HEADER:
         raise ValueError(f'the header must be {",".join(MANIFEST_HEADER)}')
@@ -347,20 +374,21 @@ def load_path_params(path: str, *, chunk: int = 4096) -> np.ndarray:
   Raises:
     ValueError: not what its name claims, or a wrong shape, dtype or range.
   """
-  readers = {'.npy': _read_npy, '.npz': _read_npz, '.pkl': _read_pickle}
-  reader = readers[pathlib.Path(path).suffix.lower()]
   try:
-    latents = reader(path)
+    latents = arrays.read(path)
   except FileNotFoundError as e:
     raise ValueError(f'No such file: {path}. Mend --config.data.source.') from e
-  except (*_UNREADABLE, *_UNPICKLABLE, zipfile.BadZipFile) as e:
-    reason = ' '.join(str(e).split()).rstrip('.')
+  except arrays.BROKEN as e:
+    reason = ' '.join(str(e).split()).rstrip('.') or type(e).__name__
     raise ValueError(
       f'{path} must hold path_params and nothing that runs: {reason}. '
       'Mend --config.data.source.'
     ) from e
   _check_path_params(path, latents, chunk)
-  return latents if latents.dtype == np.float32 else latents.astype(np.float32)
+  if latents.dtype == np.float32:
+    return latents
+  logging.info('%s holds %s, rounded to float32.', path, latents.dtype)
+  return latents.astype(np.float32)
 
 
 def _bundled_folder() -> str:
@@ -373,17 +401,23 @@ def list_sources(source: str, key: str) -> list[str]:
   """Every image of a source, sorted."""
   if source == 'photos':
     return [BUNDLED + name for name in PHOTOGRAPHS]
-  if not os.path.isdir(source):
-    raise ValueError(
-      f"Images come from 'photos' or a folder, got no such folder: {source}. "
-      f'Mend --config.data.{key}.'
+  if os.path.isdir(source):
+    sources = sorted(
+      os.path.join(folder, name)
+      for folder, _, names in os.walk(os.path.abspath(source))
+      for name in names
+      if name.lower().endswith(SUFFIXES)
     )
-  sources = sorted(
-    os.path.join(folder, name)
-    for folder, _, names in os.walk(os.path.abspath(source))
-    for name in names
-    if name.lower().endswith(SUFFIXES)
-  )
+  elif os.path.exists(source) and archives.is_archive(source):
+    try:
+      sources = archives.members(source, SUFFIXES)
+    except ValueError as e:
+      raise ValueError(f'{e} Mend --config.data.{key}.') from e
+  else:
+    raise ValueError(
+      "Images come from 'photos', a folder, a .zip or a .tar, got no such "
+      f'folder: {source}. Mend --config.data.{key}.'
+    )
   if not sources:
     raise ValueError(
       f'No readable image ({", ".join(SUFFIXES)}) in {source}. '
@@ -392,18 +426,38 @@ def list_sources(source: str, key: str) -> list[str]:
   return sources
 
 
+def _open(source: str) -> BinaryIO:
+  """An image's file; a member of an archive is in memory."""
+  if source.startswith(BUNDLED):
+    source = os.path.join(_bundled_folder(), source.removeprefix(BUNDLED))
+  elif member := archives.split(source):
+    return io.BytesIO(archives.read(*member))
+  # Whoever opens a pipe waits for ever.
+  if os.path.exists(source) and not os.path.isfile(source):
+    raise ValueError('it is not a file')
+  return open(source, 'rb')
+
+
+def _decode(f: BinaryIO) -> np.ndarray:
+  with Image.open(f) as image:
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+      raise ValueError(f'{pixels} pixels are more than {MAX_PIXELS}')
+    with _ALONE if pixels > _LARGE else contextlib.nullcontext():
+      image.load()
+      return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+
+
 def _examine(source: str) -> _Photograph | None:
   """Decodes one file; None where it cannot be read."""
   try:
-    height, width, _ = load_photograph(source).shape
-  except ValueError as e:
-    logging.debug('%s', e)
+    with _open(source) as f:
+      height, width, _ = _decode(f).shape
+      f.seek(0)
+      digest = hashlib.file_digest(f, 'sha256').hexdigest()
+  except _UNREADABLE as e:
+    logging.debug('%s: %s', source, e)
     return None
-  path = source
-  if source.startswith(BUNDLED):
-    path = os.path.join(_bundled_folder(), source.removeprefix(BUNDLED))
-  with open(path, 'rb') as f:
-    digest = hashlib.file_digest(f, 'sha256').hexdigest()
   return _Photograph(source, digest, height, width)
 
 
@@ -474,103 +528,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     white = Image.new('RGBA', image.size, 'white')
     image = Image.alpha_composite(white, image)
   return image.convert('RGB')
-
-
-def _read_npy(path: str) -> np.ndarray:
-  return np.load(path, mmap_mode='r', allow_pickle=False)
-
-
-def _read_npz(path: str) -> np.ndarray:
-  with np.load(path, allow_pickle=False) as arrays:
-    names = list(arrays.keys())
-    if len(names) != 1 and 'latents' not in names:
-      raise ValueError(f"needs one array or 'latents', got {names}")
-    return arrays['latents' if 'latents' in names else names[0]]
-
-
-def _read_pickle(path: str) -> np.ndarray:
-  with open(path, 'rb') as f:
-    contents = _ArrayUnpickler(f).load()
-  if not isinstance(contents, dict) or 'latents' not in contents:
-    raise ValueError("a pickle must hold {'latents': array}")
-  latents = contents['latents']
-  if not isinstance(latents, _PickledArray):
-    raise ValueError(
-      f"'latents' must be a numpy array, got {type(latents).__name__}"
-    )
-  return latents.array
-
-
-_UNPICKLABLE = (
-  pickle.UnpicklingError,
-  AttributeError,
-  MemoryError,
-  OverflowError,
-  RecursionError,
-)
-
-
-class _PickledDtype:
-  """Stands for numpy.dtype in a pickle."""
-
-  def __init__(self, name: str, *_: Any):
-    self.dtype = np.dtype(str(name))
-    if self.dtype.hasobject:
-      raise pickle.UnpicklingError(f'an array of {self.dtype} is not plain')
-
-  def __setstate__(self, state: tuple) -> None:
-    if self.dtype.names is None and state[1] in ('<', '>'):
-      self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class _PickledArray:
-  """Stands for numpy.ndarray in a pickle, and for what rebuilds one."""
-
-  def __init__(self, *_: Any):
-    self.array = np.empty(0)
-
-  def __setstate__(self, state: tuple) -> None:
-    _, shape, dtype, fortran, data = state
-    self._fill(data, dtype, shape, 'F' if fortran else 'C')
-
-  def _fill(
-    self, data: bytes, dtype: _PickledDtype, shape: tuple, order: str
-  ) -> '_PickledArray':
-    flat = np.frombuffer(data, dtype.dtype)
-    self.array = flat.reshape(shape, order=order)
-    return self
-
-
-def _frombuffer(
-  data: bytes, dtype: _PickledDtype, shape: tuple, order: str
-) -> _PickledArray:
-  return _PickledArray()._fill(data, dtype, shape, order)
-
-
-def _encode(text: str, encoding: str) -> bytes:
-  """Stands for _codecs.encode, by which protocols 0 to 2 write bytes."""
-  if encoding != 'latin1':
-    raise pickle.UnpicklingError(f'the encoding {encoding!r} is not plain')
-  return text.encode('latin1')
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-  """Knows a plain numpy array by stand-ins, and no other global."""
-
-  def find_class(self, module: str, name: str) -> Any:
-    stand_ins = {
-      'numpy.ndarray': _PickledArray,
-      'numpy.dtype': _PickledDtype,
-      'numpy.core.multiarray._reconstruct': _PickledArray,
-      'numpy._core.multiarray._reconstruct': _PickledArray,
-      'numpy.core.numeric._frombuffer': _frombuffer,
-      'numpy._core.numeric._frombuffer': _frombuffer,
-      '_codecs.encode': _encode,
-    }
-    stand_in = stand_ins.get(f'{module}.{name}')
-    if stand_in is None:
-      raise pickle.UnpicklingError(f'it names {module}.{name}')
-    return stand_in
 
 
 def _check_path_params(path: str, latents: np.ndarray, chunk: int) -> None:

@@ -71,7 +71,6 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> Prepared:
   home = pathlib.Path(workdir, 'optics')
   path = pathlib.Path(workdir, 'latents.npy')
   _check_settings(home, path, _settings(config))
-  home.mkdir(parents=True, exist_ok=True)
   if not path.exists():
     if images.is_path_params(config.data.source):
       _let_in(config, home, path)
@@ -332,6 +331,7 @@ def _see(
       progress=lambda done, total: report(done, '', total),
     )
   held_out = images.read_crops(plan.held_out, image_size=size)
+  home.mkdir(parents=True, exist_ok=True)
   if not (home / 'optics.json').exists():
     _learn(config, home, plan, held_out)
   model, variables = load_optics(str(home.parent))
@@ -418,14 +418,17 @@ def _let_in(
       )
     held_out = others[: config.data.held_out_count]
   else:
-    if len(paths) < 2:
-      raise ValueError(
-        'A split needs at least 2 samples, got 1: mend --config.data.source.'
-      )
     order = np.random.default_rng(config.data.seed).permutation(len(paths))
     count = round(config.data.held_out_fraction * len(paths))
-    count = min(max(count, 1), config.data.held_out_count, len(paths) - 1)
+    count = min(max(count, 1), config.data.held_out_count)
     held_out, train = paths[np.sort(order[:count])], np.sort(order[count:])
+  if len(train) < school.BINS:
+    raise ValueError(
+      f'The School needs at least {school.BINS} samples to train on, got '
+      f'{len(train)} of {source}: give more, or others to hold out with '
+      '--config.data.held_out_source.'
+    )
+  home.mkdir(parents=True, exist_ok=True)
   _save_held_out(home, paths=held_out)
   images.write_manifest(
     home / 'crops.csv',

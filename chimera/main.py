@@ -18,7 +18,7 @@ from absl import flags, logging
 import ml_collections
 from ml_collections import config_flags
 
-from chimera import live, preflight, writers
+from chimera import compiled, live, preflight, writers
 
 _HOME = os.path.dirname(os.path.abspath(__file__))
 _CONFIG = os.path.join(os.path.dirname(_HOME), 'configs', 'chimera.py')
@@ -160,13 +160,17 @@ def main(argv: Sequence[str]) -> int:
     _set_up_logging(debug)
     preflight.check_config(job.config)
     if command in _READERS:
-      COMMANDS[command](job)
+      with compiled.kept():
+        COMMANDS[command](job)
       return 0
     preflight.check_data(job.config)
     preflight.check_workdir(job.config, job.workdir)
     if command in _JUDGES:
       preflight.check_trained(job.workdir)
-    with preflight.claim_workdir(job.config, job.workdir):
+    with (
+      compiled.kept(),
+      preflight.claim_workdir(job.config, job.workdir),
+    ):
       COMMANDS[command](job)
   except (ValueError, OSError, flags.Error, FloatingPointError) as e:
     if debug:

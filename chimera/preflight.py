@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from chimera import images
+from chimera import images, lock
 
 CLONES = 4
 # What a resumed run may do differently: nothing that is learned depends on it.
@@ -382,26 +382,39 @@ def claim_workdir(
 
   Where the command fails by an error of the user's before it has made anything,
   the workdir is left as it was found.
+
+  Raises:
+    ValueError: another process is at work in it, or has claimed it since.
   """
   path = pathlib.Path(workdir)
   claim = path / 'config.json'
-  was_there, contents = path.exists(), _contents(path)
-  before = claim.read_bytes() if claim.exists() else None
+  was_there = path.exists()
   path.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(json.loads(config.to_json()), indent=1)
-  _write(claim, text.encode())
-  try:
-    yield
-  except (ValueError, OSError):
-    if _contents(path) == contents:
-      if before is None:
-        claim.unlink()
-      else:
-        _write(claim, before)
-      if not was_there:
-        with contextlib.suppress(OSError):
-          path.rmdir()
-    raise
+  with contextlib.ExitStack() as stack:
+    stack.callback(_forget, path, was_there)
+    stack.enter_context(lock.hold(path))
+    # Another process may have claimed it since it was checked.
+    check_workdir(config, workdir)
+    contents = _contents(path)
+    before = claim.read_bytes() if claim.exists() else None
+    text = json.dumps(json.loads(config.to_json()), indent=1)
+    _write(claim, text.encode())
+    try:
+      yield
+    except (ValueError, OSError):
+      if _contents(path) == contents:
+        if before is None:
+          claim.unlink()
+        else:
+          _write(claim, before)
+      raise
+
+
+def _forget(path: pathlib.Path, was_there: bool) -> None:
+  """Removes a workdir that was made for a command and holds nothing."""
+  if not was_there:
+    with contextlib.suppress(OSError):
+      path.rmdir()
 
 
 def _contents(path: pathlib.Path) -> tuple[bool, bool]:

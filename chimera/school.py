@@ -14,6 +14,7 @@ import os
 import pathlib
 import pickle
 import pickletools
+import stat
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -33,7 +34,10 @@ BIN_NAMES = tuple(name for name, bins in CLASSES.items() for _ in bins)
 
 _DIGESTED = 4096  # samples whose every byte enters the digest
 _MAPPED_BYTES = 2**24  # of a memory map, held at a time
-_BYTES_A_SAMPLE = 16  # of a curriculum file; pickle takes 5
+_BYTES_A_SAMPLE = 16  # that a curriculum file may have; pickle takes 5
+_BYTES_MORE = 4096  # that it may have besides; and all that its .json may have
+_WIDEST = 8  # bytes of the longest argument that an opcode below has
+_NUMBERS = frozenset(('BININT', 'BININT1', 'BININT2'))
 _OPCODES = frozenset(
   (
     'PROTO',
@@ -230,44 +234,116 @@ class _NoGlobals(pickle.Unpickler):
     raise pickle.UnpicklingError(f'it asks for {module}.{name}')
 
 
-def _unpickle(data: bytes) -> Any:
-  """Reads a pickle of dicts, lists and small ints; executes nothing.
+class _Narrow(io.BytesIO):
+  """Hands out no argument that our opcodes do not have."""
+
+  def read(self, size: int | None = -1) -> bytes:
+    if size is None or not 0 <= size <= _WIDEST:
+      raise ValueError(f'it holds an opcode with {size} bytes')
+    return super().read(size)
+
+  def readline(self, size: int | None = -1) -> bytes:
+    raise ValueError('it holds an opcode with a text')
+
+
+def _scan(data: bytes, samples: int) -> None:
+  """Looks a curriculum's pickle through before anything in it is run.
+
+  Even without globals an opcode can ask for gigabytes (LONG_BINPUT), and one
+  byte (EMPTY_LIST) for seventy: so the opcodes are known ones, and no more
+  than `samples` need.
+
+  Raises:
+    ValueError: what should not be there.
+  """
+  numbers = lists = dicts = others = 0
+  stream = _Narrow(data)
+  for opcode, _, _ in pickletools.genops(stream):
+    if opcode.name not in _OPCODES:
+      raise ValueError(f'it holds the opcode {opcode.name}')
+    numbers += opcode.name in _NUMBERS
+    lists += opcode.name == 'EMPTY_LIST'
+    dicts += opcode.name == 'EMPTY_DICT'
+    others += opcode.name not in _NUMBERS
+    if numbers > samples + BINS or lists > BINS or dicts > 1:
+      raise ValueError(f'it holds more than {BINS} lists of {samples} samples')
+    # Pickle takes two a thousand numbers, and five a list.
+    if others > samples // 100 + 20 * BINS:
+      raise ValueError(f'it holds too many opcodes for {samples} samples')
+  if stream.tell() != len(data):
+    raise ValueError('something follows its end')
+
+
+def _unpickle(data: bytes, samples: int) -> Any:
+  """Reads a pickle of a dict of lists of small ints; executes nothing.
 
   Raises:
     ValueError: if it holds anything else, or is broken.
   """
   try:
-    # Looked through before it is run: even without globals an opcode can ask
-    # for gigabytes (LONG_BINPUT).
-    for opcode, _, _ in pickletools.genops(data):
-      if opcode.name not in _OPCODES:
-        raise ValueError(f'it holds the opcode {opcode.name}')
+    _scan(data, samples)
     return _NoGlobals(io.BytesIO(data)).load()
   except (
     pickle.UnpicklingError,
     AttributeError,
     EOFError,
     IndexError,
+    OverflowError,
     TypeError,
   ) as e:
     raise ValueError(str(e)) from e
 
 
 def _check_bins(bins: Any, samples: int) -> None:
-  if type(bins) is not dict or set(bins) != set(range(BINS)):
+  if type(bins) is not dict or list(map(type, bins)) != [int] * BINS:
     raise ValueError(f'it is not a dict with the keys 0 to {BINS - 1}')
+  if set(bins) != set(range(BINS)):
+    raise ValueError(f'it is not a dict with the keys 0 to {BINS - 1}')
+  seen_N = np.zeros(samples, bool)
   for k, ids in bins.items():
     if type(ids) is not list or not set(map(type, ids)) <= {int}:
       raise ValueError(f'bin {k} is not a list of ints')
-  ids_N = np.array([i for ids in bins.values() for i in ids], np.int64)
-  if not np.array_equal(np.sort(ids_N), np.arange(samples)):
+    if ids and not 0 <= min(ids) <= max(ids) < samples:
+      raise ValueError(f'bin {k} names samples beyond 0 to {samples - 1}')
+    seen_N[np.array(ids, np.int64)] = True
+  if not seen_N.all() or sum(map(len, bins.values())) != samples:
     raise ValueError(f'it does not hold each of {samples} samples once')
+
+
+def _read(path: pathlib.Path, most: int) -> bytes:
+  """A file of at most so many bytes, of which no more are read."""
+  if not stat.S_ISREG(path.stat().st_mode):
+    raise ValueError(f'{path.name} is not a file')
+  with open(path, 'rb') as f:
+    data = f.read(most + 1)
+  if len(data) > most:
+    raise ValueError(f'{path.name} is larger than {most} bytes')
+  return data
+
+
+def _load(
+  path: pathlib.Path, samples: int, digest: str
+) -> dict[int, list[int]]:
+  tie = json.loads(_read(path.with_suffix('.json'), _BYTES_MORE))
+  data = _read(path, _BYTES_A_SAMPLE * samples + _BYTES_MORE)
+  bins = _unpickle(data, samples)
+  if type(tie) is not dict or tie.get('latents') != digest:
+    raise ValueError('it was made from other latents or by another metric')
+  if tie.get('curriculum') != hashlib.sha256(data).hexdigest():
+    raise ValueError('it is not the file that its .json was written for')
+  del data
+  _check_bins(bins, samples)
+  return bins
 
 
 def load_curriculum(
   path: str | os.PathLike, *, samples: int, digest: str
 ) -> dict[int, list[int]]:
   """Reads the bins that `save_curriculum` wrote, and trusts nothing.
+
+  A file of more than 16 bytes a sample and 4096 is refused unread, one with
+  opcodes other than those of ints, lists and a dict unrun; reading takes less
+  than four times that size.
 
   Args:
     path: of the pickle.
@@ -280,16 +356,7 @@ def load_curriculum(
   """
   path = pathlib.Path(path)
   try:
-    tie = json.loads(path.with_suffix('.json').read_bytes())
-    if path.stat().st_size > _BYTES_A_SAMPLE * samples + 4096:
-      raise ValueError(f'it is too large for {samples} samples')
-    data = path.read_bytes()
-    bins = _unpickle(data)
-    if type(tie) is not dict or tie.get('latents') != digest:
-      raise ValueError('it was made from other latents or by another metric')
-    if tie.get('curriculum') != hashlib.sha256(data).hexdigest():
-      raise ValueError('it is not the file that its .json was written for')
-    _check_bins(bins, samples)
+    return _load(path, samples, digest)
   except (OSError, RecursionError, ValueError) as e:
     reason = ' '.join(str(e).split())
     raise ValueError(
@@ -297,7 +364,6 @@ def load_curriculum(
       'mend with `python -m chimera.main prepare-curriculum '
       f'--workdir={path.parent}`.'
     ) from e
-  return bins
 
 
 class Shard(NamedTuple):

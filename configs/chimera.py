@@ -21,8 +21,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.clone_names = ('perceptual', 'structural', 'adversarial', 'latent_purity')
 
   c.data = ml_collections.ConfigDict()
-  c.data.source = 'photos'  # 'photos', a folder of images, .npy, .npz or .pkl
-  c.data.held_out_source = ''  # a folder of held-out images; '' = split source
+  c.data.source = 'photos'  # or a folder, .zip, .tar, .npy, .npz or .pkl
+  c.data.held_out_source = ''  # held-out images likewise; '' = split source
   c.data.held_out_fraction = 0.25  # of the photographs, where source is split
   c.data.image_size = 64  # pixels, side of a crop as the models see it
   c.data.train_count = 3072  # crops

@@ -7,6 +7,9 @@ import os
 import pathlib
 import pickle
 import shutil
+import struct
+import tarfile
+import zipfile
 
 from absl import logging
 import numpy as np
@@ -221,9 +224,120 @@ def test_a_corrupt_image_does_not_move_the_crops_of_the_others(folder):
 
 def test_a_decompression_bomb_is_skipped(folder, monkeypatch):
   Image.new('1', (300, 300)).save(folder / 'bomb.png')
-  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 40_000)
+  monkeypatch.setattr(images, 'MAX_PIXELS', 300 * 300 - 1)
   plan = images.plan_crops(str(folder), **PLAN)
   assert [os.path.basename(s) for s in plan.skipped] == ['bomb.png']
+
+
+def test_a_header_of_a_terapixel_is_skipped(folder):
+  png = (folder / 'photo0.png').read_bytes()
+  size = struct.pack('>II', 2**20, 2**20)
+  (folder / 'huge.png').write_bytes(png[:16] + size + png[24:])
+  plan = images.plan_crops(str(folder), **PLAN)
+  assert [os.path.basename(s) for s in plan.skipped] == ['huge.png']
+
+
+def test_what_only_looks_like_an_image_in_the_listing_is_no_trouble(folder):
+  plan = images.plan_crops(str(folder), **PLAN)
+  (folder / 'folder.png').mkdir()
+  (folder / 'loop').symlink_to(folder)
+  os.mkfifo(folder / 'pipe.png')  # whoever opens it waits for ever
+  (folder / 'nowhere.png').symlink_to(folder / 'gone.png')
+  again = images.plan_crops(str(folder), **PLAN)
+  assert again[:2] == plan[:2]
+  assert [os.path.basename(s) for s in again.skipped] == [
+    'nowhere.png',
+    'pipe.png',
+  ]
+
+
+def test_photographs_that_are_enlarged_are_counted(folder, warnings):
+  Image.fromarray(_noise(50, 3, 90)).save(folder / 'thin.png')
+  images.plan_crops(str(folder), **PLAN)
+  (line,) = warnings
+  assert '1 of 9 photographs are smaller than image_size = 16' in line
+  assert 'from 3 pixels' in line
+
+
+@pytest.mark.parametrize('suffix', ['png', 'jpg', 'webp', 'bmp', 'tiff', 'gif'])
+def test_a_mutated_image_is_read_or_is_one_line(tmp_path, suffix):
+  path = tmp_path / f'a.{suffix}'
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  options = {} if suffix in ('bmp', 'gif') else {'exif': exif}
+  Image.fromarray(_noise(0, 12, 9)).save(path, **options)
+  whole = path.read_bytes()
+  rng = np.random.default_rng(0)
+  for _ in range(300):
+    data = bytearray(whole)
+    for _ in range(rng.integers(1, 6)):
+      data[rng.integers(min(len(data), 120))] = rng.integers(256)
+    path.write_bytes(data)
+    try:
+      seen = images.load_photograph(str(path))
+    except ValueError as e:
+      line = str(e)
+      assert 'is not a readable image' in line
+    else:
+      assert seen.dtype == np.uint8
+
+
+def _pack(folder, path):
+  """The same files under other names, in another order."""
+  files = sorted(folder.rglob('*.*'), reverse=True)
+  if path.suffix == '.zip':
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+      for i, file in enumerate(files):
+        archive.write(file, f'../../inner/{i}!{file.name}')
+      archive.writestr('__MACOSX/._a.png', b'of macOS')
+      archive.writestr('inner.zip', b'another archive')
+  else:
+    with tarfile.open(path, 'w') as archive:
+      for i, file in enumerate(files):
+        archive.add(file, f'../../inner/{i}!{file.name}')
+      link = tarfile.TarInfo('link.png')
+      link.type, link.linkname = tarfile.SYMTYPE, '/etc/passwd'
+      archive.addfile(link)
+
+
+@pytest.mark.parametrize('suffix', ['zip', 'tar', 'ZIP'])
+def test_an_archive_is_split_and_cropped_as_the_folder_of_its_files(
+  folder, tmp_path, suffix
+):
+  path = tmp_path / f'photos.{suffix.lower()}'
+  _pack(folder, path)
+  path = path.rename(tmp_path / f'photos.{suffix}')
+  a, b = (images.plan_crops(str(p), **PLAN) for p in (folder, path))
+  assert b.skipped == []
+  for ours, theirs in ((a.train, b.train), (a.held_out, b.held_out)):
+    assert [c[1:] for c in ours] == [c[1:] for c in theirs]
+    np.testing.assert_array_equal(
+      images.read_crops(ours, image_size=16),
+      images.read_crops(theirs, image_size=16),
+    )
+  # A row of the manifest leads to the member.
+  source = b.train[0].source
+  assert source.startswith(f'{path}!../../inner/')
+  assert source.endswith(os.path.basename(a.train[0].source))
+  assert not (tmp_path.parent / 'inner').exists()
+
+
+def test_an_archive_can_be_held_out(folder, tmp_path):
+  path = tmp_path / 'other.zip'
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.write(folder / 'photo0.png', 'seen.png')
+  plan = images.plan_crops(
+    str(folder), **{**PLAN, 'held_out_source': str(path)}
+  )
+  assert _sources(plan.held_out) == {f'{path}!seen.png'}
+  assert str(folder / 'photo0.png') not in _sources(plan.train)
+
+
+def test_file_names_that_are_not_utf_8_come_back_from_the_manifest(tmp_path):
+  name = os.fsdecode(b'/photos/caf\xe9\n.png')
+  crop = images.Crop(name, 0, 0, 1)
+  images.write_manifest(tmp_path / 'm.csv', [crop], [1.0])
+  assert images.read_manifest(tmp_path / 'm.csv')[0] == [crop]
 
 
 def test_progress_counts_every_file(folder):

@@ -255,6 +255,32 @@ def test_path_params_of_others_are_split_and_streamed(tmp_path):
   )
 
 
+@pytest.mark.parametrize('samples', [1, 12])
+def test_latents_that_leave_no_ten_to_train_on_leave_no_trace(
+  tmp_path, samples
+):
+  source = str(tmp_path / 'mine.npy')
+  np.save(source, np.full((samples, 4, 4, 3), 0.5, np.float32))
+  config = _config()
+  config.data.source = source
+  run = tmp_path / 'run'
+  run.mkdir()
+  with pytest.raises(ValueError, match='at least 10 samples to train on'):
+    latents.prepare(config, str(run))
+  assert list(run.iterdir()) == []
+
+
+def test_latents_in_float64_are_rounded_and_the_log_says_so(tmp_path, caplog):
+  source = str(tmp_path / 'mine.npy')
+  np.save(source, np.full((40, 4, 4, 3), 1 / 3))
+  config = _config()
+  config.data.source = source
+  with caplog.at_level('INFO', 'absl'):
+    data = latents.prepare(config, str(tmp_path / 'run'))
+  assert f'{source} holds float64, rounded to float32.' in caplog.messages
+  np.testing.assert_array_equal(data.paths_NxHxWxC, np.float32(1 / 3))
+
+
 def test_only_the_contrast_encoder_is_made_to_mean_complexity():
   rows = latents.compare_radius(
     'photos',

@@ -17,6 +17,7 @@ CONFIG = f'--config={ROOT / "configs" / "chimera.py"}'
 def ran(tmp_path, monkeypatch):
   """Calls of the commands, in place of the commands; in an empty folder."""
   monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '')
   # config_flags would run the next config file in the last one's module.
   monkeypatch.delitem(sys.modules, 'config_config', raising=False)
   calls = []
@@ -212,6 +213,42 @@ def test_a_workdir_of_another_config_is_refused_and_left_alone(ran, capfd):
   assert _main(CONFIG, '--workdir=w', '--config.eval.batch_size=4') == 0
   written = json.loads(pathlib.Path('w/config.json').read_text())
   assert written['eval']['batch_size'] == 4
+
+
+def test_of_two_processes_on_one_workdir_the_second_is_refused(tmp_path):
+  program = f"""
+import sys
+from chimera import main
+def command(job):
+  sys.stdout.write('at work\\n')
+  sys.stdout.flush()
+  sys.stdin.read()
+main.COMMANDS['train'] = command
+sys.exit(main.main(['chimera', '--workdir={tmp_path}/w']))
+"""
+  first = subprocess.Popen(
+    [sys.executable, '-c', program],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    cwd=ROOT,
+  )
+  with first:
+    assert first.stdout.readline() == b'at work\n'
+    before = (tmp_path / 'w' / 'config.json').read_bytes()
+    second = subprocess.run(
+      [sys.executable, '-c', program + '# the second'],
+      capture_output=True,
+      text=True,
+      cwd=ROOT,
+    )
+    assert second.returncode == 2
+    assert second.stdout == ''
+    assert f'process {first.pid} is at work in it' in second.stderr
+    assert second.stderr.count('\n') == 1
+    assert (tmp_path / 'w' / 'config.json').read_bytes() == before
+    first.stdin.close()
+    assert first.wait() == 0
+  assert [p.name for p in (tmp_path / 'w').iterdir()] == ['config.json']
 
 
 def test_help_lists_every_command(capsys):

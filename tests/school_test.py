@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from chimera import school
+from tests import hostile_curricula
 
 LESSONS = ((9,), (0, 1, 2, 3), (4, 5, 6), (7, 8))
 
@@ -245,14 +246,14 @@ def test_the_digest_is_the_same_from_memory_and_from_a_map(tmp_path):
     ([1, 2], 'keys 0 to 9'),
     ({k: [k] for k in range(9)}, 'keys 0 to 9'),
     ({**_bins(), 3: (1, 2)}, 'opcode'),
-    ({**_bins(), 3: [[30]]}, 'bin 3 is not a list of ints'),
+    ({**_bins(), 3: [[30]]}, 'more than 10 lists'),
     ({**_bins(), 3: [30.0]}, 'opcode BINFLOAT'),
     ({**_bins(), 3: [True]}, 'opcode NEWTRUE'),
     ({**_bins(), 3: ['x']}, 'opcode'),
     ({**_bins(), 3: []}, 'each of 100 samples once'),
     ({**_bins(), 3: [29, *range(31, 40)]}, 'each of 100 samples once'),
-    ({**_bins(), 3: [-1, *range(31, 40)]}, 'each of 100 samples once'),
-    ({**_bins(), 3: [100, *range(31, 40)]}, 'each of 100 samples once'),
+    ({**_bins(), 3: [-1, *range(31, 40)]}, 'beyond 0 to 99'),
+    ({**_bins(), 3: [100, *range(31, 40)]}, 'beyond 0 to 99'),
   ],
 )
 def test_a_malformed_curriculum_is_refused(tmp_path, bins, match):
@@ -305,6 +306,49 @@ def test_a_broken_file_is_refused_in_one_line(tmp_path, data):
   _save(path)
   path.write_bytes(data)
   _refused(path, 'must be whole')
+
+
+@pytest.mark.parametrize('name', hostile_curricula.handmade())
+def test_a_handmade_hostile_curriculum_is_refused(tmp_path, monkeypatch, name):
+  monkeypatch.chdir(tmp_path)
+  data = hostile_curricula.handmade()[name]
+  assert hostile_curricula.load(tmp_path, data, tied=True) is None
+  assert sorted(os.listdir()) == ['c.json', 'c.pkl']
+
+
+@pytest.mark.parametrize('name', ['a call in a bin', 'STACK_GLOBAL', 'INST'])
+def test_the_hostile_curricula_run_where_they_are_trusted(
+  tmp_path, monkeypatch, name
+):
+  monkeypatch.chdir(tmp_path)
+  pickle.loads(hostile_curricula.handmade()[name])
+  assert os.listdir() == [hostile_curricula.RAN]
+
+
+def test_2000_mutated_curricula_are_refused_in_less_than_four_times_the_cap(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  seen = hostile_curricula.attack(tmp_path, 2000)
+  assert seen.refused > 1900
+  assert seen.peak < 4 * hostile_curricula.CAP
+
+
+def test_the_size_cap_of_a_curriculum_is_as_documented(tmp_path):
+  path = tmp_path / 'c.pkl'
+  _save(path)
+  path.write_bytes(b'\0' * (16 * 100 + 4096))
+  _refused(path, 'must be whole')
+  path.write_bytes(b'\0' * (16 * 100 + 4097))
+  _refused(path, 'is larger than 5696 bytes')
+
+
+def test_a_curriculum_that_is_no_file_is_not_opened(tmp_path):
+  path = tmp_path / 'c.pkl'
+  _save(path)
+  path.unlink()
+  os.mkfifo(path)  # whoever opens it waits for ever
+  _refused(path, 'is not a file')
 
 
 @pytest.mark.parametrize('text', ['', '[]', '3', '{"latents": 3}', '[' * 9999])

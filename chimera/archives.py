@@ -1,0 +1,165 @@
+"""Images in a .zip or .tar, read where they stand: nothing is unpacked.
+
+A member is named `/path/photos.zip!inner/name.jpg`. Names are only compared,
+never made into paths, so that none can lead out of anywhere.
+"""
+
+import functools
+import lzma
+import os
+import re
+import stat
+import struct
+import tarfile
+import threading
+from typing import NamedTuple
+import zipfile
+import zlib
+
+SUFFIXES = ('.zip', '.tar')
+# They would have to be read from their beginning for each image.
+_COMPRESSED = ('.tar.gz', '.tgz', '.tar.bz2', '.tbz2', '.tar.xz', '.txz')
+MAX_BYTES = 2**28  # of a member, as an image file
+_SOURCE = re.compile(r'\.(?:zip|tar)!', re.IGNORECASE)
+_BROKEN = (
+  OSError,
+  EOFError,
+  IndexError,
+  KeyError,
+  MemoryError,
+  OverflowError,
+  RuntimeError,  # an encrypted zip, an unknown compression
+  TypeError,
+  ValueError,
+  lzma.LZMAError,
+  struct.error,
+  tarfile.TarError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
+
+
+class _Tar(NamedTuple):
+  """Where each file of a .tar begins, and how long it is."""
+
+  members: dict[str, tuple[int, int]]
+
+
+class _Zip(NamedTuple):
+  """An open .zip, whose directory was read once."""
+
+  file: zipfile.ZipFile
+  members: dict[str, zipfile.ZipInfo]
+  lock: threading.Lock
+
+
+def is_archive(path: str) -> bool:
+  """Whether a file is meant to hold images, by its suffix."""
+  return path.lower().endswith(SUFFIXES + _COMPRESSED)
+
+
+def members(path: str, suffixes: tuple[str, ...]) -> list[str]:
+  """The sources of the files in an archive that end in `suffixes`, sorted.
+
+  Links, archives in the archive and what macOS adds (`__MACOSX/`) are passed
+  over; of two files of one name the last counts, as in unpacking.
+
+  Raises:
+    ValueError: it is broken, encrypted, or a compressed .tar; one line.
+  """
+  if path.lower().endswith(_COMPRESSED):
+    raise ValueError(
+      f'Images come from a .tar that is not compressed, got {path}: unpack it, '
+      'or make it a .tar or .zip.'
+    )
+  path = os.path.abspath(path)
+  archive = _open(path)
+  names = sorted(
+    name
+    for name in archive.members
+    if name.lower().endswith(suffixes) and not name.startswith('__MACOSX/')
+  )
+  if isinstance(archive, _Zip) and any(
+    archive.members[name].flag_bits & 1 for name in names
+  ):
+    raise ValueError(
+      f'{path} must not be encrypted: unpack it, or make it anew without a '
+      'password.'
+    )
+  return [f'{path}!{name}' for name in names]
+
+
+def split(source: str) -> tuple[str, str] | None:
+  """(archive, member) of a member's name; None where it is no member."""
+  for match in _SOURCE.finditer(source):
+    path, member = source[: match.end() - 1], source[match.end() :]
+    if os.path.isfile(path):
+      return path, member
+  return None
+
+
+def read(path: str, member: str) -> bytes:
+  """The bytes of a member; any number of threads may read.
+
+  Raises:
+    ValueError: there is no such member, it is broken, or larger than
+      `MAX_BYTES`.
+  """
+  archive = _open(path)
+  if member not in archive.members:
+    raise ValueError(f'{path} holds no {member!r}')
+  try:
+    if isinstance(archive, _Tar):
+      offset, size = archive.members[member]
+      _check_size(size)
+      with open(path, 'rb') as f:
+        f.seek(offset)
+        data = f.read(size)
+      if len(data) != size:
+        raise ValueError('it ends too soon')
+      return data
+    info = archive.members[member]
+    _check_size(info.file_size)
+    # zipfile gives no more than the directory says, and compares the checksum.
+    with archive.lock, archive.file.open(info) as f:
+      return f.read()
+  except _BROKEN as e:
+    raise ValueError(f'{member!r} in {path} is broken: {_reason(e)}') from e
+
+
+def _check_size(size: int) -> None:
+  if size > MAX_BYTES:
+    raise ValueError(f'{size} bytes are more than {MAX_BYTES}')
+
+
+def _open(path: str) -> _Tar | _Zip:
+  """An archive, whose directory is read once as long as it does not change."""
+  try:
+    seen = os.stat(path)
+    if not stat.S_ISREG(seen.st_mode):
+      raise ValueError('it is not a file')
+    return _index(path, seen.st_size, seen.st_mtime_ns)
+  except _BROKEN as e:
+    raise ValueError(
+      f'{path} is not a readable archive: {_reason(e)}. Make it anew.'
+    ) from e
+
+
+@functools.lru_cache(maxsize=4)
+def _index(path: str, size: int, modified: int) -> _Tar | _Zip:
+  if path.lower().endswith('.zip'):
+    file = zipfile.ZipFile(path)
+    infos = {i.filename: i for i in file.infolist() if not i.is_dir()}
+    return _Zip(file, infos, threading.Lock())
+  with tarfile.open(path, 'r:') as file:
+    return _Tar(
+      {
+        member.name: (member.offset_data, member.size)
+        for member in file
+        if member.isreg() and not member.issparse()
+      }
+    )
+
+
+def _reason(e: BaseException) -> str:
+  return ' '.join(str(e).split()).rstrip('.') or type(e).__name__

@@ -1,0 +1,78 @@
+"""What XLA compiled once, kept for the user's next run.
+
+JAX's persistent cache, on by default and mended: an entry that cannot be read
+(a full disk, a kill in mid-write) JAX reports at every start and never writes
+anew. Here its report removes the entry, before JAX comes to write it.
+https://docs.jax.dev/en/latest/persistent_compilation_cache.html
+"""
+
+from collections.abc import Iterator
+import contextlib
+import os
+import pathlib
+import re
+from typing import Any
+import warnings
+
+from absl import logging
+
+_VARIABLE = 'JAX_COMPILATION_CACHE_DIR'
+_BROKEN = 'Error reading persistent compilation cache entry'
+# The name of the program; entries are named NAME-KEY-cache.
+_ENTRY = re.compile(rf"{_BROKEN} for '([^']+)'")
+
+
+def default_folder() -> pathlib.Path:
+  """`~/.cache/chimera/compiled`, or where $XDG_CACHE_HOME has it."""
+  home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  return pathlib.Path(home, 'chimera', 'compiled')
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+  """Keeps what is compiled, if entered before JAX is imported.
+
+  $JAX_COMPILATION_CACHE_DIR names another folder; where it is empty, nothing
+  is kept. A folder that cannot be written is one warning, and nothing is kept.
+  """
+  folder = os.environ.get(_VARIABLE)
+  if folder is None:
+    folder = str(default_folder())
+    try:
+      # Whoever writes there has his code run by JAX: nobody else may.
+      os.makedirs(folder, mode=0o700, exist_ok=True)
+      if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f'{folder} cannot be written')
+    except OSError as e:
+      logging.warning('What is compiled is not kept: %s.', e)
+      folder = ''
+    os.environ[_VARIABLE] = folder
+  with warnings.catch_warnings():
+    warnings.filterwarnings('always', message=_BROKEN)
+    others = warnings.showwarning
+
+    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+      if folder and (entry := _ENTRY.match(str(message))):
+        _remove(pathlib.Path(folder), entry[1])
+      else:
+        others(message, *args, **kwargs)
+
+    warnings.showwarning = show
+    yield
+
+
+def _remove(folder: pathlib.Path, name: str) -> None:
+  """Removes the entries of a program, of which one is broken."""
+  entries = [
+    path
+    for path in folder.glob('*-cache')
+    if re.fullmatch(rf'{re.escape(name)}(-[0-9a-f]+)?-cache', path.name)
+  ]
+  for path in entries:
+    path.unlink(missing_ok=True)
+  logging.warning(
+    'A broken entry of the compilation cache was removed from %s: %s is '
+    'compiled and kept anew.',
+    folder,
+    name,
+  )

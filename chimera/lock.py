@@ -1,0 +1,56 @@
+"""One process a workdir, by a lock that the kernel lets go of.
+
+`flock` is held on `{workdir}/.lock` as long as a command runs; kill -9 and a
+crash let it go as well. On NFS it holds between hosts only where the mount
+says so (`local_lock=none`, Linux 2.6.12 and later).
+https://man7.org/linux/man-pages/man2/flock.2.html
+"""
+
+from collections.abc import Iterator
+import contextlib
+import fcntl
+import os
+import pathlib
+
+_NAME = '.lock'
+
+
+@contextlib.contextmanager
+def hold(folder: str | os.PathLike) -> Iterator[None]:
+  """Holds a folder that exists for this process alone.
+
+  Raises:
+    ValueError: another process holds it.
+  """
+  path = pathlib.Path(folder, _NAME)
+  file = _acquire(path)
+  try:
+    yield
+  finally:
+    # Before it is let go of: what another process makes now is its own.
+    path.unlink(missing_ok=True)
+    os.close(file)
+
+
+def _acquire(path: pathlib.Path) -> int:
+  while True:
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      # The last holder may have removed it between our two calls.
+      if os.path.exists(path) and os.path.samestat(os.fstat(file), path.stat()):
+        os.ftruncate(file, 0)
+        os.write(file, str(os.getpid()).encode())
+        return file
+    except BlockingIOError as e:
+      pid = os.read(file, 20).decode('ascii', 'replace').strip()
+      os.close(file)
+      raise ValueError(
+        f'{path.parent} must be used by one process at a time, but process '
+        f'{pid or "(unknown)"} is at work in it: wait for it to end, or give '
+        'another --workdir.'
+      ) from e
+    except OSError:
+      os.close(file)
+      raise
+    os.close(file)

@@ -1,0 +1,79 @@
+"""A workdir and the processes that want it."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from chimera import lock
+
+_HOLD = """
+import sys
+from chimera import lock
+with lock.hold(sys.argv[1]):
+  sys.stdout.write('held\\n')
+  sys.stdout.flush()
+  sys.stdin.read()
+"""
+
+
+def _holder(folder):
+  process = subprocess.Popen(
+    [sys.executable, '-c', _HOLD, str(folder)],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+  )
+  assert process.stdout.readline() == b'held\n'
+  return process
+
+
+def test_a_second_process_is_refused_by_the_pid_of_the_first(tmp_path):
+  with _holder(tmp_path) as first:
+    with (
+      pytest.raises(ValueError, match=f'process {first.pid} is at work') as e,
+      lock.hold(tmp_path),
+    ):
+      pass
+    assert '\n' not in str(e.value)
+    assert '--workdir' in str(e.value)
+    first.stdin.close()
+    assert first.wait() == 0
+  with lock.hold(tmp_path):
+    assert os.listdir(tmp_path) == ['.lock']
+  assert os.listdir(tmp_path) == []
+
+
+def test_a_process_that_was_killed_holds_nothing(tmp_path):
+  with _holder(tmp_path) as first:
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+  assert (tmp_path / '.lock').read_text() == str(first.pid)
+  with lock.hold(tmp_path):
+    assert (tmp_path / '.lock').read_text() == str(os.getpid())
+
+
+def test_a_lock_that_was_removed_in_between_is_taken_anew(
+  tmp_path, monkeypatch
+):
+  flock = lock.fcntl.flock
+  calls = []
+
+  def remove_first(file, how):
+    flock(file, how)
+    calls.append(how)
+    if len(calls) == 1:
+      (tmp_path / '.lock').unlink()
+
+  monkeypatch.setattr(lock.fcntl, 'flock', remove_first)
+  with lock.hold(tmp_path), pytest.raises(ValueError, match='one process'):
+    lock.hold(tmp_path).__enter__()
+  assert len(calls) == 2
+
+
+def test_an_error_lets_go(tmp_path):
+  with pytest.raises(KeyError), lock.hold(tmp_path):
+    raise KeyError
+  with lock.hold(tmp_path):
+    pass
