@@ -18,6 +18,7 @@ LEVELS = (
     'perceptual',
     'agents',
     'meld',
+    'divergence',
     'school',
     'images',
     'checkpoint',
