@@ -124,9 +124,8 @@ def train(
           shard = shards.deal(step_lib.fetch(state.school.enrolled_L), done)
       if done % config.train.checkpoint_every == 0 or last:
         with observers.during('saving'):
-          host = step_lib.fetch(state)
-          if last or not host.health.sick.any():
-            checkpoints.save(done, host, {})
+          if last or not step_lib.fetch(state.health.sick).any():
+            checkpoints.save(done, step_lib.fetch(state), {})
           else:
             logging.warning('No checkpoint of sick clones, at cycle %d.', done)
       if done % config.train.eval_every == 0 or last:

@@ -371,6 +371,7 @@ def run_of_path_params(tmp_path):
   """(config, workdir, data): checkpoints of cycles 4, 8 and 12."""
   config = tiny.get_config()
   config.basename = 'tiny'
+  config.devices = 1
   config.train.cycles = 12
   config.train.log_every = 2
   config.train.eval_every = 12
@@ -391,27 +392,21 @@ def sicken(monkeypatch, sick_with):
   """Clones 0 to 2 lose their gradients where `sick_with(key, cycle)`."""
   make = step_lib.make_train_step
 
-  def make_train_step(*args, **keywords):
-    step, done = make(*args, **keywords), []
+  def make_train_step(spec, devices, **keywords):
+    step = make(spec, devices, **keywords)
 
-    def counted(state, mission, shard):
-      key, cycle = host((state.rng, state.step))
-      done.append((key[0].tobytes(), int(cycle[0])))
-      if sick_with(*done[-1]):
-        base_K = host(mission.pid.base_K)
-        base_K[:3, losses.ADV] = NAN
-        devices = list(mission.clone.devices())
-        mission = mission._replace(
-          pid=mission.pid._replace(base_K=step_lib.put(base_K, devices))
-        )
+    def poisoning(state, mission, shard):
       with jax.transfer_guard('allow'):
+        key, cycle = host((state.rng, state.step))
+        if sick_with(key[0].tobytes(), int(cycle[0])):
+          base_MxK = host(mission.pid.base_K)
+          base_MxK[:3, losses.ADV] = NAN
+          mission = mission._replace(
+            pid=mission.pid._replace(base_K=step_lib.put(base_MxK, devices))
+          )
         return step(state, mission, shard)
 
-    def allowed(*args):
-      with jax.transfer_guard('allow'):
-        return counted(*args)
-
-    return allowed
+    return poisoning
 
   monkeypatch.setattr(step_lib, 'make_train_step', make_train_step)
 
@@ -440,9 +435,9 @@ def test_a_run_that_diverges_goes_back_with_another_key_and_ends(
   assert 'latent_purity healthy' in reason
   assert 'Rolled back to cycle 4, with another key.' in lines
   done, state, _ = train.open_checkpoints(config, workdir).restore(
-    train.newborn(config, data, train.prepare_curriculum(config, workdir, data))[
-      1
-    ]
+    train.newborn(
+      config, data, train.prepare_curriculum(config, workdir, data)
+    )[1]
   )
   assert done == 12
   assert state.rng[0].tobytes() != old
