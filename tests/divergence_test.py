@@ -434,11 +434,10 @@ def test_a_run_that_diverges_goes_back_with_another_key_and_ends(
   assert 'for 3 cycles in a row, seen at cycle 8 (perceptual sick' in reason
   assert 'latent_purity healthy' in reason
   assert 'Rolled back to cycle 4, with another key.' in lines
-  done, state, _ = train.open_checkpoints(config, workdir).restore(
-    train.newborn(
-      config, data, train.prepare_curriculum(config, workdir, data)
-    )[1]
-  )
+  bins = train.prepare_curriculum(config, workdir, data)
+  _, target = train.newborn(config, data, bins)
+  checkpoints = train.open_checkpoints(config, workdir)
+  done, state, _ = checkpoints.restore(target)
   assert done == 12
   assert state.rng[0].tobytes() != old
   np.testing.assert_array_equal(state.dropped, 0)
