@@ -40,7 +40,12 @@ class History:
 
   def __init__(self, workdir: str, first: int = 0):
     self._path = os.path.join(workdir, NAME)
-    self.rows = [row for row in read(workdir) if row.cycle <= first]
+    self.rows = read(workdir)
+    self.rewind(first)
+
+  def rewind(self, cycle: int) -> None:
+    """Forgets the rows after a cycle, on the disk too."""
+    self.rows[:] = [row for row in self.rows if row.cycle <= cycle]
     lines = ''.join(_line(row) for row in self.rows)
     with open(f'{self._path}.tmp', 'w') as f:
       f.write(lines)

@@ -20,6 +20,9 @@ import optax
 
 Tree = Any
 
+# Adam's moments that are the same on all clones, by `optimizer_state`.
+IN_COMMON = {'local': (), 'shared_v': ('nu',), 'shared': ('mu', 'nu')}
+
 
 def all_finite(tree: Tree) -> jax.Array:
   """Whether no leaf holds a NaN or an infinity; scalar bool."""

@@ -23,6 +23,7 @@ FREE = (
   'devices',
   'optics.chunk',
   'train.keep',
+  'train.rollbacks',
   'train.dashboard',
   'train.log_every',
   'eval.',
@@ -109,6 +110,7 @@ _FLAG = _one_of(True, False)
 _TEXT = _Rule('text', lambda v: isinstance(v, str))
 _SHARE = _within('[0, 1]')
 _DECAY = _within('[0, 1)')
+_BOUND = _number('above 1, or 0 for none', lambda v: v > 1 or v == 0)
 
 _RULES = {
   'basename': _Rule('a plain file name', _is_file_name),
@@ -205,6 +207,9 @@ _RULES = {
   'meld.outer_learning_rate': _above(0),
   'meld.outer_momentum': _DECAY,
   'meld.ema': _DECAY,
+  'meld.loss_bound': _BOUND,
+  'meld.update_bound': _BOUND,
+  'meld.sick_cycles': _at_least(1),
   'train.cycles': _at_least(1),
   'train.batch_size': _at_least(1),
   'train.learning_rate': _above(0),
@@ -217,6 +222,7 @@ _RULES = {
   'train.eval_every': _at_least(1),
   'train.checkpoint_every': _at_least(1),
   'train.keep': _at_least(1),
+  'train.rollbacks': _at_least(0),
   'train.dashboard': _FLAG,
   'eval.batch_size': _at_least(1),
   'eval.preview': _at_least(1),

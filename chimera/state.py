@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from chimera import agents, losses, meld, models, school
+from chimera import agents, divergence, losses, meld, models, school
 
 # Of the learning rate at the end of the cosine. At 0 the last specialists would
 # be the master, and nothing would tell them apart.
@@ -60,6 +60,7 @@ class CloneState(flax.struct.PyTreeNode):
     own_loss: the loss as it would stand by this clone's part in the melds
       alone, 1 when the agent's last decision was taken.
     school: who is enrolled, and what was tracked.
+    health: what is remembered of all clones' health.
     dropped: cycles in which this clone was left out of the meld, int32.
   """
 
@@ -72,6 +73,7 @@ class CloneState(flax.struct.PyTreeNode):
   q: agents.QState
   own_loss: jax.Array
   school: school.SchoolState
+  health: divergence.Health
   dropped: jax.Array
 
 
@@ -130,12 +132,20 @@ class StepSpec:
   outer_learning_rate: float
   outer_momentum: float
   ema: float
+  loss_bound: float
+  update_bound: float
+  sick_cycles: int
   cycles: int
   learning_rate: float
   warmup: int
   schedule: str
   adam_b1: float
   adam_b2: float
+
+  @property
+  def bounds(self) -> tuple[float, ...]:
+    """Of a clone's loss, its networks' two gradients, and its step."""
+    return (self.loss_bound, *[self.update_bound] * 3)
 
   @property
   def adam(self) -> optax.GradientTransformation:
@@ -202,6 +212,9 @@ def create_spec(config: ml_collections.ConfigDict) -> StepSpec:
     outer_learning_rate=c.meld.outer_learning_rate if melds else 1.0,
     outer_momentum=c.meld.outer_momentum if melds else 0.0,
     ema=c.meld.ema,
+    loss_bound=c.meld.loss_bound,
+    update_bound=c.meld.update_bound,
+    sick_cycles=c.meld.sick_cycles,
     cycles=c.train.cycles,
     learning_rate=c.train.learning_rate,
     warmup=c.train.warmup,
@@ -311,6 +324,7 @@ def create_states(
         school=school.create_state(
           bins, lesson, samples=samples, length=length
         ),
+        health=divergence.healthy_at_birth(len(spec.bounds)),
         dropped=jnp.int32(0),
       )
     )

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from chimera import agents, losses, meld, models, poincare, school
+from chimera import agents, divergence, losses, meld, models, poincare, school
 from chimera import state as state_lib
 
 AXES = ('devices', 'clones')
@@ -73,9 +73,16 @@ def train_step(
   gradients, seen = one_by_one(functools.partial(learn, spec=spec))(
     state.generator.params, state.critic.params, x, lambda_K, ramp, epsilon_B
   )
-  weight = jnp.where(
-    meld.all_finite((gradients, state.generator)), mission.weight, 0.0
+  base_loss = base_objective(mission.pid.base_K, seen['terms_K'])
+  # Sick by its gradients: it must not reach the moments in common.
+  usual_S, bounds_S = state.health.usual_S, spec.bounds
+  fit_M, before_S = _judge(
+    [base_loss, *map(divergence.size, gradients.values())],
+    (state.generator, state.critic),
+    usual_S[:-1],
+    bounds_S[:-1],
   )
+  weight = jnp.where(fit_M[mission.clone], mission.weight, 0.0)
   mean_gradients = meld.mean(
     gradients, weight, AXES, jax.tree.map(jnp.zeros_like, gradients)
   )
@@ -84,11 +91,24 @@ def train_step(
   learned, critic = _descend(
     state, gradients, mean_gradients, learning_rate, spec
   )
-  weight = jnp.where(meld.all_finite((learned, critic)), weight, 0.0)
-  healthy = weight > 0
+  # Sick by where that leads.
+  arrived_M, after_S = _judge(
+    [divergence.length(_minus(learned.params, 1.0, state.master.params))],
+    (learned, critic),
+    usual_S[-1:],
+    bounds_S[-1:],
+  )
+  healthy_M = fit_M & arrived_M
+  # With one gradient for all, a clone whose own was left out took no harm.
+  stays_M = arrived_M if spec.average_gradients else healthy_M
+  stays = stays_M[mission.clone]
+  weight = jnp.where(stays, mission.weight, 0.0)
 
   # Synthesize: the mean of the destinations.
-  destination = meld.mean(learned.params, weight, AXES, state.master.params)
+  common = _in_common(
+    learned, weight, state.master.params, spec.adam, spec.optimizer_state
+  )
+  destination = common.params
 
   # The agents observe what happened.
   target = mission.pid.target_K[losses.ADV]
@@ -101,7 +121,6 @@ def train_step(
     limit=spec.pid_limit,
     slew=spec.pid_slew,
   )
-  base_loss = base_objective(mission.pid.base_K, seen['terms_K'])
   if spec.q_history == 'own':
     effect = _own_effect(
       rngs[3], state, learned, destination, weight, mission, shard, spec
@@ -117,20 +136,43 @@ def train_step(
     rate=spec.q_rate,
     discount=spec.q_discount,
   )
+  # Poison of their own they would keep for good.
+  is_sound = meld.all_finite((pid, q, own_loss))
+  pid, q, own_loss = _where(is_sound, (pid, q, own_loss), _new_agents(pid, q))
   lessons = _remember(rngs[4], state.school, mission, step, ids_B, seen, spec)
 
   # Synthesize: the destination, folded into the master.
-  counts_V = lax.psum(seen['counts_V'], AXES)
-  is_meld = (step + 1) % spec.every == 0
+  counts_V = lax.psum(jnp.where(stays, seen['counts_V'], 0), AXES)
+  is_meld = ((step + 1) % spec.every == 0) & jnp.any(healthy_M)
   master = _synthesize(
-    state.master, destination, counts_V, seen, is_meld, cycle_rng, step, spec
+    state.master,
+    destination,
+    counts_V,
+    jnp.where(stays, seen['z_XxD'], jnp.nan),
+    is_meld,
+    cycle_rng,
+    step,
+    spec,
   )
 
-  # Re-clone: at a meld, and whoever was not finite.
-  newborn = state_lib.TrainState(master.params, spec.adam.init(master.params))
-  generator = _where(healthy, learned, newborn)
+  # Re-clone: at a meld, and whoever is sick.
+  generator = _where(stays, learned, common.replace(params=master.params))
   params = _where(is_meld, master.params, generator.params)
-  critic = _where(healthy, critic, _new_critic(critic, state, weight, spec))
+  new_critic = _in_common(
+    critic,
+    weight,
+    state.critic.params,
+    spec.critic_adam,
+    'shared' if spec.average_gradients else 'local',
+  )
+  critic = _where(stays, critic, new_critic)
+  health = divergence.remember(
+    state.health,
+    healthy_M,
+    jnp.concatenate([before_S, after_S]),
+    patience=spec.sick_cycles,
+  )
+  healthy = healthy_M[mission.clone]
   metrics = {
     **{k: seen[k] for k in ('terms_K', 'adv_share', 'critic_loss')},
     **{k: seen[k] for k in ('wasserstein', 'penalty')},
@@ -151,6 +193,8 @@ def train_step(
       jax.tree.map(jnp.subtract, learned.params, state.master.params),
       jax.tree.map(jnp.subtract, destination, state.master.params),
     ),
+    'healthy': healthy,
+    'sick': health.sick,
     'dropped': state.dropped + ~healthy,
     'perplexity': _perplexity(counts_V),
     'used': jnp.sum(counts_V > 0),
@@ -165,6 +209,7 @@ def train_step(
     q=q,
     own_loss=own_loss,
     school=lessons,
+    health=health,
     dropped=state.dropped + ~healthy,
   )
   # What the meld did not use of this clone is still worth a picture.
@@ -420,7 +465,7 @@ def _own_effect(
   effect = base_objective(base_K, probe(destination, x)) / base_objective(
     base_K, probe(without, x)
   )
-  effect = effect ** (1 / share)
+  effect = jnp.where(share > 0, effect, 1) ** (1 / share)
   return jnp.where(jnp.isfinite(effect), effect, 1)
 
 
@@ -451,7 +496,7 @@ def _remember(rng, lessons, mission, step, ids_B, seen, spec):
 
 
 def _synthesize(
-  master, destination, counts_V, seen, is_meld, rng, step, spec
+  master, destination, counts_V, z_XxD, is_meld, rng, step, spec
 ) -> state_lib.Master:
   unused_V = jnp.where(counts_V > 0, 0, master.unused_V + 1)
   target = meld.fold(master.params, destination, spec.alpha)
@@ -461,7 +506,7 @@ def _synthesize(
   params = models.renormalize(optax.apply_updates(master.params, update))
   if spec.revive_after:
     dead_V = unused_V >= spec.revive_after
-    params = models.revive(params, dead_V, _gather(seen['z_XxD']), rng)
+    params = models.revive(params, dead_V, _gather(z_XxD), rng)
     unused_V = jnp.where(dead_V & is_meld, 0, unused_V)
   melded = state_lib.Master(
     params=params,
@@ -472,10 +517,48 @@ def _synthesize(
   return _where(is_meld, melded, master.replace(unused_V=unused_V))
 
 
-def _new_critic(critic, state, weight, spec) -> state_lib.TrainState:
-  """Born of the healthy clones' critics, for one that is not finite."""
-  params = meld.mean(critic.params, weight, AXES, state.critic.params)
-  return state_lib.TrainState(params, spec.critic_adam.init(params))
+def _in_common(learned, weight, fallback, adam, mode) -> state_lib.TrainState:
+  """The healthy clones' mean, from which the others restart.
+
+  Their moments are fresh but for those that all hold in common: over a second
+  moment of its own, one clone's gradient alone is worlds apart from the
+  direction that it is a part of.
+  """
+  fresh = adam.init(learned.params)
+  names = meld.IN_COMMON[mode]
+  params, moments = meld.mean(
+    (learned.params, {k: getattr(learned.opt_state, k) for k in names}),
+    weight,
+    AXES,
+    (fallback, {k: getattr(fresh, k) for k in names}),
+  )
+  if names:
+    is_any = lax.psum(weight, AXES) > 0
+    moments['count'] = jnp.where(is_any, learned.opt_state.count, 0)
+  return state_lib.TrainState(params, fresh._replace(**moments))
+
+
+def _judge(
+  sizes: Sequence[jax.Array],
+  trees: Any,
+  usual_S: jax.Array,
+  bounds_S: Sequence[float],
+) -> tuple[jax.Array, jax.Array]:
+  """`divergence.judge`; where a tree is not finite no size counts."""
+  is_whole = jnp.isfinite(divergence.size(trees))
+  sizes_S = jnp.where(is_whole, jnp.stack(sizes), jnp.nan)
+  return divergence.judge(_gather(sizes_S[None]), usual_S, bounds_S)
+
+
+def _new_agents(
+  pid: agents.PidState, q: agents.QState
+) -> tuple[agents.PidState, agents.QState, jax.Array]:
+  """Both as at birth, and the loss that the second is told of."""
+  return (
+    agents.pid_init(len(pid.error_K)),
+    agents.q_init(window=len(q.history_W), actions=q.table_SxA.shape[1]),
+    jnp.float32(1.0),
+  )
 
 
 def _gather(x: jax.Array) -> jax.Array:
@@ -499,5 +582,5 @@ def _rms(tree: Any) -> jax.Array:
 
 def _perplexity(counts_V: jax.Array) -> jax.Array:
   """exp of the entropy of the codes' frequencies, 1 to V."""
-  p_V = counts_V / jnp.sum(counts_V)
+  p_V = counts_V / jnp.maximum(jnp.sum(counts_V), 1)
   return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(p_V, p_V)))

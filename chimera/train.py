@@ -16,6 +16,7 @@ import numpy as np
 from chimera import (
   checkpoint,
   dashboard,
+  divergence,
   evaluate,
   export,
   history,
@@ -77,11 +78,11 @@ def train(
   """
   bins = prepare_curriculum(config, workdir, data)
   devices = choose_devices(config.devices)
-  spec, host = newborn(config, data, bins)
+  spec, born = newborn(config, data, bins)
   checkpoints = open_checkpoints(config, workdir)
-  first = 0
-  if restored := read_checkpoint(checkpoints, host):
-    first, host, _ = restored
+  rollbacks = divergence.Rollbacks(workdir, config.train.rollbacks)
+  first, host = set_out(config, checkpoints, rollbacks, born)
+  if first:
     logging.info('Resuming from cycle %d.', first)
   if first >= config.train.cycles:
     logging.info('Nothing to do: %s has all its cycles.', workdir)
@@ -101,28 +102,36 @@ def train(
   with observers:
     observers.introduce(held_out, scores_N, first)
     observers.compiling(len(devices))
-    for done in range(first + cycles, config.train.cycles + 1, cycles):
+    done, is_new = first, True
+    while done < config.train.cycles:
+      done += cycles
       with jax.transfer_guard('disallow'):
         state, metrics = train_step(state, missions, shard)
       specialists = metrics.pop('specialist')
-      if done == first + cycles:
+      if is_new:
         observers.compiled()
+        is_new = False
       last = done == config.train.cycles
       if done % config.train.log_every == 0 or last:
         seen = step_lib.fetch(metrics)
         observers.saw(done, seen)
-        if not np.isfinite(seen['base_loss']).any():
-          raise FloatingPointError(
-            f'No clone was finite between cycles {done - cycles} and {done}: '
-            'lower --config.train.learning_rate.'
-          )
+        if has_diverged(config, done, seen, rollbacks):
+          done, host = set_out(config, checkpoints, rollbacks, born)
+          logging.warning('Rolled back to cycle %d, with another key.', done)
+          observers.rewind(done)
+          state = step_lib.put(host, devices)
+          shard = shards.deal(host.school.enrolled_L, done)
+          continue
         if not shards.resident:
           shard = shards.deal(step_lib.fetch(state.school.enrolled_L), done)
       if done % config.train.checkpoint_every == 0 or last:
         with observers.during('saving'):
-          save_checkpoint(
-            checkpoints, done, *step_lib.fetch((state, specialists))
-          )
+          if last or not step_lib.fetch(state.health.sick).any():
+            save_checkpoint(
+              checkpoints, done, *step_lib.fetch((state, specialists))
+            )
+          else:
+            logging.warning('No checkpoint of sick clones, at cycle %d.', done)
       if done % config.train.eval_every == 0 or last:
         with observers.during('evaluating'):
           exam = examine(
@@ -241,6 +250,11 @@ class Observers:
     yield
     self._look.say('training', since=self._since)
 
+  def rewind(self, done: int) -> None:
+    """The run went back; what follows was not seen."""
+    self._progress = mission_control.Progress(self._config.train.cycles, done)
+    self._history.rewind(done)
+
   def saw(self, done: int, seen: dict[str, np.ndarray]) -> None:
     """A log cycle."""
     rate = self._progress.update(done, f'loss {seen["base_loss"].mean():.4f}')
@@ -275,6 +289,52 @@ class Observers:
       if self._history_is_whole:
         logging.warning('%s lacks rows, training goes on: %s', history.NAME, e)
       self._history_is_whole = False
+
+
+def set_out(
+  config: ml_collections.ConfigDict,
+  checkpoints: checkpoint.Checkpoints,
+  rollbacks: divergence.Rollbacks,
+  born: state_lib.CloneState,
+) -> tuple[int, state_lib.CloneState]:
+  """From where the run goes on: the newest whole checkpoint, else birth."""
+  done, host = 0, born
+  if restored := read_checkpoint(checkpoints, born):
+    done, host, _ = restored
+  key = rollbacks.key_data(config.seed)
+  return done, host.replace(rng=np.stack([key] * len(host.rng)))
+
+
+def has_diverged(
+  config: ml_collections.ConfigDict,
+  done: int,
+  seen: dict[str, np.ndarray],
+  rollbacks: divergence.Rollbacks,
+) -> bool:
+  """Whether the run must go back, which is noted then; warns before that.
+
+  Raises:
+    FloatingPointError: it went back as often as it may.
+  """
+  sick = int(seen['sick'].max())
+  if not sick:
+    return False
+  clones = [
+    f'{name} {"healthy" if healthy else "sick"}, loss {loss:.4g}, left out of '
+    f'{dropped} cycles'
+    for name, healthy, loss, dropped in zip(
+      config.clone_names, seen['healthy'], seen['base_loss'], seen['dropped']
+    )
+  ]
+  reason = (
+    f'Fewer than {divergence.QUORUM} clones were healthy for {sick} cycles in '
+    f'a row, seen at cycle {done} ({"; ".join(clones)})'
+  )
+  logging.warning('%s.', reason)
+  if sick < config.meld.sick_cycles:
+    return False
+  rollbacks.add(reason)
+  return True
 
 
 def newborn(

@@ -143,6 +143,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.meld.outer_learning_rate = 1.0
   c.meld.outer_momentum = 0.0  # Nesterov; DiLoCo takes 0.7 and 0.9
   c.meld.ema = 0.995  # of the evaluation-only average, never fed back
+  # Times the clones' median; beyond it a clone is sick. 0 = no bound.
+  c.meld.loss_bound = 10.0  # of the loss by base weights
+  c.meld.update_bound = 100.0  # of the norms of gradients and step
+  c.meld.sick_cycles = 20  # in a row with fewer than 2 healthy: roll back
 
   c.train = ml_collections.ConfigDict()
   c.train.cycles = 1000
@@ -157,6 +161,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.train.eval_every = 500  # likewise
   c.train.checkpoint_every = 250  # likewise
   c.train.keep = 2  # checkpoints
+  c.train.rollbacks = 2  # to the last good checkpoint, then the run stops
   c.train.dashboard = True  # on a terminal; False: plain lines
 
   c.eval = ml_collections.ConfigDict()

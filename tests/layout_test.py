@@ -20,6 +20,7 @@ LEVELS = (
     'provenance',
     'agents',
     'meld',
+    'divergence',
     'school',
     'arrays',
     'archives',
