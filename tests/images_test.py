@@ -21,6 +21,7 @@ PLAN = {
   'image_size': 16,
   'train_count': 40,
   'held_out_count': 10,
+  'crop': 'random',
   'max_scale': 3.0,
   'seed': 0,
 }

@@ -79,6 +79,7 @@ def test_held_out_crops_come_from_other_photographs(workdir):
     image_size=16,
     train_count=30,
     held_out_count=12,
+    crop='random',
     max_scale=3.0,
     seed=_config().data.seed,
   )

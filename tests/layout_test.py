@@ -27,10 +27,11 @@ LEVELS = (
     'writers',
   ),
   ('optics', 'models', 'losses', 'preflight', 'dashboard'),
-  ('state', 'live'),
-  ('step', 'evaluate'),
-  ('latents', 'report', 'export'),
+  ('state', 'live', 'export'),
+  ('step', 'evaluate', 'origin'),
+  ('latents', 'report'),
   ('train', 'tokens'),
+  ('rehearsal',),
   ('main', 'benchmark', 'ledger'),
 )
 LEVEL_OF = {name: i for i, names in enumerate(LEVELS) for name in names}
