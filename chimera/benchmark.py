@@ -4,6 +4,7 @@ curriculum   score, sort and save a million samples, against a bare mean.
 radius       the encoder whose radius means complexity, against the free one.
 step         the compiled step on each layout of devices that there is.
 dashboard    training with the dashboard and without.
+tokens       tokenizing a folder, against bare `encode` on arrays in memory.
 """
 
 import argparse
@@ -245,6 +246,59 @@ def dashboard(args: argparse.Namespace) -> None:
   )
 
 
+def tokens(args: argparse.Namespace) -> None:
+  """Images/s of `tokenize` over those of `encode`, round by round."""
+  import numpy as np
+  from PIL import Image
+
+  from chimera import export, images
+  from chimera import tokens as tokens_lib
+  from configs import chimera as chimera_config
+
+  config = chimera_config.get_config()
+  loaded = export.load(args.tokenizer)
+  size = loaded.image_size
+  plan = images.plan_crops(
+    args.source,
+    held_out_source='',
+    held_out_fraction=0.5,
+    image_size=size,
+    train_count=args.count,
+    held_out_count=1,
+    max_scale=3.0,
+    seed=0,
+  )
+  crops = images.read_crops(plan.train, image_size=size)
+  batch = config.tokens.batch_size
+  whole = [crops[i : i + batch] for i in range(0, len(crops), batch)][:-1]
+
+  def bare() -> float:
+    start = time.perf_counter()
+    for part in whole:
+      np.asarray(loaded.encode(part))
+    return sum(map(len, whole)) / (time.perf_counter() - start)
+
+  ratios = []
+  with tempfile.TemporaryDirectory() as home:
+    folder = os.path.join(home, 'crops')
+    os.makedirs(folder)
+    for i, crop in enumerate(crops):
+      Image.fromarray(crop).save(f'{folder}/{i:06d}.png')
+    bare()
+    for i in range(args.rounds):
+      before = bare()
+      start = time.perf_counter()
+      tokens_lib.tokenize(
+        folder, args.tokenizer, os.path.join(home, str(i)), config
+      )
+      rate = len(crops) / (time.perf_counter() - start)
+      ratios.append(rate / statistics.mean([before, bare()]))
+      rich.console.Console().print(
+        f'tokenize {rate:.0f} images/s, {ratios[-1]:.3f} of bare encode'
+      )
+  rich.console.Console().print(f'median {statistics.median(ratios):.3f}')
+
+
 @contextlib.contextmanager
 def _terminal(
   width: int, height: int
@@ -295,6 +349,12 @@ def main() -> None:
   command.add_argument('--dispatches', type=int, default=60)
   command.add_argument('--rounds', type=int, default=5)
   command.set_defaults(run=dashboard)
+  command = commands.add_parser('tokens')
+  command.add_argument('--tokenizer', default='runs/chimera/tokenizer')
+  command.add_argument('--source', default='photos')
+  command.add_argument('--count', type=int, default=2000)
+  command.add_argument('--rounds', type=int, default=5)
+  command.set_defaults(run=tokens)
   args = parser.parse_args()
   args.run(args)
 

@@ -247,10 +247,16 @@ def read_crops(crops: Iterable[Crop], *, image_size: int) -> np.ndarray:
           f'{photograph.shape[0]} x {photograph.shape[1]}: put the image back '
           'or start anew in another --workdir.'
         )
-      images[i] = Image.fromarray(window).resize(
-        (image_size, image_size), Image.Resampling.LANCZOS
-      )
+      images[i] = _resize(window, image_size)
   return images
+
+
+def center(photograph: np.ndarray, size: int) -> np.ndarray:
+  """The largest centered square, resized: uint8 (size, size, 3)."""
+  height, width = photograph.shape[:2]
+  side = min(height, width)
+  top, left = (height - side) // 2, (width - side) // 2
+  return _resize(photograph[top : top + side, left : left + side], size)
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
@@ -460,6 +466,12 @@ def _lay_whole(
     size = min(height, width)
     crops.append(Crop(source, (height - size) // 2, (width - size) // 2, size))
   return crops
+
+
+def _resize(square: np.ndarray, size: int) -> np.ndarray:
+  """By Lanczos: uint8 (size, size, 3)."""
+  image = Image.fromarray(square)
+  return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -10,14 +10,12 @@ The workdir's `optics/` holds what was learned and what was seen:
 and beside it `latents.npy`, float32 (N, H, W, 3), appears last and whole.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-import contextlib
+from collections.abc import Callable, Iterator
 import functools
 import io
 import json
 import os
 import pathlib
-import sys
 import time
 from typing import Any, NamedTuple
 
@@ -28,14 +26,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-import rich.console
-import rich.progress
 import safetensors
 import safetensors.numpy
 
 from chimera import (
   export,
   images,
+  mission_control,
   optics,
   origin,
   perceptual,
@@ -239,7 +236,7 @@ def train_optics(
     updates, moments = optimizer.update(grads, moments)
     return optax.apply_updates(variables, updates), moments, loss
 
-  with _progress('Optics', steps) as report:
+  with mission_control.bar('Optics', steps) as report:
     for done in range(1, steps + 1):
       batch = images_NxSxSx3[rng.integers(len(images_NxSxSx3), size=batch_size)]
       variables, moments, loss = step(variables, moments, batch, done)
@@ -385,7 +382,7 @@ def _see(
 ) -> None:
   """From photographs to everything in `optics/`, then to latents.npy."""
   size, chunk = config.data.image_size, config.optics.chunk
-  with _progress('Photographs') as report:
+  with mission_control.bar('Photographs') as report:
     plan = lay_out(config, lambda done, total: report(done, '', total))
   held_out = images.read_crops(plan.held_out, image_size=size)
   if not (home / 'optics.json').exists():
@@ -394,7 +391,7 @@ def _see(
   gradients = []
 
   def encode_all() -> Iterator[np.ndarray]:
-    with _progress('path_params', len(plan.train)) as report:
+    with mission_control.bar('path_params', len(plan.train)) as report:
       for start in range(0, len(plan.train), chunk):
         crops = plan.train[start : start + chunk]
         part = images.read_crops(crops, image_size=size)
@@ -570,43 +567,3 @@ def _in_chunks(
     padding = [(0, chunk - len(part))] + [(0, 0)] * (part.ndim - 1)
     parts.append(np.asarray(f(np.pad(part, padding)))[: len(part)])
   return np.concatenate(parts)
-
-
-@contextlib.contextmanager
-def _progress(
-  name: str, total: int | None = None
-) -> Iterator[Callable[..., None]]:
-  """A bar with the time left where a terminal watches, else lines in the log.
-
-  Yields:
-    report(done, note, total): what is done so far.
-  """
-  if sys.stderr.isatty():
-    columns: Sequence[rich.progress.ProgressColumn] = (
-      rich.progress.TextColumn('{task.description}'),
-      rich.progress.BarColumn(),
-      rich.progress.MofNCompleteColumn(),
-      rich.progress.TimeRemainingColumn(),
-      rich.progress.TextColumn('{task.fields[note]}'),
-    )
-    console = rich.console.Console(stderr=True)
-    with rich.progress.Progress(*columns, console=console) as bar:
-      task = bar.add_task(name, total=total, note='')
-
-      def show(done: int, note: str, total: int | None = total) -> None:
-        bar.update(task, completed=done, note=note, total=total)
-
-      yield show
-    return
-  start = time.monotonic()
-  logged = 0
-
-  def log(done: int, note: str, total: int = total) -> None:
-    nonlocal logged
-    if done < total and 10 * done // total == logged:
-      return
-    logged = 10 * done // total
-    left = (time.monotonic() - start) * (total - done) / done
-    logging.info('%s: %d of %d, %.0f s left %s', name, done, total, left, note)
-
-  yield log

@@ -4,14 +4,17 @@ The design document's section 7, in its plain form: a line of progress now and
 then, and a table at the end.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import math
+import sys
 import time
 from typing import Any
 
 from absl import logging
 import rich.box
 import rich.console
+import rich.progress
 import rich.table
 
 # The master's figures in the order in which the table shows them.
@@ -158,3 +161,41 @@ def _figure(value: float) -> str:
   if math.isfinite(value) and value == round(value):
     return f'{value:.0f}'
   return f'{value:.4g}'
+
+
+@contextlib.contextmanager
+def bar(name: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+  """A bar with the time left where a terminal watches, else lines in the log.
+
+  Yields:
+    report(done, note, total): what is done so far.
+  """
+  if sys.stderr.isatty():
+    columns: Sequence[rich.progress.ProgressColumn] = (
+      rich.progress.TextColumn('{task.description}'),
+      rich.progress.BarColumn(),
+      rich.progress.MofNCompleteColumn(),
+      rich.progress.TimeRemainingColumn(),
+      rich.progress.TextColumn('{task.fields[note]}'),
+    )
+    console = rich.console.Console(stderr=True)
+    with rich.progress.Progress(*columns, console=console) as shown:
+      task = shown.add_task(name, total=total, note='')
+
+      def show(done: int, note: str, total: int | None = total) -> None:
+        shown.update(task, completed=done, note=note, total=total)
+
+      yield show
+    return
+  start = time.monotonic()
+  logged = 0
+
+  def log(done: int, note: str, total: int = total) -> None:
+    nonlocal logged
+    if 10 * done // total == logged:
+      return
+    logged = 10 * done // total
+    left = (time.monotonic() - start) * (total - done) / done
+    logging.info('%s: %d of %d, %.0f s left %s', name, done, total, left, note)
+
+  yield log

@@ -1,8 +1,10 @@
 """A run small enough for tests: 8x8 path_params, 120 samples, 4 clones."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from chimera import school
+from chimera import export, models, optics, school
 from chimera import state as state_lib
 from chimera import step as step_lib
 from configs import chimera as chimera_config
@@ -70,3 +72,23 @@ def run(config, cycles, devices, spec=None):
     state, metrics = step(state, mission, shard)
     log.append(step_lib.fetch({**metrics, 'specialist': ()}))
   return step_lib.fetch(state), log
+
+
+def parts(*, seed=0, codes=16):
+  """A tokenizer of 16 x 16 images, as it is born: 2 x 2 tokens."""
+  module = models.Tokenizer(
+    width=8, blocks=1, downsample=2, codes=codes, code_dim=4
+  )
+  model = optics.Optics(cell=4, width=8, radius='contrast')
+  key = jax.random.key(seed)
+  params = jax.jit(module.init)(key, jnp.zeros((1, 4, 4, 3)))['params']
+  variables = jax.jit(model.init)(key, jnp.zeros((1, 16, 16, 3)))
+  return export.Parts(module, *jax.device_get((params,)), model, variables)
+
+
+def save_tokenizer(folder, **settings):
+  """Exports `parts`."""
+  export.save(
+    folder, parts(**settings), input_shape=(16, 16, 3), came_from={'a': 1}
+  )
+  return folder

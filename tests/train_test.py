@@ -9,7 +9,16 @@ import jax
 import numpy as np
 import pytest
 
-from chimera import evaluate, history, latents, report, sheets, train
+from chimera import (
+  evaluate,
+  export,
+  history,
+  latents,
+  poincare,
+  report,
+  sheets,
+  train,
+)
 from tests import tiny
 
 
@@ -42,6 +51,41 @@ def finished(config, tmp_path_factory):
   return workdir, config, data, figures
 
 
+def test_the_exported_tokenizer_is_the_master(finished):
+  workdir, config, data, figures = finished
+  loaded = export.load(os.path.join(workdir, 'tokenizer'))
+  bins = train.prepare_curriculum(config, workdir, data)
+  spec, host = train.newborn(config, data, bins)
+  done, host = train.restore(config, workdir, host)
+  master = jax.tree.map(lambda x: x[0], host.master.params)
+  x = poincare.normalize(data.held_out_paths)
+  tokens = jax.jit(
+    lambda p: spec.tokenizer.apply({'params': p}, x, method='tokenize')
+  )(master)
+  np.testing.assert_array_equal(loaded.encode(data.held_out_paths), tokens)
+  came_from = loaded.meta['came_from']
+  assert came_from['cycles'] == done == 6
+  assert (
+    came_from['evaluation']['master/path_l1'] == (figures['master/path_l1'])
+  )
+
+
+def test_export_takes_the_average_where_told(finished, tmp_path):
+  workdir, config, data, _ = finished
+  config = config.copy_and_resolve_references()
+  config.export.weights = 'ema'
+  train.export_workdir(config, workdir, data, str(tmp_path / 'out'))
+  loaded = export.load(tmp_path / 'out')
+  bins = train.prepare_curriculum(config, workdir, data)
+  _, host = train.newborn(config, data, bins)
+  _, host = train.restore(config, workdir, host)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(a, b[0]),
+    loaded.parts.params,
+    host.master.ema,
+  )
+
+
 def test_a_run_leaves_the_files_of_the_contract(finished):
   workdir, *_ = finished
   found = set(os.listdir(workdir))
@@ -54,6 +98,7 @@ def test_a_run_leaves_the_files_of_the_contract(finished):
     'previews',
     'evaluation.json',
     'report.html',
+    'tokenizer',
     'perceptual',
   }
   assert os.listdir(os.path.join(workdir, 'previews')) == ['0000006.png']
