@@ -57,6 +57,17 @@ def warnings(monkeypatch):
   return lines
 
 
+def test_a_whole_crop_is_the_centered_square_of_each_photograph_once(folder):
+  plan = images.plan_crops(str(folder), **{**PLAN, 'crop': 'whole'})
+  assert len(plan.train) == len(_sources(plan.train)) == 6
+  assert len(plan.held_out) == len(_sources(plan.held_out)) == 2
+  assert not _sources(plan.train) & _sources(plan.held_out)
+  # 60 x 50 pixels.
+  assert {crop[1:] for crop in plan.train} == {(5, 0, 50)}
+  fewer = {**PLAN, 'crop': 'whole', 'train_count': 4}
+  assert images.plan_crops(str(folder), **fewer).train == plan.train[:4]
+
+
 def test_the_bundled_photographs_are_all_in_the_wheel_and_split():
   plan = images.plan_crops('photos', **PLAN)
   assert plan.skipped == []
