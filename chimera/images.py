@@ -134,6 +134,7 @@ def plan_crops(
   image_size: int,
   train_count: int,
   held_out_count: int,
+  crop: str,
   max_scale: float,
   seed: int,
   progress: Callable[[int, int], None] | None = None,
@@ -142,8 +143,9 @@ def plan_crops(
 
   The split and the crops depend on the seed and on the bytes of the images,
   not on their names, order or place; identical files count as one photograph.
-  Crops spread evenly over photographs, their sides uniform over
-  [1, max_scale] * image_size as far as the photograph reaches.
+  'random' crops spread evenly over photographs, their sides uniform over
+  [1, max_scale] * image_size as far as the photograph reaches; a 'whole' crop
+  is the largest centered square of a photograph, and there is one of each.
 
   Args:
     source: 'photos' (bundled with scikit-image), a folder, searched deeply, or
@@ -151,8 +153,9 @@ def plan_crops(
     held_out_source: likewise, held out whole; '' splits `source`.
     held_out_fraction: share of the photographs of `source` held out.
     image_size: pixels.
-    train_count: crops.
-    held_out_count: crops.
+    train_count: crops; at most one a photograph where they are whole.
+    held_out_count: likewise.
+    crop: 'random' or 'whole'.
     max_scale: at least 1.
     seed: of the split and the crops.
     progress: called with (files done, files) as planning goes.
@@ -210,9 +213,11 @@ def plan_crops(
       image_size,
       min(sides),
     )
-  lay = functools.partial(
-    _lay_crops, image_size=image_size, max_scale=max_scale, seed=seed
-  )
+  lay = functools.partial(_lay_whole, seed=seed)
+  if crop == 'random':
+    lay = functools.partial(
+      _lay_crops, image_size=image_size, max_scale=max_scale, seed=seed
+    )
   return Plan(lay(train, train_count), lay(held_out, held_out_count), skipped)
 
 
@@ -502,6 +507,18 @@ def _lay_crops(
       top = int(rng.integers(height - size, endpoint=True))
       left = int(rng.integers(width - size, endpoint=True))
       crops.append(Crop(source, top, left, size))
+  return crops
+
+
+def _lay_whole(
+  photographs: dict[str, _Photograph], count: int, *, seed: int
+) -> list[Crop]:
+  """The largest centered square of each of at most `count` photographs."""
+  ranked = sorted(photographs, key=lambda key: _draw(seed, key))
+  crops = []
+  for source, _, height, width in map(photographs.get, ranked[:count]):
+    size = min(height, width)
+    crops.append(Crop(source, (height - size) // 2, (width - size) // 2, size))
   return crops
 
 

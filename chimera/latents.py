@@ -30,9 +30,11 @@ import safetensors
 import safetensors.numpy
 
 from chimera import (
+  export,
   images,
   mission_control,
   optics,
+  origin,
   perceptual,
   poincare,
   school,
@@ -87,6 +89,68 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> Prepared:
     held_out['paths'],
     held_out.get('images'),
     load_optics(workdir) if has_images else None,
+  )
+
+
+def split_path_params(
+  config: ml_collections.ConfigDict,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Opens and splits path_params that were made elsewhere.
+
+  Returns:
+    All of the source's path_params, train_N, the indices of those to train on,
+    and the held-out path_params.
+
+  Raises:
+    ValueError: they cannot be used.
+  """
+  source, chunk = config.data.source, config.optics.chunk
+  paths = images.load_path_params(source, chunk=chunk)
+  train_N = np.arange(len(paths))
+  if config.data.held_out_source:
+    if not images.is_path_params(config.data.held_out_source):
+      raise ValueError(
+        'held_out_source must hold path_params as source does, got '
+        f'{config.data.held_out_source}: mend --config.data.held_out_source.'
+      )
+    others = images.load_path_params(config.data.held_out_source, chunk=chunk)
+    if others.shape[1:] != paths.shape[1:]:
+      raise ValueError(
+        'held_out_source must have the grid of source, got '
+        f'{others.shape[1:]} and {paths.shape[1:]}: mend '
+        '--config.data.held_out_source.'
+      )
+    held_out = others[: config.data.held_out_count]
+  else:
+    order = np.random.default_rng(config.data.seed).permutation(len(paths))
+    count = round(config.data.held_out_fraction * len(paths))
+    count = min(max(count, 1), config.data.held_out_count)
+    held_out, train_N = paths[np.sort(order[:count])], np.sort(order[count:])
+  if len(train_N) < school.BINS:
+    raise ValueError(
+      f'The School needs at least {school.BINS} samples to train on, got '
+      f'{len(train_N)} of {source}: give more, or others to hold out with '
+      '--config.data.held_out_source.'
+    )
+  return paths, train_N, held_out
+
+
+def lay_out(
+  config: ml_collections.ConfigDict,
+  progress: Callable[[int, int], None] | None = None,
+) -> images.Plan:
+  """The crops of the config's photographs; see `images.plan_crops`."""
+  return images.plan_crops(
+    config.data.source,
+    held_out_source=config.data.held_out_source,
+    held_out_fraction=config.data.held_out_fraction,
+    image_size=config.data.image_size,
+    train_count=config.data.train_count,
+    held_out_count=config.data.held_out_count,
+    crop=config.data.crop,
+    max_scale=config.data.max_scale,
+    seed=config.data.seed,
+    progress=progress,
   )
 
 
@@ -249,6 +313,7 @@ def compare_radius(
     image_size=image_size,
     train_count=count,
     held_out_count=held_out_count,
+    crop='random',
     max_scale=3.0,
     seed=0,
   )
@@ -282,7 +347,7 @@ def _settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     for key, value in config[block].items()
     if (block, key) != ('optics', 'chunk')
   }
-  return {'seed': config.seed, **settings}
+  return {'seed': config.seed, 'init_from': config.init_from, **settings}
 
 
 def _check_settings(
@@ -319,17 +384,7 @@ def _see(
   """From photographs to everything in `optics/`, then to latents.npy."""
   size, chunk = config.data.image_size, config.optics.chunk
   with mission_control.bar('Photographs') as report:
-    plan = images.plan_crops(
-      config.data.source,
-      held_out_source=config.data.held_out_source,
-      held_out_fraction=config.data.held_out_fraction,
-      image_size=size,
-      train_count=config.data.train_count,
-      held_out_count=config.data.held_out_count,
-      max_scale=config.data.max_scale,
-      seed=config.data.seed,
-      progress=lambda done, total: report(done, '', total),
-    )
+    plan = lay_out(config, lambda done, total: report(done, '', total))
   held_out = images.read_crops(plan.held_out, image_size=size)
   home.mkdir(parents=True, exist_ok=True)
   if not (home / 'optics.json').exists():
@@ -364,21 +419,28 @@ def _learn(
   plan: images.Plan,
   held_out_NxSxSx3: np.ndarray,
 ) -> None:
-  """Trains the optics; optics.json, written last, says that they are whole."""
+  """Trains the optics, or takes over those of `config.init_from`.
+
+  optics.json, written last, says that they are whole.
+  """
   size = config.data.image_size
-  most = max(1, (_POOL_MB << 20) // (3 * size**2))
-  pool = plan.train[:: -(-len(plan.train) // most)]
   architecture = {k: config.optics[k] for k in ('cell', 'width', 'radius')}
   model = optics.Optics(**architecture)
-  variables, loss = train_optics(
-    model,
-    images.read_crops(pool, image_size=size),
-    steps=config.optics.steps,
-    batch_size=config.optics.batch_size,
-    learning_rate=config.optics.learning_rate,
-    noise=config.optics.noise,
-    seed=config.seed,
-  )
+  if config.init_from:
+    variables, learned = _inherit(config.init_from), {}
+  else:
+    most = max(1, (_POOL_MB << 20) // (3 * size**2))
+    pool = plan.train[:: -(-len(plan.train) // most)]
+    variables, loss = train_optics(
+      model,
+      images.read_crops(pool, image_size=size),
+      steps=config.optics.steps,
+      batch_size=config.optics.batch_size,
+      learning_rate=config.optics.learning_rate,
+      noise=config.optics.noise,
+      seed=config.seed,
+    )
+    learned = {'train_loss': loss}
   figures = _examine(model, variables, held_out_NxSxSx3, config.optics.chunk)
   logging.info(
     'Optics: held-out PSNR %.2f dB, rank correlation of mean radius and '
@@ -390,10 +452,17 @@ def _learn(
   _write(home / 'optics.safetensors', safetensors.numpy.save(flat))
   meta = {
     'architecture': architecture,
-    'figures': {'train_loss': loss, **figures},
+    'figures': {**learned, **figures},
     'settings': _settings(config),
   }
   _write(home / 'optics.json', json.dumps(meta, indent=1).encode())
+
+
+def _inherit(folder: str) -> Any:
+  """The variables of the optics of an exported tokenizer or a workdir."""
+  if origin.is_exported(folder):
+    return export.load(folder).parts.variables
+  return load_optics(folder)[1]
 
 
 def _let_in(
@@ -401,33 +470,7 @@ def _let_in(
 ) -> None:
   """From path_params that were made elsewhere to latents.npy."""
   source, chunk = config.data.source, config.optics.chunk
-  paths = images.load_path_params(source, chunk=chunk)
-  train = np.arange(len(paths))
-  if config.data.held_out_source:
-    if not images.is_path_params(config.data.held_out_source):
-      raise ValueError(
-        'held_out_source must hold path_params as source does, got '
-        f'{config.data.held_out_source}: mend --config.data.held_out_source.'
-      )
-    others = images.load_path_params(config.data.held_out_source, chunk=chunk)
-    if others.shape[1:] != paths.shape[1:]:
-      raise ValueError(
-        'held_out_source must have the grid of source, got '
-        f'{others.shape[1:]} and {paths.shape[1:]}: mend '
-        '--config.data.held_out_source.'
-      )
-    held_out = others[: config.data.held_out_count]
-  else:
-    order = np.random.default_rng(config.data.seed).permutation(len(paths))
-    count = round(config.data.held_out_fraction * len(paths))
-    count = min(max(count, 1), config.data.held_out_count)
-    held_out, train = paths[np.sort(order[:count])], np.sort(order[count:])
-  if len(train) < school.BINS:
-    raise ValueError(
-      f'The School needs at least {school.BINS} samples to train on, got '
-      f'{len(train)} of {source}: give more, or others to hold out with '
-      '--config.data.held_out_source.'
-    )
+  paths, train, held_out = split_path_params(config)
   home.mkdir(parents=True, exist_ok=True)
   _save_held_out(home, paths=held_out)
   images.write_manifest(

@@ -2,7 +2,7 @@
 
   python -m chimera.main [COMMAND] [--config=configs/chimera.py[:VARIANT]]
       [--workdir=DIR] [--tokenizer=DIR] [--out=DIR]
-      [--config.some.key=value] [--debug]
+      [--config.some.key=value] [--dry-run] [--debug]
 
 COMMAND, before or after the flags:
 """
@@ -44,6 +44,7 @@ class Job(NamedTuple):
     arguments: what stands behind the command.
     out: --out, where the results go; '' is the command's own place.
     tokenizer: the folder of an exported tokenizer.
+    dry_run: only says what the training would take.
   """
 
   config: ml_collections.ConfigDict
@@ -51,6 +52,7 @@ class Job(NamedTuple):
   arguments: list[str]
   out: str
   tokenizer: str
+  dry_run: bool
 
 
 def _train(job: Job) -> None:
@@ -59,6 +61,12 @@ def _train(job: Job) -> None:
 
   data = latents.prepare(job.config, job.workdir)
   train.train(job.config, job.workdir, data)
+
+
+def _rehearse(job: Job) -> None:
+  from chimera import rehearsal
+
+  rehearsal.rehearse(job.config, job.workdir)
 
 
 def _prepare_latents(job: Job) -> None:
@@ -165,6 +173,10 @@ def main(argv: Sequence[str]) -> int:
       return 0
     preflight.check_data(job.config)
     preflight.check_workdir(job.config, job.workdir)
+    preflight.check_origin(job.config, job.workdir)
+    if job.dry_run:
+      _rehearse(job)
+      return 0
     if command in _JUDGES:
       preflight.check_trained(job.workdir)
     with (
@@ -240,6 +252,9 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
     raise ValueError(
       f'{command} takes {wanted}, got {" ".join(arguments) or "nothing"}.'
     )
+  is_dry = values['dry-run'].value
+  if is_dry and command != 'train':
+    raise ValueError(f'--dry-run is of train, got {command}.')
   workdir = values.workdir or os.path.join('runs', values.config.basename)
   return command, Job(
     config=values.config,
@@ -247,6 +262,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
     arguments=arguments,
     out=values.out,
     tokenizer=values.tokenizer or os.path.join(workdir, 'tokenizer'),
+    dry_run=is_dry,
   )
 
 
@@ -264,6 +280,9 @@ def _create_flags(argv: Sequence[str]) -> flags.FlagValues:
   )
   flags.DEFINE_string(
     'tokenizer', '', 'An exported tokenizer.', flag_values=values
+  )
+  flags.DEFINE_bool(
+    'dry-run', False, 'Only say what train would take.', flag_values=values
   )
   flags.DEFINE_bool('debug', False, 'Show tracebacks.', flag_values=values)
   return values

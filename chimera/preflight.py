@@ -31,7 +31,23 @@ FREE = (
   'tokens.',
 )
 # What latents.npy and the optics are made by; the rest binds once a run began.
-STAGE_1 = ('seed', 'data.', 'optics.')
+STAGE_1 = ('seed', 'init_from', 'data.', 'optics.')
+# What a run shares with the one that it starts from: of all, and of a workdir.
+_OPTICS = ('cell', 'width', 'radius')
+_MODEL = (
+  'model.width',
+  'model.blocks',
+  'model.downsample',
+  'model.codes',
+  'model.code_dim',
+)
+_AGENTS = (
+  'model.critic_width',
+  'q.window',
+  'q.actions',
+  'meld.enabled',
+  'meld.outer_momentum',
+)
 _TRAINED = ('checkpoints/*', 'evaluation.json')
 _PREPARED = ('optics/*', 'latents.npy', 'manifest.csv', 'curriculum_bins_*')
 
@@ -114,6 +130,7 @@ _BOUND = _number('above 1, or 0 for none', lambda v: v > 1 or v == 0)
 
 _RULES = {
   'basename': _Rule('a plain file name', _is_file_name),
+  'init_from': _TEXT,
   'seed': _within('[0, 2147483647]'),
   'devices': _one_of(0, 1, 2, 4),
   'clone_names': _each(_Rule('a plain file name', _is_file_name)),
@@ -123,6 +140,7 @@ _RULES = {
   'data.image_size': _at_least(1),
   'data.train_count': _at_least(10),
   'data.held_out_count': _at_least(1),
+  'data.crop': _one_of('random', 'whole'),
   'data.max_scale': _at_least(1),
   'data.seed': _at_least(0),
   'optics.cell': _at_least(1),
@@ -365,6 +383,62 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
       f'{workdir} is of another config, which differs in {", ".join(differ)}: '
       'give a new --workdir, or delete it.'
     )
+
+
+def check_origin(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Refuses an `init_from` that this config cannot go on from.
+
+  A workdir that has checkpoints goes on from them and needs it no more.
+
+  Raises:
+    ValueError: what it lacks, or the key that differs.
+  """
+  folder = config.init_from
+  if not folder or any(pathlib.Path(workdir).glob('checkpoints/*')):
+    return
+  there = _architecture(folder)
+  if not images.is_path_params(config.data.source):
+    if 'optics.cell' not in there:
+      raise ValueError(
+        f'To train on images, --config.init_from must have optics, got '
+        f'{folder}, which is of path_params: mend --config.data.source.'
+      )
+  else:
+    there = {k: v for k, v in there.items() if not k.startswith('optics.')}
+  here = _flatten(json.loads(config.to_json()))
+  for key, value in there.items():
+    if here[key] != value:
+      raise ValueError(
+        f'{key} must be as in --config.init_from={folder}, {value!r}, got '
+        f'{here[key]!r}: mend --config.{key}.'
+      )
+
+
+def _architecture(folder: str) -> dict[str, Any]:
+  """The keys that an exported tokenizer or a trained workdir binds."""
+  home = pathlib.Path(folder)
+  try:
+    if (home / 'tokenizer.json').exists():
+      meta = json.loads((home / 'tokenizer.json').read_text())
+      model = _flatten({'model': meta['tokenizer']})
+      there = {k: model[k] for k in _MODEL}
+      if meta['optics'] is not None:
+        there |= {f'optics.{k}': meta['optics'][k] for k in _OPTICS}
+      return there
+    if any(home.glob('checkpoints/*')):
+      config = _flatten(json.loads((home / 'config.json').read_text()))
+      keys = (*_MODEL, *_AGENTS)
+      if not images.is_path_params(config['data.source']):
+        keys += tuple(f'optics.{k}' for k in _OPTICS)
+      return {k: config[k] for k in keys}
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    raise ValueError(
+      f'--config.init_from={folder} is not readable: {e!r}.'
+    ) from e
+  raise ValueError(
+    '--config.init_from must be an exported tokenizer or a workdir with '
+    f'checkpoints, got {folder}.'
+  )
 
 
 def check_trained(workdir: str) -> None:

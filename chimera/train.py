@@ -24,6 +24,7 @@ from chimera import (
   live,
   losses,
   mission_control,
+  origin,
   preflight,
   provenance,
   report,
@@ -84,6 +85,9 @@ def train(
   first, host = set_out(config, checkpoints, rollbacks, born)
   if first:
     logging.info('Resuming from cycle %d.', first)
+  elif config.init_from:
+    host = inherit(config, host)
+    logging.info('Starting from %s.', config.init_from)
   if first >= config.train.cycles:
     logging.info('Nothing to do: %s has all its cycles.', workdir)
     return {}
@@ -348,6 +352,17 @@ def newborn(
     config, spec, bins, data.paths_NxHxWxC.shape[1:3]
   )
   return spec, state_lib.stack(states)
+
+
+def inherit(
+  config: ml_collections.ConfigDict, host: state_lib.CloneState
+) -> state_lib.CloneState:
+  """Newborn clones with what `config.init_from` has learned."""
+  folder = config.init_from
+  if origin.is_exported(folder):
+    return origin.from_tokenizer(host, folder)
+  _, trained, *_ = restore(config, folder, origin.school_of(host, folder))
+  return origin.from_workdir(host, trained)
 
 
 def open_checkpoints(

@@ -24,6 +24,7 @@ PLAN = {
   'image_size': 16,
   'train_count': 40,
   'held_out_count': 10,
+  'crop': 'random',
   'max_scale': 3.0,
   'seed': 0,
 }
@@ -57,6 +58,17 @@ def warnings(monkeypatch):
     logging, 'warning', lambda text, *values: lines.append(text % values)
   )
   return lines
+
+
+def test_a_whole_crop_is_the_centered_square_of_each_photograph_once(folder):
+  plan = images.plan_crops(str(folder), **{**PLAN, 'crop': 'whole'})
+  assert len(plan.train) == len(_sources(plan.train)) == 6
+  assert len(plan.held_out) == len(_sources(plan.held_out)) == 2
+  assert not _sources(plan.train) & _sources(plan.held_out)
+  # 60 x 50 pixels.
+  assert {crop[1:] for crop in plan.train} == {(5, 0, 50)}
+  fewer = {**PLAN, 'crop': 'whole', 'train_count': 4}
+  assert images.plan_crops(str(folder), **fewer).train == plan.train[:4]
 
 
 def test_the_bundled_photographs_are_all_in_the_wheel_and_split():

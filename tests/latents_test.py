@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from chimera import images, latents, optics, poincare
+from chimera import export, images, latents, optics, poincare
 from configs import chimera as chimera_config
+from tests import tiny
 
 
 def _config():
@@ -79,10 +80,39 @@ def test_held_out_crops_come_from_other_photographs(workdir):
     image_size=16,
     train_count=30,
     held_out_count=12,
+    crop='random',
     max_scale=3.0,
     seed=_config().data.seed,
   )
   assert data.crops == plan.train
+
+
+def test_a_run_takes_over_the_optics_that_it_starts_from(workdir, tmp_path):
+  exported = tiny.save_tokenizer(tmp_path / 'tokenizer')
+  trained = {
+    workdir: latents.load_optics(workdir)[1],
+    str(exported): export.load(exported).parts.variables,
+  }
+  for i, (folder, theirs) in enumerate(trained.items()):
+    config = _config()
+    config.init_from = folder
+    config.optics.steps = 10**9
+    home = tmp_path / str(i)
+    data = latents.prepare(config, str(home))
+    model, ours = data.optics
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    crops = images.read_crops(data.crops, image_size=16)
+    np.testing.assert_allclose(
+      latents.encode_images(model, theirs, crops, 8),
+      data.paths_NxHxWxC,
+      atol=1e-5,
+    )
+    meta = json.loads((home / 'optics' / 'optics.json').read_text())
+    assert meta['settings']['init_from'] == folder
+    assert 'train_loss' not in meta['figures']
+    config.init_from = 'another'
+    with pytest.raises(ValueError, match='was made with init_from'):
+      latents.prepare(config, str(home))
 
 
 def test_what_is_there_is_not_made_again(workdir):

@@ -33,10 +33,11 @@ LEVELS = (
     'writers',
   ),
   ('images', 'optics', 'models', 'losses', 'dashboard'),
-  ('state', 'live', 'preflight'),
-  ('step', 'evaluate'),
-  ('latents', 'report', 'export'),
+  ('state', 'live', 'preflight', 'export'),
+  ('step', 'evaluate', 'origin'),
+  ('latents', 'report'),
   ('train', 'tokens'),
+  ('rehearsal',),
   ('main', 'benchmark', 'ledger'),
 )
 LEVEL_OF = {name: i for i, names in enumerate(LEVELS) for name in names}

@@ -77,6 +77,24 @@ def test_the_workdir_is_named_after_the_run_or_as_told(ran):
   assert pathlib.Path('elsewhere/deep/config.json').exists()
 
 
+def test_variants_add_up(ran):
+  assert _main(f'{CONFIG}:256,smoke') == 0
+  config = ran[0][1]
+  assert ran[0][2] == 'runs/256-smoke'
+  assert (config.data.image_size, config.model.downsample) == (256, 4)
+  assert config.train.cycles == 60
+
+
+def test_a_dry_run_runs_nothing_and_leaves_no_workdir(ran, monkeypatch):
+  calls = []
+  monkeypatch.setattr(main, '_rehearse', lambda job: calls.append(job.workdir))
+  assert _main(CONFIG, '--dry-run') == 0
+  assert _main(CONFIG, 'train', '--dry-run', '--workdir=w') == 0
+  assert calls == ['runs/chimera', 'w']
+  assert ran == []
+  assert list(pathlib.Path().iterdir()) == []
+
+
 def test_two_command_lines_in_one_process_do_not_mix(ran):
   _main(CONFIG, '--config.seed=5')
   _main(CONFIG, '--workdir=b')
@@ -95,7 +113,10 @@ def test_two_command_lines_in_one_process_do_not_mix(ran):
     (('train', 'evaluate'), 'train takes no further arguments, got evaluate'),
     ((CONFIG, 'train', '3'), 'train takes no further arguments, got 3'),
     (('--workdirs=x',), "'workdirs'. Did you mean: workdir"),
-    ((f'{CONFIG}:smoky',), "'smoke', 'seed' or 'control', got 'smoky'"),
+    ((f'{CONFIG}:smoky',), "smoke, seed, control, got 'smoky'"),
+    ((f'{CONFIG}:128,',), "control, got ''"),
+    (('evaluate', '--dry-run'), '--dry-run is of train, got evaluate'),
+    (('--config.init_from=/nope',), 'an exported tokenizer or a workdir'),
     (('--config=nope.py',), 'No such config file: nope.py'),
     (('--config=',), 'No such config file'),
     (('--config',), '--config'),

@@ -24,7 +24,10 @@ def _snapshot(folder):
   }
 
 
-@pytest.mark.parametrize('variant', ['', 'smoke', 'seed', 'control'])
+@pytest.mark.parametrize(
+  'variant',
+  ['', '64', '128', '256', 'smoke', 'seed', 'control', '128,control,smoke'],
+)
 def test_every_variant_passes(variant):
   config = chimera_config.get_config(variant)
   preflight.check_config(config)
@@ -40,6 +43,11 @@ def test_inception_needs_pixels(tmp_path):
   )
   with pytest.raises(ValueError, match=r"eval\.inception must be one of ''"):
     preflight.check_config(config)
+
+
+def test_the_default_has_64_pixels():
+  assert chimera_config.get_config('64') == chimera_config.get_config()
+  assert chimera_config.get_config().data.image_size == 64
 
 
 def test_every_key_has_its_rule_and_every_rule_its_key():
@@ -63,6 +71,7 @@ def test_every_key_has_its_rule_and_every_rule_its_key():
     ('data__held_out_fraction', 1.0, 'in (0, 1)'),
     ('data__train_count', 9, 'at least 10'),
     ('data__held_out_count', 0, 'at least 1'),
+    ('data__crop', 'center', "one of 'random', 'whole'"),
     ('data__max_scale', 0.5, 'at least 1'),
     ('optics__radius', 'contrasts', "one of 'contrast', 'free'"),
     ('optics__learning_rate', 0.0, 'above 0'),
@@ -247,6 +256,103 @@ def test_a_trained_workdir_of_another_config_is_refused(tmp_path, key, value):
   assert '--workdir' in str(e.value)
   assert '\n' not in str(e.value)
   assert _snapshot(tmp_path) == before
+
+
+def _exported(folder, **changes):
+  """Of the default config; only what preflight reads."""
+  meta = {
+    'tokenizer': {
+      'width': 64,
+      'blocks': 2,
+      'downsample': 2,
+      'codes': 1024,
+      'code_dim': 8,
+    },
+    'optics': {'cell': 4, 'width': 48, 'radius': 'contrast', 'blocks': 3},
+  }
+  folder.mkdir()
+  (folder / 'tokenizer.json').write_text(json.dumps({**meta, **changes}))
+  return str(folder)
+
+
+def _trained_elder(folder, **changes):
+  folder.mkdir()
+  _trained(folder, _config(**changes))
+  return str(folder)
+
+
+@pytest.mark.parametrize('make', [_exported, _trained_elder])
+def test_a_run_starts_from_its_own_kind(tmp_path, make):
+  folder = make(tmp_path / 'elder')
+  workdir = str(tmp_path / 'w')
+  config = _config(init_from=folder, data__image_size=128, train__batch_size=4)
+  preflight.check_config(config)
+  preflight.check_origin(config, workdir)
+  preflight.check_origin(_config(), workdir)
+  for key, there, here in (
+    ('model__codes', 1024, 512),
+    ('model__width', 64, 32),
+    ('optics__cell', 4, 2),
+    ('optics__radius', "'contrast'", "'free'"),
+  ):
+    value = here.strip("'") if isinstance(here, str) else here
+    with pytest.raises(ValueError, match='must be as in') as e:
+      preflight.check_origin(_config(init_from=folder, **{key: value}), workdir)
+    key = key.replace('__', '.')
+    assert str(e.value) == (
+      f'{key} must be as in --config.init_from={folder}, {there}, got {here}: '
+      f'mend --config.{key}.'
+    )
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('model__critic_width', 8),
+    ('q__window', 4),
+    ('q__actions', (0.9, 1.0)),
+    ('meld__enabled', False),
+    ('meld__outer_momentum', 0.9),
+  ],
+)
+def test_a_workdir_binds_its_critics_and_agents_too(tmp_path, key, value):
+  elder = _trained_elder(tmp_path / 'elder')
+  with pytest.raises(ValueError, match=key.replace('__', r'\.')):
+    preflight.check_origin(_config(init_from=elder, **{key: value}), 'w')
+  export = _exported(tmp_path / 'export')
+  preflight.check_origin(_config(init_from=export, **{key: value}), 'w')
+
+
+def test_images_need_an_origin_with_optics_and_path_params_do_not(tmp_path):
+  blind = _exported(tmp_path / 'blind', optics=None)
+  with pytest.raises(ValueError, match='must have optics'):
+    preflight.check_origin(_config(init_from=blind), 'w')
+  preflight.check_origin(
+    _config(init_from=blind, data__source='a.npy', optics__cell=2), 'w'
+  )
+  elder = _trained_elder(tmp_path / 'elder', data__source='a.npy')
+  with pytest.raises(ValueError, match='must have optics'):
+    preflight.check_origin(_config(init_from=elder), 'w')
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '{"tokenizer": 3}', '{}'])
+def test_an_origin_that_is_none_is_refused_in_a_line(tmp_path, text):
+  (tmp_path / 'tokenizer.json').write_text(text)
+  with pytest.raises(ValueError, match='is not readable') as e:
+    preflight.check_origin(_config(init_from=str(tmp_path)), 'w')
+  assert '\n' not in str(e.value)
+  for nothing in (tmp_path / 'none', tmp_path.parent):
+    with pytest.raises(ValueError, match='a workdir with checkpoints'):
+      preflight.check_origin(_config(init_from=str(nothing)), 'w')
+
+
+def test_a_resumed_run_needs_its_origin_no_more(tmp_path):
+  config = _config(init_from=str(tmp_path / 'gone'))
+  _trained(tmp_path, config)
+  preflight.check_workdir(config, str(tmp_path))
+  preflight.check_origin(config, str(tmp_path))
+  with pytest.raises(ValueError, match='init_from'):
+    preflight.check_workdir(_config(init_from='other'), str(tmp_path))
 
 
 @pytest.mark.parametrize(
