@@ -120,7 +120,16 @@ def _mission_control(job: Job) -> None:
   live.watch(job.workdir)
 
 
-COMMANDS: dict[str, Callable[[Job], None]] = {
+def _doctor(job: Job) -> int:
+  """says what is wrong with the run in --workdir; exit code 1 if anything is"""
+  from chimera import doctor
+
+  diagnosis = doctor.diagnose(job.workdir)
+  sys.stdout.write(doctor.describe(diagnosis))
+  return int(bool(diagnosis.findings))
+
+
+COMMANDS: dict[str, Callable[[Job], int | None]] = {
   'train': _train,
   'prepare-latents': _prepare_latents,
   'prepare-curriculum': _prepare_curriculum,
@@ -130,6 +139,7 @@ COMMANDS: dict[str, Callable[[Job], None]] = {
   'tokenize': _tokenize,
   'detokenize': _detokenize,
   'mission-control': _mission_control,
+  'doctor': _doctor,
 }
 _ARGUMENTS = {
   'reconstruct': 'IMAGE...',
@@ -137,7 +147,13 @@ _ARGUMENTS = {
   'detokenize': 'FOLDER',
 }
 # They read a workdir or a tokenizer and neither claim nor bind it.
-_READERS = ('reconstruct', 'tokenize', 'detokenize', 'mission-control')
+_READERS = (
+  'reconstruct',
+  'tokenize',
+  'detokenize',
+  'mission-control',
+  'doctor',
+)
 # They need a checkpoint.
 _JUDGES = ('evaluate', 'export')
 
@@ -149,7 +165,8 @@ def main(argv: Sequence[str]) -> int:
     argv: the command line, the program's name first.
 
   Returns:
-    The exit code: 0; 2 where the user can mend it; 130 where interrupted.
+    The exit code: 0; 1 where the doctor found something; 2 where the user can
+    mend it; 130 where interrupted.
   """
   if {'--help', '-h'} & set(argv):
     sys.stdout.write(usage())
@@ -160,8 +177,7 @@ def main(argv: Sequence[str]) -> int:
     _set_up_logging(debug)
     preflight.check_config(job.config)
     if command in _READERS:
-      COMMANDS[command](job)
-      return 0
+      return COMMANDS[command](job) or 0
     preflight.check_data(job.config)
     preflight.check_workdir(job.config, job.workdir)
     if command in _JUDGES:
@@ -185,9 +201,7 @@ def usage() -> str:
   """What --help says."""
   named = {k: f'{k} {_ARGUMENTS.get(k, "")}' for k in COMMANDS}
   width = max(map(len, named.values()))
-  lines = [
-    f'  {named[k]:{width}} {f.__doc__}\n' for k, f in COMMANDS.items()
-  ]
+  lines = [f'  {named[k]:{width}} {f.__doc__}\n' for k, f in COMMANDS.items()]
   return f'{__doc__}{"".join(lines)}'
 
 
