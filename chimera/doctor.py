@@ -33,6 +33,8 @@ WORSE = 'Worse than the reference'
 
 # A run of fewer cycles, or log cycles, is judged by what must never be.
 _CYCLES, _ROWS = 200, 8
+# Log cycles in which a trim that stays at its bound is pinned there.
+_PINNED = 6
 _LATE = 0.75  # the share of a run after which it is late
 _WRONG_RATE = 3.0  # factor from the reference's that is suspect
 _FAR = math.log(10.0)  # error of a term that no weight will mend
@@ -260,7 +262,7 @@ def _loss(case: Case) -> Iterator[Finding]:
   """Whether it is finite, falls, and stays down."""
   s, known = case.settings, case.reference.settings
   base = case.curves['base_loss'].values
-  dropped = float(np.nanmax(case.run.of_master('meld/dropped')))
+  dropped = _most(case.run.of_master('meld/dropped'))
   signs = []
   if not np.isfinite(case.run.of_clones('loss/base')).all():
     signs.append('the loss of a clone is not a number')
@@ -312,7 +314,7 @@ def _codebook(case: Case) -> Iterator[Finding]:
   """Whether its codes are in use."""
   share, codes = case.late('perplexity'), case.run.codes
   usual = case.shown('perplexity', '.0%')
-  peak = float(np.nanmax(_smooth(case.curves['perplexity'].values)))
+  peak = _most(_smooth(case.curves['perplexity'].values))
   shrunk = case.long and share < 0.4 * peak
   if share * codes > 2 and (not case.long or share > 0.1) and not shrunk:
     return
@@ -346,7 +348,7 @@ def _codebook(case: Case) -> Iterator[Finding]:
 def _pid(case: Case) -> Iterator[Finding]:
   """Whether the controllers still control."""
   run, s = case.run, case.settings
-  if not s['pid.enabled'] or not s['pid.limit']:
+  if not (s['pid.enabled'] and s['pid.limit'] and case.long):
     return
   half = np.array([row.cycle for row in run.rows]) > run.cycles / 2
   # How long each term of each clone stood at the upper and the lower limit.
@@ -379,7 +381,7 @@ def _pid(case: Case) -> Iterator[Finding]:
       'run (adv: loss/adv_share), a value for each clone.',
     )
   stuck_M = stuck_MxK.sum(1) / max(weighed_K.sum(), 1)
-  if case.long and not far_MxK.any() and stuck_M.max() > 0.6:
+  if not far_MxK.any() and stuck_M.max() > 0.6:
     yield Finding(
       SATURATED,
       f'{stuck_MxK.sum()} of {stuck_MxK.size} loss weights stand at their '
@@ -406,12 +408,13 @@ def _agents(case: Case) -> Iterator[Finding]:
     reward = run.of_clones('agent/reward')[:, i]
     action = run.of_clones('agent/action')[:, i]
     for bound, word in ((low, 'least'), (high, 'greatest')):
-      if (np.abs(trim[half] / bound - 1) < 0.01).all():
+      at_bound = np.abs(trim[half] / bound - 1) < 0.01
+      if len(at_bound) >= _PINNED and at_bound.all():
         signs.append(f'{name} keeps its {word} trim, {bound:g}')
         pinned.add(word)
     if np.ptp(reward[1:]) < 1e-6:
       signs.append(f'the reward of {name} is always {reward[-1]:.3g}')
-    elif np.ptp(action) == 0:
+    elif len(action) >= 2 * _PINNED and np.ptp(action) == 0:
       signs.append(f'{name} always takes action {action[-1]:.0f}')
   if not signs:
     return
@@ -452,12 +455,12 @@ def _critic(case: Case) -> Iterator[Finding]:
   signs = []
   if not np.isfinite(run.of_clones('critic/loss')).all():
     signs.append('the critic of a clone is not a number')
-  if penalty > 0.5:
+  if case.long and penalty > 0.5:
     signs.append(
       f'its slope is off by {math.sqrt(penalty):.2g} (root of critic/penalty), '
       'where it should be 1'
     )
-  if beyond > 3:
+  if case.long and beyond > 3:
     signs.append(
       f'it tells images apart by {beyond:.0f} times what they differ by'
     )
@@ -469,7 +472,7 @@ def _critic(case: Case) -> Iterator[Finding]:
       'Its gradient then drowns what the other losses say.',
       'lower --config.critic.learning_rate or raise --config.critic.penalty.',
     )
-  elif share > 0.5:
+  elif case.long and share > 0.5:
     yield Finding(
       CRITIC,
       f"The critic has {share:.0%} of a clone's gradient; the reference "
@@ -609,6 +612,11 @@ def _terms(run: reference_lib.Run, chosen_MxK: np.ndarray) -> str:
     for name, row in zip(run.clones, chosen_MxK)
     if row.any()
   )
+
+
+def _most(values: np.ndarray) -> float:
+  """The greatest that is a number."""
+  return float(max(values[np.isfinite(values)], default=math.nan))
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

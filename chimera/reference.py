@@ -267,8 +267,8 @@ def copies(thumbnails_nx16x16: np.ndarray) -> float:
 
   Flat ones, which all look alike, count as no copies.
   """
-  x = thumbnails_nx16x16.reshape(len(thumbnails_nx16x16), -1)
-  x = x[x.std(1) > _PLAIN] if len(x) else x
+  x = thumbnails_nx16x16.reshape(-1, 256)
+  x = x[x.std(1) > _PLAIN]
   copied = [
     bool((np.abs(x[:i] - x[i]).mean(1) < _ALIKE).any()) for i in range(len(x))
   ]
