@@ -80,9 +80,9 @@ class Case(NamedTuple):
     return self.run.settings
 
   def late(self, name: str) -> float:
-    """Median of a curve in the last quarter of what was done."""
+    """Median of a curve in the last quarter of what was done; NaN aside."""
     cycles, values = self.curves[name]
-    chosen = values[cycles > _LATE * self.run.cycles]
+    chosen = values[(cycles > _LATE * self.run.cycles) & np.isfinite(values)]
     return float(np.median(chosen)) if len(chosen) else math.nan
 
   def shown(self, name: str, form: str = '.2g') -> str:
@@ -271,7 +271,7 @@ def _loss(case: Case) -> Iterator[Finding]:
   finite = base[np.isfinite(base)]
   fallen = case.late('fallen')
   if case.long and len(finite) >= _ROWS:
-    if not fallen < 0.85:
+    if fallen > 0.85:
       signs.append(
         f'late in the run the loss is {fallen:.0%} of what it was at first'
       )
@@ -297,7 +297,7 @@ def _loss(case: Case) -> Iterator[Finding]:
       f'--config.train.learning_rate={usual:g}, in another --workdir.',
     )
   else:
-    slow = rate <= usual / _WRONG_RATE and not dropped
+    slow = rate <= usual / _WRONG_RATE and not dropped > 0
     yield Finding(
       LOSS,
       seen,
@@ -358,24 +358,22 @@ def _pid(case: Case) -> Iterator[Finding]:
   ).T
   weighed_K = np.array([s[f'loss.{t}'] > 0 for t in run.terms])
   stuck_MxK = (np.abs(held_MxK) >= 0.8) & weighed_K
-  far_MxK = stuck_MxK & (np.abs(error_MxK) >= _FAR)
+  # A target that is met by far holds its weight down, but it is met.
+  far_MxK = stuck_MxK & (error_MxK >= _FAR)
   usual = case.shown('saturated', '.0%')
   if far_MxK.any():
-    i, k = np.unravel_index(
-      np.argmax(np.abs(error_MxK) * far_MxK), far_MxK.shape
-    )
+    i, k = np.unravel_index(np.argmax(error_MxK * far_MxK), far_MxK.shape)
     term = run.terms[k]
-    side = 'above' if error_MxK[i, k] > 0 else 'below'
-    if term == 'adv':  # a share below its target counts as an error above 0
-      side = 'below' if side == 'above' else 'above'
+    # The adversarial share is to be no less than its target.
+    side = 'below' if term == 'adv' else 'above'
     yield Finding(
       UNREACHABLE,
-      f'{far_MxK.sum()} of {far_MxK.size} loss weights stand at their limit '
-      'with a loss more than ten times from its target: '
+      f'{far_MxK.sum()} of {far_MxK.size} loss weights stand at their upper '
+      'limit with a loss more than ten times from its target: '
       f'{_terms(run, far_MxK)}. The farthest is {term} of {run.clones[i]}, '
-      f'{math.exp(abs(error_MxK[i, k])):.0f} times {side} '
+      f'{math.exp(error_MxK[i, k]):.0f} times {side} '
       f'{s[f"pid.target.{term}"][i]:g}. In the reference {usual} of the '
-      'weights are at their limit, and none so far off.',
+      'weights are at a limit, and none so far off.',
       'A weight at its limit is a constant: nothing is controlled any more.',
       'set --config.pid.target.TERM to about what loss/TERM comes to in this '
       'run (adv: loss/adv_share), a value for each clone.',

@@ -130,8 +130,9 @@ def main() -> int:
     workdir = out / name
     if not workdir.exists():
       if 'data.source' not in changes and (out / 'healthy/optics').exists():
-        # Stage 1 is the same.
+        # Stage 1 is the same, and before training nothing else binds.
         workdir.mkdir()
+        shutil.copy(out / 'healthy/config.json', workdir)
         shutil.copytree(out / 'healthy/optics', workdir / 'optics')
         shutil.copy(out / 'healthy/latents.npy', workdir)
       code = train(workdir, changes)
