@@ -232,8 +232,8 @@ def figures(run: Run, samples: Samples) -> dict[str, float]:
   gradient: its median magnitude. correlation: Spearman's, of it with
   complexity. spread: of complexity, from the 10th to the 90th percentile over
   the median. identical: share of the samples that another one equals. copies:
-  share of the photographs that are copies of others. photographs: how many
-  differ in their names. lesson: samples in the smallest lesson. repeats: times
+  share of the photographs that are copies of others; looked_at: how many were
+  there to be compared. photographs: how many are trained on. lesson: samples in the smallest lesson. repeats: times
   that one of its samples is drawn from it in the whole run.
   """
   low, median, high = np.percentile(samples.scores_N, (10, 50, 90))
@@ -247,6 +247,7 @@ def figures(run: Run, samples: Samples) -> dict[str, float]:
     found['flat'] = float(np.mean(samples.gradients_N < _FLAT))
     found['photographs'] = len(samples.sources)
     found['copies'] = copies(samples.thumbnails_nx16x16)
+    found['looked_at'] = len(samples.thumbnails_nx16x16)
     if np.ptp(samples.gradients_N) > 0 and np.ptp(samples.scores_N) > 0:
       from scipy import stats  # half a second
 

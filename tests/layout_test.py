@@ -28,8 +28,8 @@ LEVELS = (
   ),
   ('optics', 'models', 'losses', 'preflight', 'dashboard'),
   ('state', 'live', 'reference'),
-  ('step', 'evaluate', 'doctor'),
-  ('latents', 'report', 'export'),
+  ('step', 'evaluate', 'symptoms'),
+  ('latents', 'report', 'export', 'doctor'),
   ('train', 'tokens'),
   ('main', 'benchmark', 'ledger'),
 )

@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from chimera import doctor, images  # noqa: E402
+from chimera import doctor, images, symptoms  # noqa: E402
 
 # The default, short and small.
 SMALL = {
@@ -69,13 +69,13 @@ RUNS = {
   'collapsed_codebook': Spoilt(
     # All weight on encodings that lie on codes: one code is the cheapest.
     {'model.revive_after': 0, 'loss.vq': 100.0, 'loss.commitment': 10.0},
-    doctor.COLLAPSED,
+    symptoms.COLLAPSED,
   ),
-  'learning_rate_x100': Spoilt({'train.learning_rate': 0.8}, doctor.RATE),
-  'black_images': Spoilt({'data.source': 'BLACK'}, doctor.CONSTANT),
-  'copied_images': Spoilt({'data.source': 'COPIES'}, doctor.COPIES),
+  'learning_rate_x100': Spoilt({'train.learning_rate': 0.8}, symptoms.RATE),
+  'black_images': Spoilt({'data.source': 'BLACK'}, symptoms.CONSTANT),
+  'copied_images': Spoilt({'data.source': 'COPIES'}, symptoms.COPIES),
   'unreachable_targets': Spoilt(
-    {f'pid.target.{t}': (1e-6,) * 4 for t in TERMS}, doctor.UNREACHABLE
+    {f'pid.target.{t}': (1e-6,) * 4 for t in TERMS}, symptoms.UNREACHABLE
   ),
 }
 
