@@ -231,10 +231,11 @@ def figures(run: Run, samples: Samples) -> dict[str, float]:
 
   gradient: its median magnitude. correlation: Spearman's, of it with
   complexity. spread: of complexity, from the 10th to the 90th percentile over
-  the median. identical: share of the samples that another one equals. copies:
-  share of the photographs that are copies of others; looked_at: how many were
-  there to be compared. photographs: how many are trained on. lesson: samples in the smallest lesson. repeats: times
-  that one of its samples is drawn from it in the whole run.
+  the median. flat: share of the samples that show nothing. identical: share
+  that another one equals. photographs: how many are trained on. looked_at: how
+  many, held-out ones too, were there to be compared. copies: share of those
+  that are copies of others. lesson: samples in the smallest lesson. repeats:
+  times that one of its samples is drawn from it in the whole run.
   """
   low, median, high = np.percentile(samples.scores_N, (10, 50, 90))
   found = {

@@ -105,8 +105,8 @@ def _data(case: Case) -> Iterator[Finding]:
       CONSTANT,
       f'{figures["flat"]:.0%} of the training crops are one flat color; the '
       f'reference has {span(known["flat"], ".1%")}.',
-      'There is nothing to see in them: a tokenizer learns a single code, and '
-      'the School has no easy and hard to sort by.',
+      'There is nothing to learn from them, nor easy and hard for the School to '
+      'sort by.',
       'point --config.data.source at photographs that hold pictures (were '
       'they read or exported wrongly?), and give another --workdir.',
     )
@@ -476,11 +476,13 @@ CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
 
 def _terms(run: reference_lib.Run, chosen_MxK: np.ndarray) -> str:
   """'l1, vq of perceptual; all of structural'."""
-  return '; '.join(
-    f'{"all" if row.all() else ", ".join(np.array(run.terms)[row])} of {name}'
-    for name, row in zip(run.clones, chosen_MxK)
-    if row.any()
-  )
+  names = [
+    'all' if row.all() else ', '.join(np.array(run.terms)[row])
+    for row in chosen_MxK
+  ]
+  if len(set(names)) == 1:
+    return f'{names[0]} of every clone'
+  return '; '.join(f'{a} of {b}' for a, b in zip(names, run.clones) if a)
 
 
 def _most(values: np.ndarray) -> float:
