@@ -37,6 +37,7 @@ _PINNED = 6
 _LATE = 0.75  # the share of a run after which it is late
 _WRONG_RATE = 3.0  # factor from the reference's that is suspect
 _FAR = math.log(10.0)  # error of a term that no weight will mend
+_MOST = 4.99  # error at which the PID counts no further
 
 
 class Finding(NamedTuple):
@@ -105,8 +106,8 @@ def _data(case: Case) -> Iterator[Finding]:
       CONSTANT,
       f'{figures["flat"]:.0%} of the training crops are one flat color; the '
       f'reference has {span(known["flat"], ".1%")}.',
-      'There is nothing to learn from them, nor easy and hard for the School to '
-      'sort by.',
+      'There is nothing to learn from them, and nothing for the School to sort '
+      'by.',
       'point --config.data.source at photographs that hold pictures (were '
       'they read or exported wrongly?), and give another --workdir.',
     )
@@ -287,12 +288,13 @@ def _pid(case: Case) -> Iterator[Finding]:
     term = run.terms[k]
     # The adversarial share is to be no less than its target.
     side = 'below' if term == 'adv' else 'above'
+    more = 'and more ' if error_MxK[i, k] > _MOST else ''
     yield Finding(
       UNREACHABLE,
       f'{far_MxK.sum()} of {far_MxK.size} loss weights stand at their upper '
       'limit with a loss more than ten times from its target: '
       f'{_terms(run, far_MxK)}. The farthest is {term} of {run.clones[i]}, '
-      f'{math.exp(error_MxK[i, k]):.0f} times {side} '
+      f'{math.exp(error_MxK[i, k]):.0f} times {more}{side} '
       f'{s[f"pid.target.{term}"][i]:g}. In the reference {usual} of the '
       'weights are at a limit, and none so far off.',
       'A weight at its limit is a constant: nothing is controlled any more.',

@@ -75,7 +75,7 @@ def test_causes_come_before_what_follows_from_them(tmp_path):
 def test_a_trained_run_with_absurd_targets_is_told_so(tmp_path):
   config = tiny.get_config()
   config.train.cycles = 200
-  config.train.log_every = config.train.cycles_per_dispatch = 20
+  config.train.log_every = 20
   config.train.eval_every = config.train.checkpoint_every = 200
   config.eval.batch_size = config.data.held_out_count = 20
   for term in written.TERMS:
