@@ -2,10 +2,12 @@
 
 import math
 
+import jax
 import numpy as np
 import pytest
 
-from chimera import doctor, latents, symptoms, train
+from chimera import doctor, history, symptoms, train
+from chimera import state as state_lib
 from tests import tiny, written
 
 
@@ -75,16 +77,19 @@ def test_causes_come_before_what_follows_from_them(tmp_path):
 def test_a_trained_run_with_absurd_targets_is_told_so(tmp_path):
   config = tiny.get_config()
   config.train.cycles = 200
-  config.train.log_every = 20
-  config.train.eval_every = config.train.checkpoint_every = 200
-  config.eval.batch_size = config.data.held_out_count = 20
   for term in written.TERMS:
     config.pid.target[term] = (1e-6,) * 4
-  _, paths = tiny.bins_and_paths()
-  np.save(tmp_path / 'source.npy', paths)
-  config.data.source = str(tmp_path / 'source.npy')
-  workdir = tmp_path / 'run'
-  workdir.mkdir()
-  train.train(config, str(workdir), latents.prepare(config, str(workdir)))
-  (workdir / 'config.json').write_text(config.to_json())
-  assert symptoms.UNREACHABLE in _names(doctor.diagnose(str(workdir)))
+  (tmp_path / 'config.json').write_text(config.to_json())
+  spec = state_lib.create_spec(config)
+  _, log = tiny.run(config, 200, jax.local_devices()[:4], spec)
+  rows = history.History(str(tmp_path))
+  for done in range(20, 201, 20):
+    seen = log[done - 1]
+    clones = {
+      name: train.clone_scalars(seen, i)
+      for i, name in enumerate(config.clone_names)
+    }
+    rows.append(done, clones, train.master_scalars(seen, 1.0, spec))
+  named = _names(doctor.diagnose(str(tmp_path)))
+  assert symptoms.UNREACHABLE in named
+  assert symptoms.COLLAPSED not in named
