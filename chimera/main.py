@@ -128,7 +128,16 @@ def _mission_control(job: Job) -> None:
   live.watch(job.workdir)
 
 
-COMMANDS: dict[str, Callable[[Job], None]] = {
+def _doctor(job: Job) -> int:
+  """says what is wrong with the run in --workdir; exit code 1 if anything is"""
+  from chimera import doctor
+
+  diagnosis = doctor.diagnose(job.workdir)
+  sys.stdout.write(doctor.describe(diagnosis))
+  return int(bool(diagnosis.findings))
+
+
+COMMANDS: dict[str, Callable[[Job], int | None]] = {
   'train': _train,
   'prepare-latents': _prepare_latents,
   'prepare-curriculum': _prepare_curriculum,
@@ -138,6 +147,7 @@ COMMANDS: dict[str, Callable[[Job], None]] = {
   'tokenize': _tokenize,
   'detokenize': _detokenize,
   'mission-control': _mission_control,
+  'doctor': _doctor,
 }
 _ARGUMENTS = {
   'reconstruct': 'IMAGE...',
@@ -145,7 +155,13 @@ _ARGUMENTS = {
   'detokenize': 'FOLDER',
 }
 # They read a workdir or a tokenizer and neither claim nor bind it.
-_READERS = ('reconstruct', 'tokenize', 'detokenize', 'mission-control')
+_READERS = (
+  'reconstruct',
+  'tokenize',
+  'detokenize',
+  'mission-control',
+  'doctor',
+)
 # They need a checkpoint.
 _JUDGES = ('evaluate', 'export')
 
@@ -157,7 +173,8 @@ def main(argv: Sequence[str]) -> int:
     argv: the command line, the program's name first.
 
   Returns:
-    The exit code: 0; 2 where the user can mend it; 130 where interrupted.
+    The exit code: 0; 1 where the doctor found something; 2 where the user can
+    mend it; 130 where interrupted.
   """
   if {'--help', '-h'} & set(argv):
     sys.stdout.write(usage())
@@ -169,8 +186,7 @@ def main(argv: Sequence[str]) -> int:
     preflight.check_config(job.config)
     if command in _READERS:
       with compiled.kept():
-        COMMANDS[command](job)
-      return 0
+        return COMMANDS[command](job) or 0
     preflight.check_data(job.config)
     preflight.check_workdir(job.config, job.workdir)
     preflight.check_origin(job.config, job.workdir)

@@ -34,9 +34,9 @@ LEVELS = (
   ),
   ('images', 'optics', 'models', 'losses', 'dashboard'),
   ('state', 'live', 'preflight', 'export'),
-  ('step', 'evaluate', 'origin'),
-  ('latents', 'report'),
-  ('train', 'tokens'),
+  ('step', 'evaluate', 'origin', 'reference'),
+  ('latents', 'report', 'symptoms'),
+  ('train', 'tokens', 'doctor'),
   ('rehearsal',),
   ('main', 'benchmark', 'ledger'),
 )

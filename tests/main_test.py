@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from chimera import history, main
+from tests import written
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = f'--config={ROOT / "configs" / "chimera.py"}'
@@ -316,6 +317,39 @@ def test_mission_control_prints_a_run_and_leaves_it_as_it_is(tmp_path):
   assert b'\x1b' not in done.stdout
   assert done.stderr == b''
   assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+  ('perplexity', 'code', 'words'),
+  [(600.0, 0, b'Nothing is wrong'), (1.0, 1, b'Collapsed codebook')],
+)
+def test_the_doctor_says_what_is_wrong_and_leaves_the_run_as_it_is(
+  tmp_path, perplexity, code, words
+):
+  written.write(tmp_path, master=lambda i: {'codebook/perplexity': perplexity})
+  before = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+  program = (
+    'import sys; from chimera import main\n'
+    f'code = main.main(["c", "doctor", "--workdir={tmp_path}"])\n'
+    'heavy = {"jax", "tensorflow", "flax"} & set(sys.modules)\n'
+    'sys.exit(f"{heavy}" if heavy else code)'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, cwd=ROOT, check=False
+  )
+  assert done.stderr == b''
+  assert done.returncode == code
+  assert words in done.stdout
+  assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+
+
+def test_the_doctor_needs_a_run_and_makes_nothing(tmp_path, capfd):
+  workdir = tmp_path / 'w'
+  assert _main('doctor', f'--workdir={workdir}') == 2
+  err = capfd.readouterr().err
+  assert err.startswith('Error: A run has its config.json, got none in')
+  assert err.count('\n') == 1
+  assert not workdir.exists()
 
 
 def test_the_module_runs_from_the_command_line(tmp_path):
