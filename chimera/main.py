@@ -8,6 +8,7 @@ COMMAND, before or after the flags:
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import logging as std_logging
 import os
 import re
@@ -18,7 +19,7 @@ from absl import flags, logging
 import ml_collections
 from ml_collections import config_flags
 
-from chimera import live, preflight, writers
+from chimera import live, preemption, preflight, writers
 
 _HOME = os.path.dirname(os.path.abspath(__file__))
 _CONFIG = os.path.join(os.path.dirname(_HOME), 'configs', 'chimera.py')
@@ -44,6 +45,7 @@ class Job(NamedTuple):
     arguments: what stands behind the command.
     out: --out, where the results go; '' is the command's own place.
     tokenizer: the folder of an exported tokenizer.
+    watch: of the signals that end it.
   """
 
   config: ml_collections.ConfigDict
@@ -51,6 +53,7 @@ class Job(NamedTuple):
   arguments: list[str]
   out: str
   tokenizer: str
+  watch: preemption.Watch
 
 
 def _train(job: Job) -> None:
@@ -58,7 +61,7 @@ def _train(job: Job) -> None:
   from chimera import latents, train
 
   data = latents.prepare(job.config, job.workdir)
-  train.train(job.config, job.workdir, data)
+  train.train(job.config, job.workdir, data, job.watch)
 
 
 def _prepare_latents(job: Job) -> None:
@@ -149,7 +152,8 @@ def main(argv: Sequence[str]) -> int:
     argv: the command line, the program's name first.
 
   Returns:
-    The exit code: 0; 2 where the user can mend it; 130 where interrupted.
+    The exit code: 0; 2 where the user can mend it; 128 + the signal that ended
+    it: 130 (SIGINT), 143 (SIGTERM), 129 (SIGHUP).
   """
   if {'--help', '-h'} & set(argv):
     sys.stdout.write(usage())
@@ -159,15 +163,8 @@ def main(argv: Sequence[str]) -> int:
     command, job = parse(argv)
     _set_up_logging(debug)
     preflight.check_config(job.config)
-    if command in _READERS:
-      COMMANDS[command](job)
-      return 0
-    preflight.check_data(job.config)
-    preflight.check_workdir(job.config, job.workdir)
-    if command in _JUDGES:
-      preflight.check_trained(job.workdir)
-    with preflight.claim_workdir(job.config, job.workdir):
-      COMMANDS[command](job)
+    with job.watch:
+      _run(command, job)
   except (ValueError, OSError, flags.Error, FloatingPointError) as e:
     if debug:
       raise
@@ -178,16 +175,31 @@ def main(argv: Sequence[str]) -> int:
       raise
     sys.stderr.write('Interrupted: the same command goes on from here.\n')
     return 130
+  except preemption.Stopped as e:
+    # After a hang-up there is no terminal to say it on.
+    with contextlib.suppress(OSError):
+      sys.stderr.write(f'{e}\n')
+    return 128 + e.signum
   return 0
+
+
+def _run(command: str, job: Job) -> None:
+  if command in _READERS:
+    COMMANDS[command](job)
+    return
+  preflight.check_data(job.config)
+  preflight.check_workdir(job.config, job.workdir)
+  if command in _JUDGES:
+    preflight.check_trained(job.workdir)
+  with preflight.claim_workdir(job.config, job.workdir):
+    COMMANDS[command](job)
 
 
 def usage() -> str:
   """What --help says."""
   named = {k: f'{k} {_ARGUMENTS.get(k, "")}' for k in COMMANDS}
   width = max(map(len, named.values()))
-  lines = [
-    f'  {named[k]:{width}} {f.__doc__}\n' for k, f in COMMANDS.items()
-  ]
+  lines = [f'  {named[k]:{width}} {f.__doc__}\n' for k, f in COMMANDS.items()]
   return f'{__doc__}{"".join(lines)}'
 
 
@@ -245,6 +257,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
     arguments=arguments,
     out=values.out,
     tokenizer=values.tokenizer or os.path.join(workdir, 'tokenizer'),
+    watch=preemption.Watch(),
   )
 
 

@@ -215,14 +215,19 @@ def save_curriculum(
   """
   path = pathlib.Path(path)
   data = pickle.dumps(bins, protocol=4)
+  _write(path, data)
+  tie = _tie(data, digest, metric, sum(map(len, bins.values())))
+  _write(path.with_suffix('.json'), tie)
+
+
+def _tie(data: bytes, digest: str, metric: str, samples: int) -> bytes:
   tie = {
     'latents': digest,
     'curriculum': hashlib.sha256(data).hexdigest(),
     'metric': metric,
-    'samples': sum(map(len, bins.values())),
+    'samples': samples,
   }
-  _write(path, data)
-  _write(path.with_suffix('.json'), json.dumps(tie, indent=2).encode())
+  return json.dumps(tie, indent=2).encode()
 
 
 class _NoGlobals(pickle.Unpickler):
@@ -280,7 +285,8 @@ def load_curriculum(
   """
   path = pathlib.Path(path)
   try:
-    tie = json.loads(path.with_suffix('.json').read_bytes())
+    tied = path.with_suffix('.json').read_bytes()
+    tie = json.loads(tied)
     if path.stat().st_size > _BYTES_A_SAMPLE * samples + 4096:
       raise ValueError(f'it is too large for {samples} samples')
     data = path.read_bytes()
@@ -289,6 +295,10 @@ def load_curriculum(
       raise ValueError('it was made from other latents or by another metric')
     if tie.get('curriculum') != hashlib.sha256(data).hexdigest():
       raise ValueError('it is not the file that its .json was written for')
+    if tie.get('metric') not in METRICS or tied != _tie(
+      data, digest, tie['metric'], samples
+    ):
+      raise ValueError('its .json is not as it was written')
     _check_bins(bins, samples)
   except (OSError, RecursionError, ValueError) as e:
     reason = ' '.join(str(e).split())

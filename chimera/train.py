@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 import contextlib
+import hashlib
 import json
+import math
 import operator
 import os
 import time
@@ -23,6 +25,7 @@ from chimera import (
   live,
   losses,
   mission_control,
+  preemption,
   preflight,
   report,
   school,
@@ -63,84 +66,152 @@ def prepare_curriculum(
 
 
 def train(
-  config: ml_collections.ConfigDict, workdir: str, data: 'latents.Prepared'
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  data: 'latents.Prepared',
+  watch: preemption.Watch | None = None,
 ) -> dict[str, float]:
   """Trains to the last cycle, from wherever the workdir stands.
 
   Order: 1. curriculum, 2. newborn clones, 3. the newest whole
   checkpoint over them, 4. onto the devices, 5. the loop.
 
+  An evaluation comes before the checkpoint of its cycle, which says that it has
+  been, and what was the best so far: whatever ends the run, it is made up for.
+
+  Args:
+    config: the run's.
+    workdir: of the run.
+    data: what stage 1 made.
+    watch: of the signals; None has none.
+
   Returns:
     The last held-out figures, by 'tokenizer/figure'; empty where the workdir
-    has all its cycles already.
+    has all its cycles already, and what is made of them.
+
+  Raises:
+    preemption.Stopped: a signal; what was done is saved.
+    OSError: the last checkpoint cannot be written.
   """
+  watch = watch or preemption.Watch()
   bins = prepare_curriculum(config, workdir, data)
   devices = choose_devices(config.devices)
   spec, host = newborn(config, data, bins)
   checkpoints = open_checkpoints(config, workdir)
-  first = 0
+  first, extra = 0, new_extra(config, bins)
   if restored := checkpoints.restore(host):
-    first, host, _ = restored
+    first, host, extra = restored
+    check_extra(config, workdir, bins, extra)
     logging.info('Resuming from cycle %d.', first)
-  if first >= config.train.cycles:
+  is_over = first >= config.train.cycles
+  if is_over and extra['is_judged'] and has_results(workdir, first):
     logging.info('Nothing to do: %s has all its cycles.', workdir)
     return {}
   held_out, eyes, scores_N = look_at_held_out(config, data, bins)
-  missions = step_lib.put(
-    state_lib.stack(state_lib.create_missions(config, bins)), devices
-  )
-  shards = Shards(config, data.paths_NxHxWxC, devices)
-  shard = shards.deal(host.school.enrolled_L, first)
-  state = step_lib.put(host, devices)
-  cycles = config.train.cycles_per_dispatch
-  train_step = step_lib.make_train_step(
-    spec, devices, cycles=cycles, resident=shards.resident
-  )
   observers = Observers(config, workdir, spec, first)
+
+  def judge(
+    done: int, master: state_lib.Master, specialists: Any = None
+  ) -> Exam:
+    with observers.during('evaluating'):
+      exam = examine(config, spec, held_out, eyes, master, specialists)
+      with spared('evaluation.json'):
+        save_figures(config, workdir, exam.figures, held_out, done)
+      observers.judged(done, exam, save_preview(workdir, exam, done))
+    extra['best'] = better(extra['best'], done, exam.figures)
+    extra['is_judged'] = True
+    return exam
+
+  def save(done: int, state: state_lib.CloneState) -> None:
+    try:
+      with observers.during('saving'):
+        checkpoints.save(
+          done,
+          step_lib.fetch(state),
+          extra,
+          extra['best']['cycle'] if config.train.keep_best else None,
+        )
+    except OSError as e:
+      there = checkpoints.latest() or 0
+      lost = f'Cycles {there + 1} to {done} are not saved: {e}'
+      if watch.signum is not None:
+        raise preemption.Stopped(watch.signum, f'Stopped. {lost}') from e
+      if done == config.train.cycles:
+        raise OSError(
+          f'{lost} Make room: the same command goes on from cycle {there}.'
+        ) from e
+      logging.warning('%s The next one is tried.', lost)
+
   with observers:
     observers.introduce(held_out, scores_N, first)
-    observers.compiling(len(devices))
-    for done in range(first + cycles, config.train.cycles + 1, cycles):
-      with jax.transfer_guard('disallow'):
-        state, metrics = train_step(state, missions, shard)
-      if done == first + cycles:
-        observers.compiled()
-      last = done == config.train.cycles
-      if done % config.train.log_every == 0 or last:
-        specialists = metrics.pop('specialist')
-        seen = step_lib.fetch(metrics)
-        observers.saw(done, seen)
-        if not np.isfinite(seen['base_loss']).any():
-          raise FloatingPointError(
-            f'No clone was finite between cycles {done - cycles} and {done}: '
-            'lower --config.train.learning_rate.'
-          )
-        if not shards.resident:
-          shard = shards.deal(step_lib.fetch(state.school.enrolled_L), done)
-      if done % config.train.checkpoint_every == 0 or last:
-        with observers.during('saving'):
-          checkpoints.save(done, step_lib.fetch(state), {})
-      if done % config.train.eval_every == 0 or last:
-        with observers.during('evaluating'):
-          exam = examine(
-            config,
-            spec,
-            held_out,
-            eyes,
-            *step_lib.fetch((state.master, specialists)),
-          )
-          save_figures(config, workdir, exam.figures, held_out, done)
-          observers.judged(done, exam, save_preview(workdir, exam, done))
-  save_tokenizer(
-    config, workdir, spec, step_lib.fetch(state.master), data, done
-  )
-  rows = summarize(config, bins, seen)
+    if not extra['is_judged']:
+      exam = judge(first, host.master)
+    elif is_over:
+      exam = examine(config, spec, held_out, eyes, host.master, None)
+    if is_over:
+      master = host.master
+    else:
+      missions = step_lib.put(
+        state_lib.stack(state_lib.create_missions(config, bins)), devices
+      )
+      shards = Shards(config, data.paths_NxHxWxC, devices)
+      shard = shards.deal(host.school.enrolled_L, first)
+      state = step_lib.put(host, devices)
+      cycles = config.train.cycles_per_dispatch
+      train_step = step_lib.make_train_step(
+        spec, devices, cycles=cycles, resident=shards.resident
+      )
+      observers.compiling(len(devices))
+      deferred = contextlib.ExitStack()
+      with deferred:
+        for done in range(first + cycles, config.train.cycles + 1, cycles):
+          with jax.transfer_guard('disallow'):
+            state, metrics = train_step(state, missions, shard)
+          if done == first + cycles:
+            observers.compiled()
+            deferred.enter_context(watch.deferred())
+          last = done == config.train.cycles
+          specialists = metrics.pop('specialist')
+          if done % config.train.log_every == 0 or last:
+            seen = step_lib.fetch(metrics)
+            observers.saw(done, seen)
+            if not np.isfinite(seen['base_loss']).any():
+              raise FloatingPointError(
+                f'No clone was finite between cycles {done - cycles} and '
+                f'{done}: lower --config.train.learning_rate.'
+              )
+          if last:
+            extra['rows'] = summarize(config, bins, seen)
+          if shards.are_due(done, cycles):
+            shard = shards.deal(step_lib.fetch(state.school.enrolled_L), done)
+          if done % config.train.eval_every == 0 or last:
+            extra['is_judged'] = False
+            if watch.signum is None:
+              with watch.interruptible():
+                exam = judge(done, *step_lib.fetch((state.master, specialists)))
+          is_best = config.train.keep_best and extra['best']['cycle'] == done
+          if (
+            done % config.train.checkpoint_every == 0
+            or is_best
+            or last
+            or watch.signum is not None
+          ):
+            save(done, state)
+          if watch.signum is not None:
+            raise preemption.Stopped(
+              watch.signum,
+              f'Stopped at cycle {done}, saved: the same command goes on from '
+              'here.',
+            )
+      master = step_lib.fetch(state.master)
+  with spared('The tokenizer'):
+    save_tokenizer(config, workdir, spec, master, data, config.train.cycles)
   save_report(
     config,
     workdir,
     report.Subject(
       tokenizer=spec.tokenizer,
-      params=jax.tree.map(lambda x: x[0], step_lib.fetch(state.master.params)),
+      params=jax.tree.map(lambda x: x[0], master.params),
       eyes=eyes,
       counts_V=exam.counts_V,
       paths_NxHxWxC=data.paths_NxHxWxC,
@@ -148,10 +219,89 @@ def train(
       scores_N=scores_N,
       bins=bins,
     ),
-    rows,
+    extra['rows'],
   )
-  mission_control.show(mission_control.summary(rows, exam.figures['master']))
+  mission_control.show(
+    mission_control.summary(extra['rows'], exam.figures['master'])
+  )
   return _flat(exam.figures)
+
+
+def new_extra(
+  config: ml_collections.ConfigDict, bins: dict[int, list[int]]
+) -> dict[str, Any]:
+  """What a checkpoint holds beside the state, of a run that begins.
+
+  Keys: `config` and `curriculum`, digests of what the run is bound to; `best`,
+  cycle and held-out path_l1 of the best evaluation so far; `is_judged`, False
+  where the evaluation of this cycle is still to come; `rows` of the last table,
+  once the last cycle is done.
+  """
+  return {
+    'config': _digest(preflight.binding(config)),
+    'curriculum': _digest(bins),
+    'best': {'cycle': None, 'score': None},
+    'is_judged': True,
+    'rows': [],
+  }
+
+
+def check_extra(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  bins: dict[int, list[int]],
+  extra: dict[str, Any],
+) -> None:
+  """Refuses a checkpoint of another config or curriculum.
+
+  Raises:
+    ValueError: which of the two.
+  """
+  bound = new_extra(config, bins)
+  for name in ('config', 'curriculum'):
+    if extra.get(name) != bound[name]:
+      raise ValueError(
+        f'The checkpoints in {workdir} must be of this {name}, and are of '
+        'another (a digest differs): give a new --workdir.'
+      )
+
+
+def better(
+  best: dict[str, Any], done: int, figures: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+  """The best evaluation so far, by the master's path_l1; NaN never is."""
+  score = figures['master']['path_l1']
+  if score < (math.inf if best['score'] is None else best['score']):
+    return {'cycle': done, 'score': score}
+  return best
+
+
+def has_results(workdir: str, done: int) -> bool:
+  """Whether what is made of the last cycle is there."""
+  try:
+    for path, key in (
+      ('evaluation.json', 'protocol'),
+      (os.path.join('tokenizer', export.META), 'came_from'),
+    ):
+      with open(os.path.join(workdir, path)) as f:
+        if json.load(f)[key]['cycles'] != done:
+          return False
+  except (OSError, ValueError, KeyError, TypeError):
+    return False
+  return os.path.exists(os.path.join(workdir, 'report.html'))
+
+
+@contextlib.contextmanager
+def spared(name: str) -> Iterator[None]:
+  """Where it cannot be written, the run goes on, with a warning."""
+  try:
+    yield
+  except OSError as e:
+    logging.warning('%s could not be written, the run goes on: %s', name, e)
+
+
+def _digest(tree: Any) -> str:
+  return hashlib.sha256(json.dumps(tree).encode()).hexdigest()
 
 
 class Observers:
@@ -253,7 +403,7 @@ class Observers:
     """An evaluation, and the contact sheet that was saved of it."""
     of = {name: eval_scalars(row) for name, row in exam.figures.items()}
     names = self._config.clone_names
-    self._tell(done, {name: of[name] for name in names}, of['master'])
+    self._tell(done, {n: of[n] for n in names if n in of}, of['master'])
     of_clones, of_master = reconstructions(self._config, exam)
     self._board.images(done, of_clones, {**of_master, 'contact_sheet': sheet})
     self._board.histograms(done, {'codebook/usage': even_shares(exam.counts_V)})
@@ -264,7 +414,9 @@ class Observers:
     clones: dict[str, dict[str, float]],
     master: dict[str, float],
   ) -> None:
-    self._board.write(done, list(clones.values()), master)
+    self._board.write(
+      done, [clones.get(n, {}) for n in self._config.clone_names], master
+    )
     try:
       self._history.append(done, clones, master)
     except OSError as e:
@@ -300,7 +452,7 @@ def evaluate_workdir(
   """Evaluates the newest whole checkpoint and rewrites evaluation.json."""
   bins = prepare_curriculum(config, workdir, data)
   spec, host = newborn(config, data, bins)
-  done, host = restore(config, workdir, host)
+  done, host = restore(config, workdir, host, bins)
   held_out, eyes, _ = look_at_held_out(config, data, bins)
   seen = examine(config, spec, held_out, eyes, host.master, None)
   save_figures(config, workdir, seen.figures, held_out, done)
@@ -317,17 +469,20 @@ def export_workdir(
   """Exports the newest whole checkpoint to `out`; '' is `tokenizer/`."""
   bins = prepare_curriculum(config, workdir, data)
   spec, host = newborn(config, data, bins)
-  done, host = restore(config, workdir, host)
+  done, host = restore(config, workdir, host, bins)
   save_tokenizer(config, workdir, spec, host.master, data, done, out)
 
 
 def restore(
-  config: ml_collections.ConfigDict, workdir: str, host: state_lib.CloneState
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  host: state_lib.CloneState,
+  bins: dict[int, list[int]],
 ) -> tuple[int, state_lib.CloneState]:
   """(cycles done, state) of the newest whole checkpoint.
 
   Raises:
-    ValueError: there is none.
+    ValueError: there is none, or it is of another config or curriculum.
   """
   restored = open_checkpoints(config, workdir).restore(host)
   if restored is None:
@@ -335,7 +490,8 @@ def restore(
       f'There must be a trained tokenizer, got none in {workdir}: run '
       '`python -m chimera.main train` with the same flags first.'
     )
-  done, host, _ = restored
+  done, host, extra = restored
+  check_extra(config, workdir, bins, extra)
   return done, host
 
 
@@ -354,18 +510,35 @@ class Shards:
     self.resident = paths_NxHxWxC.nbytes <= config.school.resident_mb << 20
 
   def deal(self, enrolled_MxL: np.ndarray, cycle: int) -> school.Shard:
-    """The shards from `cycle` on; their rotation follows the log cycles."""
+    """The shards from `cycle` on, a function of it and who is enrolled then."""
     shards = school.make_shards(
       self._paths,
       enrolled_MxL,
       resident_mb=self._config.school.resident_mb,
       rotating_samples=self._config.school.rotating_samples,
-      rotation=cycle // self._config.train.log_every,
+      rotation=cycle // self._config.school.rotate_every,
       seed=self._config.seed,
     )
     if self.resident:
       return step_lib.put_shared(shards[0], self._devices)
     return step_lib.put(state_lib.stack(shards), self._devices)
+
+  def are_due(self, cycle: int, cycles: int) -> bool:
+    """Whether the last `cycles` rotated the shards, or enrolled others.
+
+    As they follow from the state, a run that is resumed between two rotations
+    goes on with the shards that it had.
+    """
+    c = self._config.school
+    if self.resident:
+      return False
+    before = cycle - cycles
+    enrolments = range(c.enrol_from, cycle, c.enrol_every)
+    enrols = c.enabled and c.enrol_from and enrolments[-1:]
+    return bool(
+      cycle // c.rotate_every != before // c.rotate_every
+      or (enrols and enrolments[-1] >= before)
+    )
 
 
 def choose_devices(count: int) -> list[jax.Device]:
@@ -533,7 +706,8 @@ def reconstructions(
 ) -> tuple[list[dict[str, np.ndarray]], dict[str, np.ndarray]]:
   """A picture each for the clones' runs and the master's, of one tag.
 
-  The originals above, what became of them below.
+  The originals above, what became of them below; nothing of a clone that was
+  not evaluated.
   """
   row_of = {name: tiles for name, tiles in zip(exam.sheet.rows, exam.tiles)}
   pictures = [
@@ -542,6 +716,8 @@ def reconstructions(
         [np.concatenate(row_of[row], axis=1) for row in ('original', name)]
       )
     }
+    if name in row_of
+    else {}
     for name in (*config.clone_names, 'master')
   ]
   return pictures[:-1], pictures[-1]
@@ -628,9 +804,10 @@ def save_tokenizer(
 def save_preview(workdir: str, exam: Exam, done: int) -> np.ndarray:
   """Draws the contact sheet into previews/ and returns it."""
   folder = os.path.join(workdir, 'previews')
-  os.makedirs(folder, exist_ok=True)
   picture = sheets.compose(exam.tiles, exam.sheet)
-  sheets.save(os.path.join(folder, f'{done:07d}.png'), picture, exam.sheet)
+  with spared('The preview'):
+    os.makedirs(folder, exist_ok=True)
+    sheets.save(os.path.join(folder, f'{done:07d}.png'), picture, exam.sheet)
   return picture
 
 

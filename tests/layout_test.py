@@ -23,6 +23,7 @@ LEVELS = (
     'checkpoint',
     'history',
     'mission_control',
+    'preemption',
     'sheets',
     'writers',
   ),
