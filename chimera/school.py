@@ -295,11 +295,11 @@ def load_curriculum(
       raise ValueError('it was made from other latents or by another metric')
     if tie.get('curriculum') != hashlib.sha256(data).hexdigest():
       raise ValueError('it is not the file that its .json was written for')
+    _check_bins(bins, samples)
     if tie.get('metric') not in METRICS or tied != _tie(
       data, digest, tie['metric'], samples
     ):
       raise ValueError('its .json is not as it was written')
-    _check_bins(bins, samples)
   except (OSError, RecursionError, ValueError) as e:
     reason = ' '.join(str(e).split())
     raise ValueError(
