@@ -491,7 +491,7 @@ def means_the_same(a, b):
     return False
 
 
-def disk(home, count, rng):
+def limits(home, count, rng):
   """A checkpoint that cannot be written costs itself, and nothing else."""
   setting = flags(home, train__cycles=12)
   limit = {'cycles': [8], 'bytes': 20000}
@@ -510,6 +510,11 @@ def disk(home, count, rng):
   check(run.cycles('resumed') == [8], run.said)
   print('the same at the last cycle: one line, exit code 2, then on from 8')
 
+
+def disk(home, count, rng):
+  """The same where the disk is full, or can be read only; needs root."""
+  limits(home, count, rng)
+  setting = flags(home, train__cycles=400)
   for name, fill in (('full', _fill), ('read-only', _lock)):
     place = home / name
     place.mkdir()
@@ -526,7 +531,6 @@ def disk(home, count, rng):
 
 
 def _on_disk(place, name, fill, setting):
-  setting = setting | {'train.cycles': 400}
   run = Run(place / 'run', setting)
   check(run.wait_for('saved', 2), tail(run))
   # Its log is on the other disk.
@@ -620,7 +624,9 @@ def forked(job):
   check(not os.waitpid(pid, 0)[1], 'see above')
 
 
-COMMANDS = {f.__name__: f for f in (kills, cuts, twins, signals, flips, disk)}
+COMMANDS = {
+  f.__name__: f for f in (kills, cuts, twins, signals, flips, limits, disk)
+}
 COUNTS = {'kills': 200, 'cuts': 6, 'twins': 100, 'signals': 20, 'flips': 200}
 
 

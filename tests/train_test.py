@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 
 from absl import logging
 import jax
@@ -154,6 +155,56 @@ def test_an_evaluation_is_remembered_of_clones_and_master(finished):
 def test_a_finished_run_has_nothing_to_do(finished):
   workdir, config, data, _ = finished
   assert train.train(config, workdir, data) == {}
+
+
+def test_what_is_made_of_the_last_cycle_is_made_up_for(finished, tmp_path):
+  workdir, config, data, figures = finished
+  shutil.copytree(workdir, tmp_path / 'w')
+  os.unlink(tmp_path / 'w' / 'report.html')
+  found = train.train(config, str(tmp_path / 'w'), data)
+  assert found['master/path_l1'] == figures['master/path_l1']
+  assert (tmp_path / 'w' / 'report.html').exists()
+
+
+def test_a_checkpoint_says_what_it_is_bound_to(finished):
+  workdir, config, data, figures = finished
+  bins = train.prepare_curriculum(config, workdir, data)
+  _, target = train.newborn(config, data, bins)
+  _, _, extra = train.open_checkpoints(config, workdir).restore(target)
+  assert extra['best'] == {'cycle': 6, 'score': figures['master/path_l1']}
+  assert extra['is_judged']
+  assert [row['name'] for row in extra['rows']] == list(config.clone_names)
+  train.check_extra(config, workdir, bins, extra)
+  with pytest.raises(ValueError, match='of this curriculum'):
+    train.check_extra(config, workdir, {**bins, 0: bins[0][::-1]}, extra)
+  other = config.copy_and_resolve_references()
+  other.train.keep = 9
+  train.check_extra(other, workdir, bins, extra)
+  other.loss.l1 = 2.0
+  with pytest.raises(ValueError, match='of this config'):
+    train.check_extra(other, workdir, bins, extra)
+
+
+def test_the_best_is_the_least_and_never_nan():
+  best = {'cycle': None, 'score': None}
+  for cycle, score in ((1, float('nan')), (2, 0.5), (3, 0.6), (4, 0.5)):
+    best = train.better(best, cycle, {'master': {'path_l1': score}})
+  assert best == {'cycle': 2, 'score': 0.5}
+
+
+def test_shards_are_dealt_at_rotations_and_enrolments():
+  config = tiny.get_config()
+  config.school.resident_mb = 0
+  config.school.rotate_every = 6
+  config.school.enrol_from = 3
+  config.school.enrol_every = 5
+  shards = train.Shards(config, np.zeros((10, 2, 2, 3), np.float32), [])
+  # The enrolments of cycles 3 and 8 are there once 4 and 9 cycles are done.
+  due = [c for c in range(1, 13) if shards.are_due(c, 1)]
+  assert due == [4, 6, 9, 12]
+  assert [c for c in range(4, 13, 4) if shards.are_due(c, 4)] == [4, 8, 12]
+  config.school.enabled = False
+  assert [c for c in range(1, 13) if shards.are_due(c, 1)] == [6, 12]
 
 
 def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, tmp_path):
