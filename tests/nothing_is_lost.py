@@ -211,6 +211,7 @@ def flags(home, **changes):
     'train.checkpoint_every': 4,
     'train.eval_every': 1000,
     'train.cycles': 100000,
+    'train.schedule': 'constant',  # so that all compile to the same step
     **{key.replace('__', '.'): value for key, value in changes.items()},
   }
 
@@ -253,11 +254,7 @@ def kills(home, count, rng):
   run.end()
   check(run.cycles('resumed') == [expected], f'not from {expected}')
   last = run.committed()
-  whole = Run(home / 'whole', setting)
-  while last not in whole.cycles('saved'):
-    check(whole.listen(PATIENCE), tail(whole))
-  whole.send(signal.SIGKILL)
-  whole.end()
+  whole = until_saved(Run(home / 'whole', setting), last)
   same(whole.workdir, workdir, last)
   print(
     f'{count} kills, {tally["in a save"]} of them in a save, '
@@ -293,8 +290,7 @@ def cuts(home, count, rng):
     train__cycles=16,
     train__keep=50,
   )
-  whole = Run(home / 'uncut', setting)
-  check(whole.end() == 0, tail(whole))
+  whole = until_saved(Run(home / 'uncut', setting), 16)
   places = (
     ('before a meld', 'saved', 2),
     ('after a meld', 'saved', 3),
@@ -311,13 +307,21 @@ def cuts(home, count, rng):
     run.send(signal.SIGKILL)
     run.end()
     at = run.committed()
-    run = Run(workdir, setting)
-    check(run.end() == 0, tail(run))
+    run = until_saved(Run(workdir, setting), 16)
     check(run.cycles('resumed') == [at], f'from {run.cycles("resumed")}')
     arrays = same(whole.workdir, workdir, 16)
     rows = [history_of(w) for w in (whole.workdir, workdir)]
     check(rows[0] == rows[1], f'the history differs after a cut {name}')
     print(f'cut {name} (cycle {at}): {arrays} arrays and the history the same')
+
+
+def until_saved(run, cycle):
+  """Lets it run so far, and not on to its report."""
+  while cycle not in run.cycles('saved'):
+    check(run.listen(PATIENCE), tail(run))
+  run.send(signal.SIGKILL)
+  run.end()
+  return run
 
 
 def twins(home, count, rng):
@@ -331,7 +335,7 @@ def twins(home, count, rng):
   )
   both = [Run(home / f'twin{i}', setting) for i in range(2)]
   for run in both:
-    check(run.end() == 0, tail(run))
+    until_saved(run, cycles)
   rows = [history_of(run.workdir) for run in both]
   check(rows[0] == rows[1], 'the twins differ')
   losses = [
