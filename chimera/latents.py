@@ -71,6 +71,9 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> Prepared:
   """
   home = pathlib.Path(workdir, 'optics')
   path = pathlib.Path(workdir, 'latents.npy')
+  # A flipped bit in the settings is told from other settings.
+  if path.exists() and (home / 'optics.json').exists():
+    _verify(home, path)
   _check_settings(home, path, _settings(config))
   home.mkdir(parents=True, exist_ok=True)
   if not path.exists():
@@ -78,8 +81,6 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> Prepared:
       _let_in(config, home, path)
     else:
       _see(config, home, path)
-  else:
-    _verify(home, path)
   crops, gradients_N = images.read_manifest(home / 'crops.csv')
   with np.load(home / 'held_out.npz', allow_pickle=False) as held_out:
     held_out = dict(held_out)
