@@ -10,7 +10,16 @@ import jax
 import numpy as np
 import pytest
 
-from chimera import evaluate, history, latents, report, sheets, train
+from chimera import (
+  checkpoint,
+  evaluate,
+  history,
+  latents,
+  report,
+  sheets,
+  train,
+)
+from chimera import step as step_lib
 from tests import tiny
 
 
@@ -227,6 +236,29 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, tmp_path):
   assert done == 6
   for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole)):
     np.testing.assert_array_equal(a, b)
+
+
+def test_a_checkpoint_of_4_devices_goes_to_1_2_and_4_and_back(
+  finished, tmp_path
+):
+  workdir, config, data, _ = finished
+  bins = train.prepare_curriculum(config, workdir, data)
+  _, target = train.newborn(config, data, bins)
+  _, whole, _ = train.open_checkpoints(config, workdir).restore(target)
+  on_4 = step_lib.put(whole, train.choose_devices(4))
+  for count in (1, 2, 4):
+    checkpoints = checkpoint.Checkpoints(tmp_path / str(count), keep=2)
+    checkpoints.save(1, step_lib.fetch(on_4), {})
+    _, there, _ = checkpoints.restore(target)
+    there = step_lib.put(there, train.choose_devices(count))
+    checkpoints.save(2, step_lib.fetch(there), {})
+    _, back, _ = checkpoints.restore(target)
+    on_4 = step_lib.put(back, train.choose_devices(4))
+    for a, b in zip(
+      jax.tree.leaves(step_lib.fetch(on_4)), jax.tree.leaves(whole)
+    ):
+      assert a.dtype == b.dtype
+      assert np.asarray(a).tobytes() == b.tobytes()
 
 
 def test_too_many_devices_are_refused():
