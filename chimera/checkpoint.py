@@ -7,8 +7,11 @@ is not whole, and the newest whole one is restored.
 https://orbax.readthedocs.io/en/latest/guides/checkpoint/orbax_checkpoint_101.html
 """
 
+from collections.abc import Iterator
+import contextlib
 import hashlib
 import json
+import logging as std_logging
 import os
 import pathlib
 import shutil
@@ -55,11 +58,15 @@ def _seal(body: dict[str, Any]) -> str:
   return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
+def _text(sealed: dict[str, Any]) -> str:
+  return json.dumps(sealed, indent=1)
+
+
 def _commit(folder: pathlib.Path, body: dict[str, Any]) -> None:
   body = json.loads(json.dumps(body))  # its keys as they will be read
   temporary = folder / f'{_DIGESTS}.tmp'
   with open(temporary, 'w') as f:
-    json.dump({'seal': _seal(body), 'body': body}, f, indent=1)
+    f.write(_text({'seal': _seal(body), 'body': body}))
     f.flush()
     os.fsync(f.fileno())
   os.replace(temporary, folder / _DIGESTS)
@@ -68,12 +75,29 @@ def _commit(folder: pathlib.Path, body: dict[str, Any]) -> None:
 def _verify(folder: pathlib.Path) -> dict[str, Any] | None:
   """What `_commit` wrote, if all of the step is as it was then."""
   try:
-    sealed = json.loads((folder / _DIGESTS).read_bytes())
+    written = (folder / _DIGESTS).read_text()
+    sealed = json.loads(written)
     body = sealed['body']
-    whole = sealed['seal'] == _seal(body)
+    # 1E-05 would read like 1e-05.
+    whole = sealed['seal'] == _seal(body) and written == _text(sealed)
     return body if whole and body['files'] == _digest_files(folder) else None
   except (OSError, ValueError, KeyError, TypeError, RecursionError):
     return None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Orbax's tracebacks aside: what fails is raised too."""
+  logger = logging.get_absl_logger()
+
+  def is_ours(record: std_logging.LogRecord) -> bool:
+    return f'{os.sep}orbax{os.sep}' not in record.pathname
+
+  logger.addFilter(is_ours)
+  try:
+    yield
+  finally:
+    logger.removeFilter(is_ours)
 
 
 class Checkpoints:
@@ -84,7 +108,8 @@ class Checkpoints:
 
     Args:
       directory: of the checkpoints.
-      keep: committed steps that a save leaves there, the newest ones.
+      keep: committed steps that a save leaves there, the newest ones, beside
+        the best.
 
     Raises:
       ValueError: if `keep` is not at least 1.
@@ -110,16 +135,20 @@ class Checkpoints:
     """The newest committed step."""
     return max(self.steps(), default=None)
 
-  def save(self, step: int, tree: Any, extra: dict[str, Any]) -> None:
+  def save(
+    self, step: int, tree: Any, extra: dict[str, Any], best: int | None = None
+  ) -> None:
     """Writes and commits a step, then drops the oldest and what died midway.
 
     Args:
       step: from 0.
       tree: a pytree of numpy or jax arrays, none of them empty.
       extra: what JSON can hold, to be restored beside it.
+      best: a step that is kept however old it is.
 
     Raises:
       ValueError: if the step is there already, and whole.
+      OSError: it could not be written; the others are as they were.
     """
     folder = self._directory / str(step)
     if _verify(folder):
@@ -129,16 +158,31 @@ class Checkpoints:
       )
     tree = jax.tree.map(np.asarray, tree)
     (folder / _DIGESTS).unlink(missing_ok=True)
-    self._orbax.save(folder, args=ocp.args.StandardSave(tree), force=True)
-    body = {
-      'step': step,
-      'extra': extra,
-      'kinds': {name: _kind(leaf) for name, leaf in _leaves(tree).items()},
-      'leaves': _digest_tree(tree),
-      'files': _digest_files(folder),
-    }
-    _commit(folder, body)
-    self._prune(step)
+    try:
+      with _quiet():
+        self._orbax.save(folder, args=ocp.args.StandardSave(tree), force=True)
+      body = {
+        'step': step,
+        'extra': extra,
+        'kinds': {name: _kind(leaf) for name, leaf in _leaves(tree).items()},
+        'leaves': _digest_tree(tree),
+        'files': _digest_files(folder),
+      }
+      _commit(folder, body)
+    # TensorStore's complaint of a full disk is a ValueError.
+    except (OSError, ValueError, RuntimeError) as e:
+      self._clear(step)
+      raise OSError(
+        f'Checkpoint {folder} could not be written: '
+        f'{" ".join(str(e).split())[:300]}'
+      ) from e
+    self._prune(step, best)
+
+  def _clear(self, step: int) -> None:
+    """Takes away what there is of a step that was not committed."""
+    for path in self._directory.glob(f'{step}*'):
+      if path.name.partition(_TEMPORARY)[0] == str(step):
+        shutil.rmtree(path, ignore_errors=True)
 
   def restore(self, target: Any) -> tuple[int, Any, dict[str, Any]] | None:
     """Reads the newest whole step back, to numpy arrays on the host.
@@ -199,7 +243,7 @@ class Checkpoints:
           f'there and {here} here: mend with another --workdir.'
         )
 
-  def _prune(self, step: int) -> None:
+  def _prune(self, step: int, best: int | None) -> None:
     # Later steps were not whole, or this one would not be saved now; they are
     # left to be seen, and do not count.
     kept = [s for s in self.steps() if s <= step][-self._keep :]
@@ -207,6 +251,8 @@ class Checkpoints:
       name, died, _ = path.name.partition(_TEMPORARY)
       if not name.isdecimal():
         continue
-      if died or (int(name) <= step and int(name) not in kept):
+      if died or (
+        int(name) <= step and int(name) not in kept and int(name) != best
+      ):
         (path / _DIGESTS).unlink(missing_ok=True)
         shutil.rmtree(path)

@@ -6,12 +6,14 @@ The workdir's `optics/` holds what was learned and what was seen:
   optics.json         architecture, the settings it was made by, its figures
   crops.csv           each training sample's crop and gradient magnitude
   held_out.npz        held-out path_params, and their crops as uint8
+  digests.json        SHA-256 of all of these and of latents.npy
 
 and beside it `latents.npy`, float32 (N, H, W, 3), appears last and whole.
 """
 
 from collections.abc import Callable, Iterator
 import functools
+import hashlib
 import io
 import json
 import os
@@ -42,6 +44,8 @@ from chimera import (
 
 _POOL_MB = 256  # of the crops, uint8, that the optics learn from
 _LOG_EVERY = 50  # steps
+_FILES = ('optics.json', 'optics.safetensors', 'crops.csv', 'held_out.npz')
+_DIGESTS = 'digests.json'
 
 
 class Prepared(NamedTuple):
@@ -72,6 +76,9 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> Prepared:
   """
   home = pathlib.Path(workdir, 'optics')
   path = pathlib.Path(workdir, 'latents.npy')
+  # A flipped bit in the settings is told from other settings.
+  if path.exists() and (home / 'optics.json').exists():
+    _verify(home, path)
   _check_settings(home, path, _settings(config))
   if not path.exists():
     if images.is_path_params(config.data.source):
@@ -410,7 +417,7 @@ def _see(
     paths=encode_images(model, variables, held_out, chunk),
     images=held_out,
   )
-  os.replace(temporary, path)
+  _finish(home, temporary, path)
 
 
 def _learn(
@@ -485,7 +492,7 @@ def _let_in(
   parts = (
     paths[train[start : start + chunk]] for start in range(0, len(train), chunk)
   )
-  os.replace(_stream(path, len(train), parts), path)
+  _finish(home, _stream(path, len(train), parts), path)
 
 
 def _save_held_out(home: pathlib.Path, **arrays: np.ndarray) -> None:
@@ -512,6 +519,59 @@ def _stream(
     f.flush()
     os.fsync(f.fileno())
   return temporary
+
+
+def _finish(
+  home: pathlib.Path, temporary: pathlib.Path, path: pathlib.Path
+) -> None:
+  """latents.npy, whole, once there are digests of everything."""
+  body = json.dumps(_digests(home, temporary, path.name), indent=1)
+  seal = hashlib.sha256(body.encode()).hexdigest()
+  _write(home / _DIGESTS, f'{seal}\n{body}'.encode())
+  os.replace(temporary, path)
+
+
+def _digests(
+  home: pathlib.Path, path: pathlib.Path, name: str
+) -> dict[str, str]:
+  """SHA-256 of what stage 1 wrote, by file name; `path` goes by `name`."""
+  files = {name: home / name for name in _FILES} | {name: path}
+  digests = {}
+  for name, file in files.items():
+    if file.exists():
+      with open(file, 'rb') as f:
+        digests[name] = hashlib.file_digest(f, 'sha256').hexdigest()
+  return digests
+
+
+def _verify(home: pathlib.Path, path: pathlib.Path) -> None:
+  """Every file as it was written: training on a flipped bit is noticed late.
+
+  Raises:
+    ValueError: which files differ.
+  """
+  try:
+    seal, _, body = (home / _DIGESTS).read_text().partition('\n')
+    there = json.loads(body)
+    if seal != hashlib.sha256(body.encode()).hexdigest():
+      raise ValueError('it is not as it was written')
+  except (OSError, ValueError, RecursionError) as e:
+    reason = ' '.join(str(e).split())
+    raise ValueError(
+      f'{home / _DIGESTS} must hold the digests of stage 1, but {reason}: '
+      'make the latents anew in another --workdir.'
+    ) from e
+  here = _digests(home, path, path.name)
+  if broken := [
+    name
+    for name in sorted(there.keys() | here.keys())
+    if there.get(name) != here.get(name)
+  ]:
+    raise ValueError(
+      f'Stage 1 must be as it was written, but {", ".join(broken)} in '
+      f'{path.parent} differs (a checksum): make the latents anew in another '
+      '--workdir.'
+    )
 
 
 def _write(path: pathlib.Path, data: bytes) -> None:

@@ -21,7 +21,7 @@ import rich.console
 import rich.control
 from rich.segment import Segment
 
-from chimera import dashboard, history, mission_control, sheets
+from chimera import dashboard, history, mission_control, preemption, sheets
 
 _TICK = 0.5  # seconds between two looks at the terminal's size
 _EVERY = 2  # of them, between two drawings
@@ -154,6 +154,7 @@ class Live:
     self._thread: threading.Thread | None = None
     self._saved: dict[int, int] = {}
     self._drawn: list[dashboard.Line] = []
+    self._last_act = contextlib.ExitStack()
 
   @property
   def up(self) -> bool:
@@ -170,6 +171,7 @@ class Live:
         logging.warning('Mission control is off: %s', e)
         return self
     atexit.register(self._restore)
+    self._last_act.enter_context(preemption.last_act(self._restore))
     sys.stdout.flush()
     sys.stderr.flush()
     self._terminal = os.fdopen(
@@ -198,6 +200,7 @@ class Live:
     if self._thread is not None:
       self._thread.join(timeout=2.0)
     self._restore()
+    self._last_act.close()
     atexit.unregister(self._restore)
 
   def _run(self) -> None:

@@ -8,6 +8,8 @@ COMMAND, before or after the flags:
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
+import errno
 import logging as std_logging
 import os
 import re
@@ -18,7 +20,7 @@ from absl import flags, logging
 import ml_collections
 from ml_collections import config_flags
 
-from chimera import compiled, live, preflight, writers
+from chimera import compiled, live, preemption, preflight, writers
 
 _HOME = os.path.dirname(os.path.abspath(__file__))
 _CONFIG = os.path.join(os.path.dirname(_HOME), 'configs', 'chimera.py')
@@ -45,6 +47,7 @@ class Job(NamedTuple):
     out: --out, where the results go; '' is the command's own place.
     tokenizer: the folder of an exported tokenizer.
     dry_run: only says what the training would take.
+    watch: of the signals that end it.
   """
 
   config: ml_collections.ConfigDict
@@ -53,6 +56,7 @@ class Job(NamedTuple):
   out: str
   tokenizer: str
   dry_run: bool
+  watch: preemption.Watch
 
 
 def _train(job: Job) -> None:
@@ -60,7 +64,7 @@ def _train(job: Job) -> None:
   from chimera import latents, train
 
   data = latents.prepare(job.config, job.workdir)
-  train.train(job.config, job.workdir, data)
+  train.train(job.config, job.workdir, data, job.watch)
 
 
 def _rehearse(job: Job) -> None:
@@ -174,7 +178,8 @@ def main(argv: Sequence[str]) -> int:
 
   Returns:
     The exit code: 0; 1 where the doctor found something; 2 where the user can
-    mend it; 130 where interrupted.
+    mend it; 128 + the signal that ended it: 130 (SIGINT), 143 (SIGTERM), 129
+    (SIGHUP).
   """
   if {'--help', '-h'} & set(argv):
     sys.stdout.write(usage())
@@ -184,32 +189,41 @@ def main(argv: Sequence[str]) -> int:
     command, job = parse(argv)
     _set_up_logging(debug)
     preflight.check_config(job.config)
-    if command in _READERS:
-      with compiled.kept():
-        return COMMANDS[command](job) or 0
-    preflight.check_data(job.config)
-    preflight.check_workdir(job.config, job.workdir)
-    preflight.check_origin(job.config, job.workdir)
-    if job.dry_run:
-      _rehearse(job)
-      return 0
-    if command in _JUDGES:
-      preflight.check_trained(job.workdir)
-    with (
-      compiled.kept(),
-      preflight.claim_workdir(job.config, job.workdir),
-    ):
-      COMMANDS[command](job)
+    with job.watch, compiled.kept():
+      return _run(command, job)
   except (ValueError, OSError, flags.Error, FloatingPointError) as e:
     if debug:
       raise
-    sys.stderr.write(f'Error: {" ".join(str(e).split())}\n')
+    line = ' '.join(str(e).split())
+    if isinstance(e, OSError) and e.errno == errno.ENOSPC:
+      line += ': make room, then give the same command again.'
+    sys.stderr.write(f'Error: {line}\n')
     return 2
   except KeyboardInterrupt:
     if debug:
       raise
     sys.stderr.write('Interrupted: the same command goes on from here.\n')
     return 130
+  except preemption.Stopped as e:
+    # After a hang-up there is no terminal to say it on.
+    with contextlib.suppress(OSError):
+      sys.stderr.write(f'{e}\n')
+    return 128 + e.signum
+
+
+def _run(command: str, job: Job) -> int:
+  if command in _READERS:
+    return COMMANDS[command](job) or 0
+  preflight.check_data(job.config)
+  preflight.check_workdir(job.config, job.workdir)
+  preflight.check_origin(job.config, job.workdir)
+  if job.dry_run:
+    _rehearse(job)
+    return 0
+  if command in _JUDGES:
+    preflight.check_trained(job.workdir)
+  with preflight.claim_workdir(job.config, job.workdir):
+    COMMANDS[command](job)
   return 0
 
 
@@ -279,6 +293,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
     out=values.out,
     tokenizer=values.tokenizer or os.path.join(workdir, 'tokenizer'),
     dry_run=is_dry,
+    watch=preemption.Watch(),
   )
 
 

@@ -100,4 +100,5 @@ def from_workdir(
     rng=newborn.rng,
     school=newborn.school,
     dropped=newborn.dropped,
+    health=newborn.health,
   )

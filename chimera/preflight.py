@@ -22,7 +22,7 @@ CLONES = 4
 FREE = (
   'devices',
   'optics.chunk',
-  'train.keep',
+  'train.keep',  # and train.keep_best
   'train.rollbacks',
   'train.dashboard',
   'train.log_every',
@@ -164,6 +164,7 @@ _RULES = {
   'school.floor': _SHARE,
   'school.resident_mb': _at_least(0),
   'school.rotating_samples': _at_least(1),
+  'school.rotate_every': _at_least(1),
   'model.width': _at_least(1),
   'model.blocks': _at_least(0),
   'model.downsample': _number(
@@ -241,6 +242,7 @@ _RULES = {
   'train.checkpoint_every': _at_least(1),
   'train.keep': _at_least(1),
   'train.rollbacks': _at_least(0),
+  'train.keep_best': _FLAG,
   'train.dashboard': _FLAG,
   'eval.batch_size': _at_least(1),
   'eval.preview': _at_least(1),
@@ -287,6 +289,12 @@ def check_keys(named: Iterable[str], known: Iterable[str]) -> None:
     if near := nearest(key, known):
       message += f', did you mean --config.{near}'
     raise ValueError(f'{message}?')
+
+
+def binding(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """What must stay as it is for a run to go on: all keys but those of FREE."""
+  flat = _flatten(json.loads(config.to_json()))
+  return {k: v for k, v in sorted(flat.items()) if not k.startswith(FREE)}
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

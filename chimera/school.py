@@ -219,14 +219,19 @@ def save_curriculum(
   """
   path = pathlib.Path(path)
   data = pickle.dumps(bins, protocol=4)
+  _write(path, data)
+  tie = _tie(data, digest, metric, sum(map(len, bins.values())))
+  _write(path.with_suffix('.json'), tie)
+
+
+def _tie(data: bytes, digest: str, metric: str, samples: int) -> bytes:
   tie = {
     'latents': digest,
     'curriculum': hashlib.sha256(data).hexdigest(),
     'metric': metric,
-    'samples': sum(map(len, bins.values())),
+    'samples': samples,
   }
-  _write(path, data)
-  _write(path.with_suffix('.json'), json.dumps(tie, indent=2).encode())
+  return json.dumps(tie, indent=2).encode()
 
 
 class _NoGlobals(pickle.Unpickler):
@@ -324,13 +329,18 @@ def _read(path: pathlib.Path, most: int) -> bytes:
 def _load(
   path: pathlib.Path, samples: int, digest: str
 ) -> dict[int, list[int]]:
-  tie = json.loads(_read(path.with_suffix('.json'), _BYTES_MORE))
+  tied = _read(path.with_suffix('.json'), _BYTES_MORE)
+  tie = json.loads(tied)
   data = _read(path, _BYTES_A_SAMPLE * samples + _BYTES_MORE)
   bins = _unpickle(data, samples)
   if type(tie) is not dict or tie.get('latents') != digest:
     raise ValueError('it was made from other latents or by another metric')
   if tie.get('curriculum') != hashlib.sha256(data).hexdigest():
     raise ValueError('it is not the file that its .json was written for')
+  if tie.get('metric') not in METRICS or tied != _tie(
+    data, digest, tie['metric'], samples
+  ):
+    raise ValueError('its .json is not as it was written')
   del data
   _check_bins(bins, samples)
   return bins

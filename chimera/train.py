@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import contextlib
 import json
+import math
 import operator
 import os
 import time
@@ -25,6 +26,7 @@ from chimera import (
   losses,
   mission_control,
   origin,
+  preemption,
   preflight,
   provenance,
   report,
@@ -66,98 +68,129 @@ def prepare_curriculum(
 
 
 def train(
-  config: ml_collections.ConfigDict, workdir: str, data: 'latents.Prepared'
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  data: 'latents.Prepared',
+  watch: preemption.Watch | None = None,
 ) -> dict[str, float]:
   """Trains to the last cycle, from wherever the workdir stands.
 
   Order: 1. curriculum, 2. newborn clones, 3. the newest whole
   checkpoint over them, 4. onto the devices, 5. the loop.
 
+  An evaluation comes before the checkpoint of its cycle, which says that it has
+  been, and what was the best so far: whatever ends the run, it is made up for.
+
+  Args:
+    config: the run's.
+    workdir: of the run.
+    data: what stage 1 made.
+    watch: of the signals; None has none.
+
   Returns:
     The last held-out figures, by 'tokenizer/figure'; empty where the workdir
-    has all its cycles already.
+    has all its cycles already, and what is made of them.
+
+  Raises:
+    preemption.Stopped: a signal; what was done is saved.
+    OSError: the last checkpoint cannot be written.
   """
+  watch = watch or preemption.Watch()
   bins = prepare_curriculum(config, workdir, data)
   devices = choose_devices(config.devices)
   spec, born = newborn(config, data, bins)
-  checkpoints = open_checkpoints(config, workdir)
+  keeper = Keeper(config, workdir, bins)
   rollbacks = divergence.Rollbacks(workdir, config.train.rollbacks)
-  first, host = set_out(config, checkpoints, rollbacks, born)
+  first, host, specialists = set_out(config, keeper, rollbacks, born)
   if first:
     logging.info('Resuming from cycle %d.', first)
   elif config.init_from:
-    host = inherit(config, host)
+    born = host = inherit(config, host)
     logging.info('Starting from %s.', config.init_from)
-  if first >= config.train.cycles:
+  is_over = first >= config.train.cycles
+  if is_over and keeper.extra['is_judged'] and has_results(workdir, first):
     logging.info('Nothing to do: %s has all its cycles.', workdir)
     return {}
   held_out, eyes, scores_N = look_at_held_out(config, data, bins)
-  missions = step_lib.put(
-    state_lib.stack(state_lib.create_missions(config, bins)), devices
-  )
-  shards = Shards(config, data.paths_NxHxWxC, devices)
-  shard = shards.deal(host.school.enrolled_L, first)
-  state = step_lib.put(host, devices)
-  cycles = config.train.cycles_per_dispatch
-  train_step = step_lib.make_train_step(
-    spec, devices, cycles=cycles, resident=shards.resident
-  )
   observers = Observers(config, workdir, spec, first)
+
+  def judge(done: int, master: state_lib.Master, specialists: Any) -> Exam:
+    with observers.during('evaluating'):
+      exam = examine(config, spec, held_out, eyes, master, specialists)
+      with spared('evaluation.json'):
+        save_figures(workdir, exam.figures, protocol(config, held_out, done))
+      observers.judged(done, exam, save_preview(workdir, exam, done))
+    keeper.judged(done, exam.figures)
+    return exam
+
   with observers:
     observers.introduce(held_out, scores_N, first)
-    observers.compiling(len(devices))
+    if not keeper.extra['is_judged']:
+      exam = judge(first, host.master, specialists)
+    elif is_over:
+      exam = examine(config, spec, held_out, eyes, host.master, specialists)
+    if not is_over:
+      missions = step_lib.put(
+        state_lib.stack(state_lib.create_missions(config, bins)), devices
+      )
+      shards = Shards(config, data.paths_NxHxWxC, devices)
+      shard = shards.deal(host.school.enrolled_L, first)
+      state = step_lib.put(host, devices)
+      cycles = config.train.cycles_per_dispatch
+      train_step = step_lib.make_train_step(
+        spec, devices, cycles=cycles, resident=shards.resident
+      )
+      observers.compiling(len(devices))
     done, is_new = first, True
-    while done < config.train.cycles:
-      done += cycles
-      with jax.transfer_guard('disallow'):
-        state, metrics = train_step(state, missions, shard)
-      specialists = metrics.pop('specialist')
-      if is_new:
-        observers.compiled()
-        is_new = False
-      last = done == config.train.cycles
-      if done % config.train.log_every == 0 or last:
-        seen = step_lib.fetch(metrics)
-        observers.saw(done, seen)
-        if has_diverged(config, done, seen, rollbacks):
-          done, host = set_out(config, checkpoints, rollbacks, born)
-          logging.warning('Rolled back to cycle %d, with another key.', done)
-          observers.rewind(done)
-          state = step_lib.put(host, devices)
-          shard = shards.deal(host.school.enrolled_L, done)
-          continue
-        if not shards.resident:
+    with contextlib.ExitStack() as deferred:
+      while done < config.train.cycles:
+        done += cycles
+        with jax.transfer_guard('disallow'):
+          state, metrics = train_step(state, missions, shard)
+        specialists = metrics.pop('specialist')
+        if is_new:
+          observers.compiled()
+          deferred.enter_context(watch.deferred())
+          is_new = False
+        last = done == config.train.cycles
+        if done % config.train.log_every == 0 or last:
+          seen = step_lib.fetch(metrics)
+          observers.saw(done, seen)
+          if has_diverged(config, done, seen, rollbacks):
+            done, host, _ = set_out(config, keeper, rollbacks, born)
+            logging.warning('Rolled back to cycle %d, with another key.', done)
+            observers.rewind(done)
+            state = step_lib.put(host, devices)
+            shard = shards.deal(host.school.enrolled_L, done)
+            continue
+        if last:
+          keeper.extra['rows'] = summarize(config, bins, seen)
+        if shards.are_due(done, cycles):
           shard = shards.deal(step_lib.fetch(state.school.enrolled_L), done)
-      if done % config.train.checkpoint_every == 0 or last:
-        with observers.during('saving'):
-          if last or not step_lib.fetch(state.health.sick).any():
-            save_checkpoint(
-              checkpoints, done, *step_lib.fetch((state, specialists))
-            )
-          else:
-            logging.warning('No checkpoint of sick clones, at cycle %d.', done)
-      if done % config.train.eval_every == 0 or last:
-        with observers.during('evaluating'):
-          exam = examine(
-            config,
-            spec,
-            held_out,
-            eyes,
-            *step_lib.fetch((state.master, specialists)),
-          )
-          record = protocol(config, held_out, done)
-          save_figures(workdir, exam.figures, record)
-          observers.judged(done, exam, save_preview(workdir, exam, done))
-  save_tokenizer(
-    config, workdir, spec, step_lib.fetch(state.master), data, done
-  )
-  rows = summarize(config, bins, seen)
+        if done % config.train.eval_every == 0 or last:
+          keeper.extra['is_judged'] = False
+          if watch.signum is None:
+            with watch.interruptible():
+              exam = judge(done, *step_lib.fetch((state.master, specialists)))
+        if watch.signum is not None or keeper.is_due(done):
+          with observers.during('saving'):
+            keeper.save(done, *step_lib.fetch((state, specialists)), watch)
+        watch.stop(
+          f'Stopped at cycle {done}, saved: the same command goes on from here.'
+        )
+    if not is_over:
+      host = step_lib.fetch(state)
+  with spared('The tokenizer'):
+    save_tokenizer(
+      config, workdir, spec, host.master, data, config.train.cycles
+    )
+  rows = keeper.extra['rows']
   save_report(
     config,
     workdir,
     report.Subject(
       tokenizer=spec.tokenizer,
-      params=jax.tree.map(lambda x: x[0], step_lib.fetch(state.master.params)),
+      params=jax.tree.map(lambda x: x[0], host.master.params),
       eyes=eyes,
       counts_V=exam.counts_V,
       paths_NxHxWxC=data.paths_NxHxWxC,
@@ -167,8 +200,136 @@ def train(
     ),
     rows,
   )
+  record = protocol(config, held_out, config.train.cycles)
   mission_control.show(mission_control.summary(rows, exam.figures, record))
   return _flat(exam.figures)
+
+
+class Keeper:
+  """The checkpoints of a run, and what they hold beside the state.
+
+  Attributes:
+    extra: `config` and `curriculum`, digests of what the run is bound to;
+      `best`, cycle and held-out path_l1 of the best evaluation so far;
+      `is_judged`, False where the evaluation of this cycle is still to come;
+      `rows` of the last table, once the last cycle is done.
+  """
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    bins: dict[int, list[int]],
+  ):
+    self._config = config
+    self._workdir = workdir
+    self._checkpoints = open_checkpoints(config, workdir)
+    self._bound = {
+      'config': provenance.digest(preflight.binding(config)),
+      'curriculum': provenance.digest({str(k): v for k, v in bins.items()}),
+    }
+    self.begin()
+
+  def begin(self) -> None:
+    """As a run that has no checkpoint."""
+    self.extra: dict[str, Any] = {
+      **self._bound,
+      'best': {'cycle': None, 'score': None},
+      'is_judged': True,
+      'rows': [],
+    }
+
+  def restore(
+    self, born: state_lib.CloneState
+  ) -> tuple[int, state_lib.CloneState, Any] | None:
+    """(cycles done, state, specialists) of the newest whole one, if any.
+
+    Args:
+      born: newborn clones.
+
+    Raises:
+      ValueError: it is of another config or curriculum.
+    """
+    restored = self._checkpoints.restore(saved(born))
+    if restored is None:
+      return None
+    done, tree, extra = restored
+    for name, digest in self._bound.items():
+      if extra.get(name) != digest:
+        raise ValueError(
+          f'The checkpoints in {self._workdir} must be of this {name}, and are '
+          'of another (a digest differs): give a new --workdir.'
+        )
+    self.extra = extra
+    return done, tree['state'], tree['specialists']
+
+  def judged(self, done: int, figures: dict[str, dict[str, float]]) -> None:
+    """An evaluation; the best is that of the master's least path_l1."""
+    score, best = figures['master']['path_l1'], self.extra['best']['score']
+    if score < (math.inf if best is None else best):  # NaN never is
+      self.extra['best'] = {'cycle': done, 'score': score}
+    self.extra['is_judged'] = True
+
+  def is_due(self, done: int) -> bool:
+    """Whether a checkpoint is to be made of this cycle."""
+    c = self._config.train
+    is_best = c.keep_best and self.extra['best']['cycle'] == done
+    return done % c.checkpoint_every == 0 or done == c.cycles or is_best
+
+  def save(
+    self,
+    done: int,
+    state: state_lib.CloneState,
+    specialists: Any,
+    watch: preemption.Watch,
+  ) -> None:
+    """Saves all that goes on; what cannot be written is tried again later.
+
+    Raises:
+      preemption.Stopped: it cannot, and a signal ends the run.
+      OSError: it cannot, and the run is over.
+    """
+    there = self._checkpoints.latest() or 0
+    is_over = done == self._config.train.cycles
+    lost = f'Cycles {there + 1} to {done} are not saved'
+    if state.health.sick.any() and not is_over:
+      watch.stop(f'{lost}, their clones are sick.')
+      logging.warning('%s: their clones are sick.', lost)
+      return
+    best = self.extra['best']['cycle'] if self._config.train.keep_best else None
+    try:
+      self._checkpoints.save(done, saved(state, specialists), self.extra, best)
+    except OSError as e:
+      watch.stop(f'{lost}: {e}')
+      if is_over:
+        raise OSError(
+          f'{lost}: {e} Make room: the same command goes on from cycle {there}.'
+        ) from e
+      logging.warning('%s: %s The next one is tried.', lost, e)
+
+
+def has_results(workdir: str, done: int) -> bool:
+  """Whether what is made of the last cycle is there."""
+  try:
+    for path, key in (
+      ('evaluation.json', 'protocol'),
+      (os.path.join('tokenizer', export.META), 'came_from'),
+    ):
+      with open(os.path.join(workdir, path)) as f:
+        if json.load(f)[key]['cycles'] != done:
+          return False
+  except (OSError, ValueError, KeyError, TypeError):
+    return False
+  return os.path.exists(os.path.join(workdir, 'report.html'))
+
+
+@contextlib.contextmanager
+def spared(name: str) -> Iterator[None]:
+  """Where it cannot be written, the run goes on, with a warning."""
+  try:
+    yield
+  except OSError as e:
+    logging.warning('%s could not be written, the run goes on: %s', name, e)
 
 
 class Observers:
@@ -275,7 +436,7 @@ class Observers:
     """An evaluation, and the contact sheet that was saved of it."""
     of = {name: eval_scalars(row) for name, row in exam.figures.items()}
     names = self._config.clone_names
-    self._tell(done, {name: of[name] for name in names}, of['master'])
+    self._tell(done, {n: of[n] for n in names if n in of}, of['master'])
     of_clones, of_master = reconstructions(self._config, exam)
     self._board.images(done, of_clones, {**of_master, 'contact_sheet': sheet})
     self._board.histograms(done, {'codebook/usage': even_shares(exam.counts_V)})
@@ -286,7 +447,9 @@ class Observers:
     clones: dict[str, dict[str, float]],
     master: dict[str, float],
   ) -> None:
-    self._board.write(done, list(clones.values()), master)
+    self._board.write(
+      done, [clones.get(n, {}) for n in self._config.clone_names], master
+    )
     try:
       self._history.append(done, clones, master)
     except OSError as e:
@@ -297,16 +460,19 @@ class Observers:
 
 def set_out(
   config: ml_collections.ConfigDict,
-  checkpoints: checkpoint.Checkpoints,
+  keeper: Keeper,
   rollbacks: divergence.Rollbacks,
   born: state_lib.CloneState,
-) -> tuple[int, state_lib.CloneState]:
+) -> tuple[int, state_lib.CloneState, Any]:
   """From where the run goes on: the newest whole checkpoint, else birth."""
-  done, host = 0, born
-  if restored := read_checkpoint(checkpoints, born):
-    done, host, _ = restored
+  done, host, specialists = 0, born, None
+  if restored := keeper.restore(born):
+    done, host, specialists = restored
+  else:
+    keeper.begin()
   key = rollbacks.key_data(config.seed)
-  return done, host.replace(rng=np.stack([key] * len(host.rng)))
+  host = host.replace(rng=np.stack([key] * len(host.rng)))
+  return done, host, specialists
 
 
 def has_diverged(
@@ -355,14 +521,36 @@ def newborn(
 
 
 def inherit(
-  config: ml_collections.ConfigDict, host: state_lib.CloneState
+  config: ml_collections.ConfigDict, born: state_lib.CloneState
 ) -> state_lib.CloneState:
   """Newborn clones with what `config.init_from` has learned."""
   folder = config.init_from
   if origin.is_exported(folder):
-    return origin.from_tokenizer(host, folder)
-  _, trained, *_ = restore(config, folder, origin.school_of(host, folder))
-  return origin.from_workdir(host, trained)
+    return origin.from_tokenizer(born, folder)
+  restored = open_checkpoints(config, folder).restore(
+    saved(origin.school_of(born, folder))
+  )
+  if restored is None:
+    raise ValueError(
+      f'There must be a trained tokenizer, got none in {folder}: mend '
+      '--config.init_from.'
+    )
+  return origin.from_workdir(born, restored[1]['state'])
+
+
+def saved(
+  state: state_lib.CloneState, specialists: Any = None
+) -> dict[str, Any]:
+  """A checkpoint's tree.
+
+  Args:
+    state: of all clones.
+    specialists: the clones as they were before the last meld, from which
+      nothing goes on, but which are evaluated; None where but shapes count.
+  """
+  if specialists is None:
+    specialists = state.generator.params
+  return {'state': state, 'specialists': specialists}
 
 
 def open_checkpoints(
@@ -373,42 +561,18 @@ def open_checkpoints(
   )
 
 
-def save_checkpoint(
-  checkpoints: checkpoint.Checkpoints,
-  done: int,
-  state: state_lib.CloneState,
-  specialists: Any,
-) -> None:
-  """Saves all that goes on, and the clones as they were before the last meld,
-  from which nothing goes on, but which are evaluated."""
-  checkpoints.save(done, {'state': state, 'specialists': specialists}, {})
-
-
-def read_checkpoint(
-  checkpoints: checkpoint.Checkpoints, host: state_lib.CloneState
-) -> tuple[int, state_lib.CloneState, Any] | None:
-  """(cycles done, state, specialists) of the newest whole one, if any.
-
-  Args:
-    checkpoints: of the workdir.
-    host: newborn clones.
-  """
-  target = {'state': host, 'specialists': host.generator.params}
-  if restored := checkpoints.restore(target):
-    done, tree, _ = restored
-    return done, tree['state'], tree['specialists']
-  return None
-
-
 def restore(
-  config: ml_collections.ConfigDict, workdir: str, host: state_lib.CloneState
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  born: state_lib.CloneState,
+  bins: dict[int, list[int]],
 ) -> tuple[int, state_lib.CloneState, Any]:
   """(cycles done, state, specialists) of the newest whole checkpoint.
 
   Raises:
-    ValueError: there is none.
+    ValueError: there is none, or it is of another config or curriculum.
   """
-  restored = read_checkpoint(open_checkpoints(config, workdir), host)
+  restored = Keeper(config, workdir, bins).restore(born)
   if restored is None:
     raise ValueError(
       f'There must be a trained tokenizer, got none in {workdir}: run '
@@ -422,8 +586,8 @@ def evaluate_workdir(
 ) -> dict[str, float]:
   """Evaluates the newest whole checkpoint and rewrites evaluation.json."""
   bins = prepare_curriculum(config, workdir, data)
-  spec, host = newborn(config, data, bins)
-  done, host, specialists = restore(config, workdir, host)
+  spec, born = newborn(config, data, bins)
+  done, host, specialists = restore(config, workdir, born, bins)
   held_out, eyes, _ = look_at_held_out(config, data, bins)
   exam = examine(config, spec, held_out, eyes, host.master, specialists)
   record = protocol(config, held_out, done)
@@ -440,8 +604,8 @@ def export_workdir(
 ) -> None:
   """Exports the newest whole checkpoint to `out`; '' is `tokenizer/`."""
   bins = prepare_curriculum(config, workdir, data)
-  spec, host = newborn(config, data, bins)
-  done, host, _ = restore(config, workdir, host)
+  spec, born = newborn(config, data, bins)
+  done, host, _ = restore(config, workdir, born, bins)
   save_tokenizer(config, workdir, spec, host.master, data, done, out)
 
 
@@ -460,18 +624,35 @@ class Shards:
     self.resident = paths_NxHxWxC.nbytes <= config.school.resident_mb << 20
 
   def deal(self, enrolled_MxL: np.ndarray, cycle: int) -> school.Shard:
-    """The shards from `cycle` on; their rotation follows the log cycles."""
+    """The shards from `cycle` on, a function of it and who is enrolled then."""
     shards = school.make_shards(
       self._paths,
       enrolled_MxL,
       resident_mb=self._config.school.resident_mb,
       rotating_samples=self._config.school.rotating_samples,
-      rotation=cycle // self._config.train.log_every,
+      rotation=cycle // self._config.school.rotate_every,
       seed=self._config.seed,
     )
     if self.resident:
       return step_lib.put_shared(shards[0], self._devices)
     return step_lib.put(state_lib.stack(shards), self._devices)
+
+  def are_due(self, cycle: int, cycles: int) -> bool:
+    """Whether the last `cycles` rotated the shards, or enrolled others.
+
+    As they follow from the state, a run that is resumed between two rotations
+    goes on with the shards that it had.
+    """
+    c = self._config.school
+    if self.resident:
+      return False
+    before = cycle - cycles
+    enrolments = range(c.enrol_from, cycle, c.enrol_every)
+    enrols = c.enabled and c.enrol_from and enrolments[-1:]
+    return bool(
+      cycle // c.rotate_every != before // c.rotate_every
+      or (enrols and enrolments[-1] >= before)
+    )
 
 
 def choose_devices(count: int) -> list[jax.Device]:
@@ -645,7 +826,8 @@ def reconstructions(
 ) -> tuple[list[dict[str, np.ndarray]], dict[str, np.ndarray]]:
   """A picture each for the clones' runs and the master's, of one tag.
 
-  The originals above, what became of them below.
+  The originals above, what became of them below; nothing of a clone that was
+  not evaluated.
   """
   row_of = {name: tiles for name, tiles in zip(exam.sheet.rows, exam.tiles)}
   pictures = [
@@ -654,6 +836,8 @@ def reconstructions(
         [np.concatenate(row_of[row], axis=1) for row in ('original', name)]
       )
     }
+    if name in row_of
+    else {}
     for name in (*config.clone_names, 'master')
   ]
   return pictures[:-1], pictures[-1]
@@ -754,9 +938,10 @@ def save_tokenizer(
 def save_preview(workdir: str, exam: Exam, done: int) -> np.ndarray:
   """Draws the contact sheet into previews/ and returns it."""
   folder = os.path.join(workdir, 'previews')
-  os.makedirs(folder, exist_ok=True)
   picture = sheets.compose(exam.tiles, exam.sheet)
-  sheets.save(os.path.join(folder, f'{done:07d}.png'), picture, exam.sheet)
+  with spared('The preview'):
+    os.makedirs(folder, exist_ok=True)
+    sheets.save(os.path.join(folder, f'{done:07d}.png'), picture, exam.sheet)
   return picture
 
 

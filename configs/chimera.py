@@ -60,6 +60,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.school.floor = 0.1  # share of the re-enrolled drawn by lot from everything
   c.school.resident_mb = 2048  # whole training set on a device up to this size
   c.school.rotating_samples = 8192  # else: samples of it resident at a time
+  c.school.rotate_every = 50  # cycles until others are; see train.log_every
 
   c.model = ml_collections.ConfigDict()
   c.model.width = 64  # channels
@@ -167,7 +168,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.train.log_every = 50  # cycles; a multiple of cycles_per_dispatch
   c.train.eval_every = 500  # likewise
   c.train.checkpoint_every = 250  # likewise
-  c.train.keep = 2  # checkpoints
+  c.train.keep = 2  # checkpoints, the newest ones
+  c.train.keep_best = True  # and that of the least held-out path_l1
   c.train.rollbacks = 2  # to the last good checkpoint, then the run stops
   c.train.dashboard = True  # on a terminal; False: plain lines
 
@@ -265,6 +267,7 @@ def _smoke(c):
   c.train.checkpoint_every = 20
   c.school.enrol_from = 20
   c.school.enrol_every = 20
+  c.school.rotate_every = 20
   c.loss.adv_ramp = 20
   c.eval.batch_size = 32
 

@@ -3,7 +3,7 @@
 # bash chimera-new/launch/on_tpu_vm.sh [COMMAND] [--flags]
 #
 # Takes over what was uploaded, makes the environment with JAX for TPUs, and
-# starts launch/local.sh in the tmux session `chimera`.
+# starts launch/until_done.sh in the tmux session `chimera`.
 set -euo pipefail
 
 fail() {
@@ -63,7 +63,7 @@ main() {
   echo "JAX sees: $platform" >&2
 
   # A file keeps the flags out of tmux's own quoting.
-  printf 'cd %q && exec bash launch/local.sh' "$PWD" > ~/chimera-train.sh
+  printf 'cd %q && exec bash launch/until_done.sh' "$PWD" > ~/chimera-train.sh
   (($# == 0)) || printf ' %q' "$@" >> ~/chimera-train.sh
   echo >> ~/chimera-train.sh
   tmux kill-session -t =chimera 2> /dev/null || true

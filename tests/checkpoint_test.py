@@ -4,6 +4,7 @@ import json
 import logging as std_logging
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -101,6 +102,28 @@ def test_the_newest_are_kept(tmp_path):
   step, tree, _ = checkpoints.restore(_state())
   assert step == 100
   _assert_same(tree, _state(100))
+
+
+def test_the_best_is_kept_beside_them(tmp_path):
+  checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
+  for step, best in ((5, 5), (10, 5), (15, 5), (20, 20), (25, 20)):
+    checkpoints.save(step, _state(step), {}, best)
+  assert checkpoints.steps() == [20, 25]
+
+
+def test_what_cannot_be_written_leaves_the_others_whole(two, tmp_path):
+  most = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (500, most[1]))
+  try:
+    with pytest.raises(OSError, match='30 could not be written') as e:
+      two.save(30, _state(3), {})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, most)
+  assert '\n' not in str(e.value)
+  assert sorted(os.listdir(tmp_path)) == ['10', '20']
+  _assert_same(two.restore(_state())[1], _state(2))
+  two.save(30, _state(3), {})
+  assert two.steps() == [20, 30]
 
 
 def test_saving_a_step_twice_is_an_error(two):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -134,6 +135,23 @@ def test_interrupted_before_the_end_only_the_rest_is_made(workdir):
   assert trained.stat().st_mtime_ns == before
   assert path.read_bytes() == written
   assert not temporary.exists()
+
+
+@pytest.mark.parametrize(
+  'name', ['latents.npy', *(f'optics/{n}' for n in latents._FILES)]
+)
+def test_a_flipped_bit_is_refused_by_its_file(workdir, tmp_path, name):
+  shutil.copytree(workdir, tmp_path / 'w')
+  path = tmp_path / 'w' / name
+  data = bytearray(path.read_bytes())
+  data[-20] ^= 1
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match=pathlib.Path(name).name) as e:
+    latents.prepare(_config(), str(tmp_path / 'w'))
+  assert '\n' not in str(e.value)
+  (tmp_path / 'w' / 'optics' / 'digests.json').unlink()
+  with pytest.raises(ValueError, match='digests'):
+    latents.prepare(_config(), str(tmp_path / 'w'))
 
 
 def test_another_config_is_refused_by_the_key_that_differs(workdir):

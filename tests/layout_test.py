@@ -29,6 +29,7 @@ LEVELS = (
     'checkpoint',
     'history',
     'mission_control',
+    'preemption',
     'sheets',
     'writers',
   ),

@@ -11,6 +11,7 @@ import sys
 import termios
 
 import numpy as np
+import pytest
 
 from chimera import dashboard, history, live, sheets
 from tests import seen
@@ -121,6 +122,7 @@ import json, os, sys
 from absl import logging
 from chimera import live
 logging.use_absl_handler()
+logging.set_verbosity(logging.INFO)
 home = sys.argv[1]
 with open(os.path.join(home, 'config.json')) as f:
   look = live.Look('a run', json.load(f), [])
@@ -207,6 +209,34 @@ def test_the_terminal_is_restored_after_an_interrupt(tmp_path):
   terminal.process.send_signal(signal.SIGINT)
   assert terminal.end() == (-signal.SIGINT, True)
   assert 'KeyboardInterrupt' in _is_restored(terminal.text)
+
+
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize('deferred', ['', ', watch.deferred()'])
+def test_the_terminal_is_restored_after_other_signals(
+  tmp_path, signum, deferred
+):
+  # Two of them, where the first one waits its turn, end it without unwinding.
+  body = f"""
+import time
+from chimera import preemption
+with preemption.Watch() as watch, show(){deferred}:
+  say_inside()
+  while True: time.sleep(0.1)
+"""
+  terminal = _Terminal(body, tmp_path)
+  while not (tmp_path / 'inside').exists():
+    terminal.read(0.1)
+  terminal.process.send_signal(signum)
+  code = 1
+  if deferred:
+    log = tmp_path / 'train.log'
+    while 'finishing the dispatch' not in log.read_text():
+      terminal.read(0.1)
+    terminal.process.send_signal(signal.SIGTERM)
+    code = 128 + signal.SIGTERM
+  assert terminal.end() == (code, True)
+  _is_restored(terminal.text)
 
 
 def test_what_others_write_goes_to_the_log_and_not_through_the_picture(

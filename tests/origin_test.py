@@ -81,8 +81,8 @@ def test_another_architecture_of_an_export_is_refused(elder, tmp_path):
 
 def test_from_a_workdir_critics_and_agents_go_on_bit_for_bit(elder, tmp_path):
   workdir, its_config, _ = elder
-  _, _, target = _newborn(its_config, workdir)
-  _, trained, *_ = train.restore(its_config, workdir, target)
+  bins, _, target = _newborn(its_config, workdir)
+  _, trained, _ = train.restore(its_config, workdir, target, bins)
   config = _config(os.path.join(os.path.dirname(workdir), 'fewer.npy'))
   config.init_from = workdir
   config.seed = 5
@@ -122,10 +122,9 @@ def test_without_critic_or_learning_the_tokenizer_stays_what_it_was(
     )
   # From here on it goes by its own checkpoints.
   config.init_from = str(tmp_path / 'gone')
-  _, target = train.newborn(
-    config, data, train.prepare_curriculum(config, str(tmp_path), data)
-  )
-  done, clones, *_ = train.restore(config, str(tmp_path), target)
+  bins = train.prepare_curriculum(config, str(tmp_path), data)
+  _, target = train.newborn(config, data, bins)
+  done, clones, _ = train.restore(config, str(tmp_path), target, bins)
   assert done == 2
   assert isinstance(clones, state_lib.CloneState)
   assert train.train(config, str(tmp_path), data) == {}

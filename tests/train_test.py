@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 
 from absl import logging
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from chimera import (
+  checkpoint,
   evaluate,
   export,
   history,
@@ -20,6 +22,7 @@ from chimera import (
   sheets,
   train,
 )
+from chimera import step as step_lib
 from tests import tiny
 
 
@@ -57,7 +60,7 @@ def test_the_exported_tokenizer_is_the_master(finished):
   loaded = export.load(os.path.join(workdir, 'tokenizer'))
   bins = train.prepare_curriculum(config, workdir, data)
   spec, host = train.newborn(config, data, bins)
-  done, host, _ = train.restore(config, workdir, host)
+  done, host, _ = train.restore(config, workdir, host, bins)
   master = jax.tree.map(lambda x: x[0], host.master.params)
   x = poincare.normalize(data.held_out_paths)
   tokens = jax.jit(
@@ -79,7 +82,7 @@ def test_export_takes_the_average_where_told(finished, tmp_path):
   loaded = export.load(tmp_path / 'out')
   bins = train.prepare_curriculum(config, workdir, data)
   _, host = train.newborn(config, data, bins)
-  _, host, _ = train.restore(config, workdir, host)
+  _, host, _ = train.restore(config, workdir, host, bins)
   jax.tree.map(
     lambda a, b: np.testing.assert_array_equal(a, b[0]),
     loaded.parts.params,
@@ -156,7 +159,7 @@ def test_a_checkpoint_without_specialists_is_refused_in_one_line(
   _, host = train.newborn(config, data, bins)
   train.open_checkpoints(config, str(tmp_path)).save(6, host, {})
   with pytest.raises(ValueError, match=r'another --workdir\.$') as e:
-    train.restore(config, str(tmp_path), host)
+    train.restore(config, str(tmp_path), host, bins)
   assert '\n' not in str(e.value)
 
 
@@ -165,7 +168,7 @@ def test_without_a_checkpoint_there_is_nothing_to_evaluate(finished, tmp_path):
   bins = train.prepare_curriculum(config, workdir, data)
   _, host = train.newborn(config, data, bins)
   with pytest.raises(ValueError, match='There must be a trained tokenizer'):
-    train.restore(config, str(tmp_path), host)
+    train.restore(config, str(tmp_path), host, bins)
 
 
 def test_the_protocol_names_what_pixel_figures_were_taken_by(tmp_path):
@@ -257,11 +260,67 @@ def test_a_finished_run_has_nothing_to_do(finished):
   assert train.train(config, workdir, data) == {}
 
 
+def test_what_is_made_of_the_last_cycle_is_made_up_for(finished, tmp_path):
+  workdir, config, data, figures = finished
+  shutil.copytree(workdir, tmp_path / 'w')
+  os.unlink(tmp_path / 'w' / 'report.html')
+  found = train.train(config, str(tmp_path / 'w'), data)
+  assert found['master/path_l1'] == figures['master/path_l1']
+  assert (tmp_path / 'w' / 'report.html').exists()
+
+
+def test_a_checkpoint_says_what_it_is_bound_to(finished):
+  workdir, config, data, figures = finished
+  bins = train.prepare_curriculum(config, workdir, data)
+  _, target = train.newborn(config, data, bins)
+  keeper = train.Keeper(config, workdir, bins)
+  keeper.restore(target)
+  extra = keeper.extra
+  assert extra['best'] == {'cycle': 6, 'score': figures['master/path_l1']}
+  assert extra['is_judged']
+  assert [row['name'] for row in extra['rows']] == list(config.clone_names)
+  with pytest.raises(ValueError, match='of this curriculum'):
+    train.restore(config, workdir, target, {**bins, 0: bins[0][::-1]})
+  other = config.copy_and_resolve_references()
+  other.train.keep = 9
+  train.restore(other, workdir, target, bins)
+  other.loss.l1 = 2.0
+  with pytest.raises(ValueError, match='of this config'):
+    train.restore(other, workdir, target, bins)
+
+
+def test_the_best_is_the_least_and_never_nan(tmp_path):
+  config = tiny.get_config()
+  config.train.checkpoint_every = 100
+  keeper = train.Keeper(config, str(tmp_path), {})
+  for cycle, score in ((1, float('nan')), (2, 0.5), (3, 0.6), (4, 0.5)):
+    keeper.judged(cycle, {'master': {'path_l1': score}})
+  assert keeper.extra['best'] == {'cycle': 2, 'score': 0.5}
+  assert [c for c in range(1, 41) if keeper.is_due(c)] == [2, 40]
+  config.train.keep_best = False
+  assert not keeper.is_due(2)
+
+
+def test_shards_are_dealt_at_rotations_and_enrolments():
+  config = tiny.get_config()
+  config.school.resident_mb = 0
+  config.school.rotate_every = 6
+  config.school.enrol_from = 3
+  config.school.enrol_every = 5
+  shards = train.Shards(config, np.zeros((10, 2, 2, 3), np.float32), [])
+  # The enrolments of cycles 3 and 8 are there once 4 and 9 cycles are done.
+  due = [c for c in range(1, 13) if shards.are_due(c, 1)]
+  assert due == [4, 6, 9, 12]
+  assert [c for c in range(4, 13, 4) if shards.are_due(c, 4)] == [4, 8, 12]
+  config.school.enabled = False
+  assert [c for c in range(1, 13) if shards.are_due(c, 1)] == [6, 12]
+
+
 def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, tmp_path):
   workdir, config, data, _ = finished
   bins = train.prepare_curriculum(config, str(tmp_path), data)
   _, target = train.newborn(config, data, bins)
-  done, *whole = train.restore(config, workdir, target)
+  done, *whole = train.restore(config, workdir, target, bins)
   assert done == 6
   # The run that was cut off left its checkpoint of cycle 4 and no later one.
   earlier = train.open_checkpoints(config, workdir)
@@ -271,10 +330,33 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, tmp_path):
     os.path.join(workdir, 'checkpoints', '4'), tmp_path / 'checkpoints' / '4'
   )
   train.train(config, str(tmp_path), data)
-  done, *resumed = train.restore(config, str(tmp_path), target)
+  done, *resumed = train.restore(config, str(tmp_path), target, bins)
   assert done == 6
   for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole)):
     np.testing.assert_array_equal(a, b)
+
+
+def test_a_checkpoint_of_4_devices_goes_to_1_2_and_4_and_back(
+  finished, tmp_path
+):
+  workdir, config, data, _ = finished
+  bins = train.prepare_curriculum(config, workdir, data)
+  _, target = train.newborn(config, data, bins)
+  _, whole, _ = train.restore(config, workdir, target, bins)
+  on_4 = step_lib.put(whole, train.choose_devices(4))
+  for count in (1, 2, 4):
+    checkpoints = checkpoint.Checkpoints(tmp_path / str(count), keep=2)
+    checkpoints.save(1, step_lib.fetch(on_4), {})
+    _, there, _ = checkpoints.restore(target)
+    there = step_lib.put(there, train.choose_devices(count))
+    checkpoints.save(2, step_lib.fetch(there), {})
+    _, back, _ = checkpoints.restore(target)
+    on_4 = step_lib.put(back, train.choose_devices(4))
+    for a, b in zip(
+      jax.tree.leaves(step_lib.fetch(on_4)), jax.tree.leaves(whole)
+    ):
+      assert a.dtype == b.dtype
+      assert np.asarray(a).tobytes() == b.tobytes()
 
 
 def test_too_many_devices_are_refused():
