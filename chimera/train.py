@@ -272,9 +272,12 @@ class Keeper:
 
   def is_due(self, done: int) -> bool:
     """Whether a checkpoint is to be made of this cycle."""
-    c = self._config.train
-    is_best = c.keep_best and self.extra['best']['cycle'] == done
-    return done % c.checkpoint_every == 0 or done == c.cycles or is_best
+    config = self._config
+    return (
+      done % config.train.checkpoint_every == 0
+      or done == config.train.cycles
+      or (config.train.keep_best and self.extra['best']['cycle'] == done)
+    )
 
   def save(
     self,

@@ -1,6 +1,7 @@
 """Fine-tuning: what a new run takes over, and what it does not."""
 
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -81,7 +82,8 @@ def test_another_architecture_of_an_export_is_refused(elder, tmp_path):
 
 def test_from_a_workdir_critics_and_agents_go_on_bit_for_bit(elder, tmp_path):
   workdir, its_config, _ = elder
-  bins, _, target = _newborn(its_config, workdir)
+  data, _, target = _newborn(its_config, workdir)
+  bins = train.prepare_curriculum(its_config, workdir, data)
   _, trained, _ = train.restore(its_config, workdir, target, bins)
   config = _config(os.path.join(os.path.dirname(workdir), 'fewer.npy'))
   config.init_from = workdir
@@ -111,7 +113,8 @@ def test_without_critic_or_learning_the_tokenizer_stays_what_it_was(
 ):
   workdir, its_config, before = elder
   config = _config(its_config.data.source)
-  config.init_from = os.path.join(workdir, 'tokenizer')
+  shutil.copytree(os.path.join(workdir, 'tokenizer'), tmp_path / 'elder')
+  config.init_from = str(tmp_path / 'elder')
   config.loss.adv = 0.0
   config.train.learning_rate = 1e-12
   data = latents.prepare(config, str(tmp_path))
@@ -121,7 +124,7 @@ def test_without_critic_or_learning_the_tokenizer_stays_what_it_was(
       after[f'master/{name}'], before[f'master/{name}'], rtol=1e-4
     )
   # From here on it goes by its own checkpoints.
-  config.init_from = str(tmp_path / 'gone')
+  shutil.rmtree(tmp_path / 'elder')
   bins = train.prepare_curriculum(config, str(tmp_path), data)
   _, target = train.newborn(config, data, bins)
   done, clones, _ = train.restore(config, str(tmp_path), target, bins)
