@@ -40,13 +40,15 @@ PATIENCE = 300.0  # seconds that a run may be silent for
 class Run:
   """A run in a process of its own, and what it has said so far."""
 
-  def __init__(self, workdir, flags, *, fresh=False, limit=None, cache=None):
+  def __init__(
+    self, workdir, flags, *, fresh=False, limit=None, cache=None, log=None
+  ):
     self.workdir = pathlib.Path(workdir)
     self.said = []  # (word, cycle)
     self._rest = b''
     self._open = True
     self._ours, theirs = os.pipe()
-    self.log = self.workdir.with_suffix('.log')
+    self.log = log or self.workdir.with_suffix('.log')
     argv = [
       'chimera',
       f'--config={ROOT / "tests" / "tiny.py"}',
@@ -535,9 +537,8 @@ def disk(home, count, rng):
 
 
 def _on_disk(place, name, fill, setting):
-  run = Run(place / 'run', setting)
+  run = Run(place / 'run', setting, log=place.with_suffix('.log'))
   check(run.wait_for('saved', 2), tail(run))
-  # Its log is on the other disk.
   let_go = fill(place)
   before = len(run.cycles('stepped'))
   check(run.wait_for('stepped', before + 30), tail(run))
@@ -565,18 +566,10 @@ def _fill(place):
 
 
 def _lock(place):
-  def remount(how):
-    # Busy while somebody writes.
-    for _ in range(200):
-      if not subprocess.run(
-        ['mount', '-o', f'remount,{how}', place], capture_output=True
-      ).returncode:
-        return
-      time.sleep(0.02)
-    raise SystemExit(f'cannot remount {place} {how}')
-
-  remount('ro')
-  return lambda: remount('rw')
+  # Over itself: it may be busy, and what is open stays so.
+  for how in (['--bind', place, place], ['-o', 'remount,bind,ro', place]):
+    subprocess.run(['mount', *how], check=True)
+  return lambda: subprocess.run(['umount', '-l', place], check=True)
 
 
 def steps(run):
