@@ -341,7 +341,7 @@ def check_data(config: ml_collections.ConfigDict) -> None:
       if not os.path.isfile(source):
         raise ValueError(f'No such file: {source}. Mend --config.data.{key}.')
     elif source or key == 'source':
-      images.list_sources(source, key)
+      images.list_sources(source, f'--config.data.{key}')
   if config.eval.inception:
     # It imports JAX, for which those who have no such file need not wait.
     from chimera import frechet
