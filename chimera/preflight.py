@@ -449,6 +449,38 @@ def _architecture(folder: str) -> dict[str, Any]:
   )
 
 
+def adopt(
+  config: ml_collections.ConfigDict, workdir: str, named: Iterable[str]
+) -> None:
+  """Has a config say what that of the workdir says, but for what was named.
+
+  Where there is none, or it cannot be read, the config stays; `check_workdir`
+  complains of it.
+
+  Args:
+    config: changed in place.
+    workdir: of a run.
+    named: dotted keys that stay as they are.
+  """
+
+  def to_tuples(value: Any) -> Any:
+    if isinstance(value, list):
+      return tuple(map(to_tuples, value))
+    return value
+
+  try:
+    path = pathlib.Path(workdir, 'config.json')
+    there = _flatten(json.loads(path.read_text()))
+    for key in keys(config).keys() & there.keys() - set(named):
+      group = config
+      *groups, leaf = key.split('.')
+      for name in groups:
+        group = group[name]
+      group[leaf] = to_tuples(there[key])
+  except (OSError, ValueError, TypeError, AttributeError):
+    return
+
+
 def check_trained(workdir: str) -> None:
   """Refuses to go on where nothing was trained yet.
 
