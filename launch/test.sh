@@ -6,6 +6,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 # Two workers of four devices each: a thread a device is plenty.
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_cpu_multi_thread_eigen=false"
-# Tests compile much that is small, and both workers the same.
-export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2
 exec "$venv/bin/python" -m pytest -n 2 "$@"
