@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from chimera import images, lock
+from chimera import disk, images, lock
 
 CLONES = 4
 # What a resumed run may do differently: nothing that is learned depends on it.
@@ -485,8 +485,7 @@ def claim_workdir(
     check_workdir(config, workdir)
     contents = _contents(path)
     before = claim.read_bytes() if claim.exists() else None
-    text = json.dumps(json.loads(config.to_json()), indent=1)
-    _write(claim, text.encode())
+    disk.write_json(claim, json.loads(config.to_json()))
     try:
       yield
     except (ValueError, OSError):
@@ -494,7 +493,7 @@ def claim_workdir(
         if before is None:
           claim.unlink()
         else:
-          _write(claim, before)
+          disk.write(claim, before)
       raise
 
 
@@ -512,16 +511,6 @@ def _contents(path: pathlib.Path) -> tuple[bool, bool]:
     for names in (_TRAINED, _PREPARED)
   )
   return trained, prepared
-
-
-def _write(path: pathlib.Path, data: bytes) -> None:
-  """Atomic: the old file or the new one, whole."""
-  temporary = path.with_name(f'{path.name}.tmp')
-  with open(temporary, 'wb') as f:
-    f.write(data)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, path)
 
 
 def _check(key: str, rule: _Rule, value: Any) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from chimera import (
   checkpoint,
   dashboard,
+  disk,
   divergence,
   evaluate,
   export,
@@ -890,10 +891,7 @@ def save_figures(
 ) -> None:
   """evaluation.json: flat figures and the protocol they were taken by."""
   path = os.path.join(workdir, 'evaluation.json')
-  body = {**_flat(figures), 'protocol': record}
-  with open(f'{path}.tmp', 'w') as f:
-    json.dump(body, f, indent=1)
-  os.replace(f'{path}.tmp', path)
+  disk.write_json(path, {**_flat(figures), 'protocol': record})
 
 
 def save_tokenizer(
