@@ -4,11 +4,14 @@ A process may be killed, and a disk be full, at any byte: what is read back
 later is the old file or the new one.
 """
 
+from collections.abc import Iterator
 import contextlib
 import json
 import os
 import pathlib
 from typing import Any
+
+from absl import logging
 
 
 def write(path: str | os.PathLike, data: bytes) -> None:
@@ -45,3 +48,12 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     OSError: see `write`.
   """
   write(path, json.dumps(value, indent=1).encode())
+
+
+@contextlib.contextmanager
+def spared(name: str) -> Iterator[None]:
+  """Where it cannot be written, the run goes on, with a warning."""
+  try:
+    yield
+  except OSError as e:
+    logging.warning('%s could not be written, the run goes on: %s', name, e)

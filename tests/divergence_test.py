@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chimera import divergence, latents, losses, train
+from chimera import divergence, keeper, latents, losses, train
 from chimera import state as state_lib
 from chimera import step as step_lib
 from tests import tiny
@@ -436,7 +436,7 @@ def test_a_run_that_diverges_goes_back_with_another_key_and_ends(
   assert 'Rolled back to cycle 4, with another key.' in lines
   bins = train.prepare_curriculum(config, workdir, data)
   _, target = train.newborn(config, data, bins)
-  done, state, _ = train.restore(config, workdir, target, bins)
+  done, state, _ = keeper.restore(config, workdir, target, bins)
   assert done == 12
   assert state.rng[0].tobytes() != old
   np.testing.assert_array_equal(state.dropped, 0)

@@ -41,9 +41,10 @@ LEVELS = (
     'sheets',
   ),
   ('state', 'preflight', 'export', 'dashboard'),
-  ('step', 'evaluate', 'live', 'origin', 'reference'),
-  ('latents', 'report', 'symptoms'),
-  ('train', 'tokens', 'doctor'),
+  ('step', 'evaluate', 'live', 'origin', 'reference', 'keeper'),
+  ('latents', 'exam', 'report', 'symptoms'),
+  ('tokens', 'doctor', 'observers'),
+  ('train',),
   ('rehearsal',),
   ('main', 'benchmark', 'ledger'),
 )

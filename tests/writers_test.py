@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.util import tensor_util
 
-from chimera import evaluate, losses, train, writers
+from chimera import evaluate, losses, observers, writers
 from chimera import state as state_lib
 from tests import tiny
 
@@ -85,16 +85,7 @@ def test_the_layout_names_every_tag_that_training_writes(tmp_path):
     for chart in category.chart
     for tag in chart.multiline.tag
   ]
-  seen = {
-    name: np.zeros((4, len(losses.TERMS)))
-    for name in ('terms_K', 'lambda_K', 'error_K', 'integral_K', 'derivative_K')
-  }
-  for name in (
-    *('g_loss', 'base_loss', 'adv_share', 'learning_rate', 'epsilon'),
-    *('reward', 'q_state', 'q_action', 'trim', 'critic_loss', 'wasserstein'),
-    *('penalty', 'grads_rms', 'drift', 'dropped', 'perplexity', 'used'),
-  ):
-    seen[name] = np.zeros(4)
+  seen = tiny.metrics()
   spec = state_lib.create_spec(tiny.get_config())
   figures = ('psnr', 'ssim', 'ms_ssim', 'edge', 'spectrum', 'pixel_l1', 'rfid')
   figures += ('rfd-random', 'optics_psnr', 'codes_used', 'perplexity')
@@ -102,8 +93,8 @@ def test_the_layout_names_every_tag_that_training_writes(tmp_path):
   for name in evaluate.OF_BINS:
     figures += (f'{name}_bin_0', f'{name}_bin_9', f'{name}_worst_bin')
   tags = {
-    *train.clone_scalars(seen, 0),
-    *train.master_scalars(seen, 1.0, spec),
+    *observers.clone_scalars(seen, 0),
+    *observers.master_scalars(seen, 1.0, spec),
     *(f'eval/{name}' for name in figures),
   }
   assert len(tags) > 70
