@@ -19,6 +19,7 @@ LEVELS = (
     'frechet',
     'provenance',
     'disk',
+    'rules',
     'agents',
     'meld',
     'arrays',
