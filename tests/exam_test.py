@@ -4,7 +4,6 @@ import errno
 import json
 import os
 
-from absl import logging
 import numpy as np
 import pytest
 
@@ -89,20 +88,15 @@ def test_a_preview_is_drawn_into_its_folder_by_its_cycle(tmp_path, found):
 
 
 def test_a_preview_that_cannot_be_written_is_a_warning(
-  tmp_path, found, monkeypatch
+  tmp_path, found, warnings, monkeypatch
 ):
-  lines = []
-  monkeypatch.setattr(
-    logging, 'warning', lambda text, *values: lines.append(text % values)
-  )
-
   def fsync(_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
   monkeypatch.setattr(os, 'fsync', fsync)
   picture = exam.save_preview(str(tmp_path), found, 42)
   assert picture.shape[2] == 3
-  assert len(lines) == 1
-  assert lines[0].startswith('The preview could not be written, the run goes')
-  assert '0000042.png' in lines[0]
+  [line] = warnings
+  assert line.startswith('The preview could not be written, the run goes')
+  assert '0000042.png' in line
   assert os.listdir(tmp_path / 'previews') == []

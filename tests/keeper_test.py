@@ -1,6 +1,5 @@
 """Checkpoints: what they are bound to, which are made, what fails."""
 
-from absl import logging
 import jax
 import numpy as np
 import pytest
@@ -25,15 +24,6 @@ def bins():
 def born(config, bins):
   spec = state_lib.create_spec(config)
   return state_lib.stack(state_lib.create_states(config, spec, bins, (8, 8)))
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-  lines = []
-  monkeypatch.setattr(
-    logging, 'warning', lambda text, *values: lines.append(text % values)
-  )
-  return lines
 
 
 def _sick(born):

@@ -2,7 +2,6 @@
 
 import os
 
-from absl import logging
 import numpy as np
 import pytest
 
@@ -93,15 +92,11 @@ def test_what_is_rolled_back_was_not_seen(told, tmp_path):
 
 
 def test_a_history_that_cannot_be_written_is_one_warning(
-  told, tmp_path, monkeypatch
+  told, tmp_path, warnings
 ):
-  lines = []
-  monkeypatch.setattr(
-    logging, 'warning', lambda text, *values: lines.append(text % values)
-  )
   os.unlink(tmp_path / history.NAME)
   os.mkdir(tmp_path / history.NAME)
   for cycle in (2, 4, 6):
     told.saw(cycle, tiny.metrics())
-  assert len(lines) == 1
-  assert lines[0].startswith('history.jsonl lacks rows, training goes on: ')
+  [line] = warnings
+  assert line.startswith('history.jsonl lacks rows, training goes on: ')

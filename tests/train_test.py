@@ -5,7 +5,6 @@ import os
 import pickle
 import shutil
 
-from absl import logging
 import jax
 import numpy as np
 import pytest
@@ -164,20 +163,16 @@ def test_the_sheet_on_disk_names_its_rows_and_can_be_cut(finished):
   )
 
 
-def test_a_failing_report_is_one_warning(finished, monkeypatch):
+def test_a_failing_report_is_one_warning(finished, warnings, monkeypatch):
   workdir, config, *_ = finished
-  lines = []
-  monkeypatch.setattr(
-    logging, 'warning', lambda text, *values: lines.append(text % values)
-  )
 
   def write(*_, **__):
     raise OSError('No space left on device')
 
   monkeypatch.setattr(report, 'write', write)
   train.save_report(config, workdir, None, [])
-  assert len(lines) == 1
-  assert 'No space left on device' in lines[0]
+  [line] = warnings
+  assert 'No space left on device' in line
 
 
 def test_an_evaluation_is_remembered_of_clones_and_master(finished):

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 
-from absl import logging
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
@@ -41,15 +40,6 @@ def _scalars(folder):
     tag: [(step, float(x)) for step, x in _arrays(folder, tag)]
     for tag in _run(folder).Tags()['tensors']
   }
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-  lines = []
-  monkeypatch.setattr(
-    logging, 'warning', lambda text, *values: lines.append(text % values)
-  )
-  return lines
 
 
 def test_every_clone_is_a_run_of_its_own_and_the_master_is_the_workdirs(
