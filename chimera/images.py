@@ -162,10 +162,12 @@ def plan_crops(
   Raises:
     ValueError: no such folder, no readable image, or too few to split.
   """
-  train_sources = list_sources(source, 'source')
-  held_out_sources = (
-    list_sources(held_out_source, 'held_out_source') if held_out_source else []
-  )
+  train_sources = list_sources(source, '--config.data.source')
+  held_out_sources = []
+  if held_out_source:
+    held_out_sources = list_sources(
+      held_out_source, '--config.data.held_out_source'
+    )
   sources = train_sources + held_out_sources
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     found = {}
@@ -393,8 +395,16 @@ def _bundled_folder() -> str:
   return os.path.join(spec.submodule_search_locations[0], 'data')
 
 
-def list_sources(source: str, key: str) -> list[str]:
-  """Every image of a source, sorted."""
+def list_sources(source: str, flag: str) -> list[str]:
+  """Every image of a source, sorted.
+
+  Args:
+    source: 'photos', a folder, a .zip or a .tar.
+    flag: of the command line, which named it.
+
+  Raises:
+    ValueError: there is no such thing, or no image in it.
+  """
   if source == 'photos':
     return [BUNDLED + name for name in PHOTOGRAPHS]
   if os.path.isdir(source):
@@ -408,16 +418,15 @@ def list_sources(source: str, key: str) -> list[str]:
     try:
       sources = archives.members(source, SUFFIXES)
     except ValueError as e:
-      raise ValueError(f'{e} Mend --config.data.{key}.') from e
+      raise ValueError(f'{e} Mend {flag}.') from e
   else:
     raise ValueError(
       "Images come from 'photos', a folder, a .zip or a .tar, got no such "
-      f'folder: {source}. Mend --config.data.{key}.'
+      f'folder: {source}. Mend {flag}.'
     )
   if not sources:
     raise ValueError(
-      f'No readable image ({", ".join(SUFFIXES)}) in {source}. '
-      f'Mend --config.data.{key}.'
+      f'No readable image ({", ".join(SUFFIXES)}) in {source}. Mend {flag}.'
     )
   return sources
 

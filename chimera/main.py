@@ -42,6 +42,7 @@ class Job(NamedTuple):
 
   Attributes:
     config: with its overrides.
+    named: the keys of the config that the command line names.
     workdir: of the run.
     arguments: what stands behind the command.
     out: --out, where the results go; '' is the command's own place.
@@ -51,6 +52,7 @@ class Job(NamedTuple):
   """
 
   config: ml_collections.ConfigDict
+  named: list[str]
   workdir: str
   arguments: list[str]
   out: str
@@ -166,7 +168,7 @@ _READERS = (
   'mission-control',
   'doctor',
 )
-# They need a checkpoint.
+# They need a checkpoint, and go by its config.
 _JUDGES = ('evaluate', 'export')
 
 
@@ -188,6 +190,8 @@ def main(argv: Sequence[str]) -> int:
   try:
     command, job = parse(argv)
     _set_up_logging(debug)
+    if command in _JUDGES:
+      preflight.adopt(job.config, job.workdir, job.named)
     preflight.check_config(job.config)
     with job.watch, compiled.kept():
       return _run(command, job)
@@ -260,9 +264,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
   path, _, _ = values['config'].config_filename.partition(':')
   if not os.path.isfile(path):
     raise ValueError(f'No such config file: {path}. Mend --config.')
-  preflight.check_keys(
-    [match[2] for match in matches if match], preflight.keys(values.config)
-  )
+  named = [match[2] for match in matches if match]
+  preflight.check_keys(named, preflight.keys(values.config))
   values = _create_flags(argv)
   command, *arguments = values(argv)[1:] or ['train']
   if command not in COMMANDS:
@@ -288,6 +291,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
   workdir = values.workdir or os.path.join('runs', values.config.basename)
   return command, Job(
     config=values.config,
+    named=named,
     workdir=workdir,
     arguments=arguments,
     out=values.out,

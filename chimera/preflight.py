@@ -134,7 +134,7 @@ def check_data(config: ml_collections.ConfigDict) -> None:
       if not os.path.isfile(source):
         raise ValueError(f'No such file: {source}. Mend --config.data.{key}.')
     elif source or key == 'source':
-      images.list_sources(source, key)
+      images.list_sources(source, f'--config.data.{key}')
   if config.eval.inception:
     # It imports JAX, for which those who have no such file need not wait.
     from chimera import frechet
@@ -240,6 +240,38 @@ def _architecture(folder: str) -> dict[str, Any]:
     '--config.init_from must be an exported tokenizer or a workdir with '
     f'checkpoints, got {folder}.'
   )
+
+
+def adopt(
+  config: ml_collections.ConfigDict, workdir: str, named: Iterable[str]
+) -> None:
+  """Has a config say what that of the workdir says, but for what was named.
+
+  Where there is none, or it cannot be read, the config stays; `check_workdir`
+  complains of it.
+
+  Args:
+    config: changed in place.
+    workdir: of a run.
+    named: dotted keys that stay as they are.
+  """
+
+  def to_tuples(value: Any) -> Any:
+    if isinstance(value, list):
+      return tuple(map(to_tuples, value))
+    return value
+
+  try:
+    path = pathlib.Path(workdir, 'config.json')
+    there = _flatten(json.loads(path.read_text()))
+    for key in keys(config).keys() & there.keys() - set(named):
+      group = config
+      *groups, leaf = key.split('.')
+      for name in groups:
+        group = group[name]
+      group[leaf] = to_tuples(there[key])
+  except (OSError, ValueError, TypeError, AttributeError):
+    return
 
 
 def check_trained(workdir: str) -> None:

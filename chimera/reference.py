@@ -446,7 +446,7 @@ def _thumbnails(run: Run, sources: Sequence[str]) -> np.ndarray:
   source = run.settings['data.source']
   if source == 'photos' or os.path.isdir(source):
     # With those that are held out.
-    sources = images.list_sources(source, 'source')
+    sources = images.list_sources(source, '--config.data.source')
   step = -(-len(sources) // _THUMBNAILS)
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     found = [x for x in pool.map(_thumbnail, sources[::step]) if x is not None]

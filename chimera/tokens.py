@@ -58,7 +58,7 @@ def tokenize(
   """Tokenizes every image of `source` into `out`, or goes on with it.
 
   Args:
-    source: a folder of images, or 'photos'.
+    source: a folder or an archive of images, or 'photos'.
     tokenizer: folder of an exported tokenizer.
     out: folder.
     config: tokens.crop, tokens.batch_size and tokens.shard are read.
@@ -69,7 +69,7 @@ def tokenize(
   if not out:
     raise ValueError('tokenize needs a folder for its tokens: give --out=DIR.')
   loaded = _open(tokenizer)
-  sources = images.list_sources(source, 'source')
+  sources = images.list_sources(source, 'FOLDER')
   names = _names(source, sources)
   home = pathlib.Path(out)
   request = {
@@ -151,6 +151,11 @@ def detokenize(folder: str, tokenizer: str, out: str) -> None:
       if meta['crop'] == 'tiles':
         picture = picture[: source['height'], : source['width']]
       path = home / f'{source["file"]}.png'
+      if not path.resolve().is_relative_to(home.resolve()):
+        raise ValueError(
+          f'Pictures are drawn within {home}, got {source["file"]!r} in '
+          f'{folder}: rename that image and tokenize anew.'
+        )
       path.parent.mkdir(parents=True, exist_ok=True)
       _save(path, picture)
       report(i + 1, '')
@@ -185,7 +190,8 @@ def reconstruct(paths: Sequence[str], tokenizer: str, out: str) -> None:
     mse = np.mean((picture.astype(np.float64) - back) ** 2)
     psnr = 10 * np.log10(255**2 / max(mse, 1e-9))
     whole = height % loaded.image_size == width % loaded.image_size == 0
-    target = home / f'{pathlib.Path(path).name}.png'
+    name = os.path.basename(path).removeprefix(images.BUNDLED)
+    target = home / f'{name}.png'
     _save(target, _beside(picture, optics, back))
     logging.info(
       '%s: %d x %d pixels, %d x %d tiles of %d%s; PSNR %.2f dB; see %s',
@@ -244,10 +250,13 @@ def _check_size(
 
 
 def _names(source: str, sources: list[str]) -> list[str]:
-  """The photographs' paths within the folder."""
+  """The photographs' paths within the folder or the archive."""
   if source == 'photos':
     return [name.removeprefix(images.BUNDLED) for name in sources]
-  return [os.path.relpath(path, os.path.abspath(source)) for path in sources]
+  home = os.path.abspath(source)
+  if os.path.isdir(source):
+    return [os.path.relpath(path, home) for path in sources]
+  return [path.removeprefix(f'{home}!') for path in sources]
 
 
 def _begin(

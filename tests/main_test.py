@@ -190,6 +190,23 @@ def test_evaluate_needs_a_checkpoint_and_makes_nothing(ran, capfd):
   assert [name for name, *_ in ran] == ['train', 'evaluate']
 
 
+def test_evaluate_goes_by_the_config_of_its_workdir(ran, capfd):
+  trained = ('--config.train.batch_size=4', '--config.school.mix=0.25')
+  assert _main('train', CONFIG, '--workdir=w', *trained) == 0
+  pathlib.Path('w/checkpoints/100').mkdir(parents=True)
+  assert _main('evaluate', '--workdir=w', '--config.eval.batch_size=3') == 0
+  config = ran[-1][1]
+  assert config.train.batch_size == 4
+  assert config.school.mix == 0.25
+  assert config.school.lessons == ((9,), (0, 1, 2, 3), (4, 5, 6), (7, 8))
+  assert config.eval.batch_size == 3
+  assert _main('export', '--workdir=w', '--config.train.batch_size=8') == 2
+  assert 'train.batch_size (4 there, 8 now)' in capfd.readouterr().err
+  pathlib.Path('w/config.json').write_text('{"basename": 3, "seed": "x"}')
+  assert _main('evaluate', '--workdir=w') == 2
+  assert capfd.readouterr().err.count('\n') == 1
+
+
 def test_debug_shows_the_traceback(ran):
   with pytest.raises(ValueError, match='at least 1'):
     _main(CONFIG, '--config.train.batch_size=0', '--debug')

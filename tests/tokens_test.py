@@ -184,6 +184,30 @@ def test_pictures_come_back_in_their_own_size(
   np.testing.assert_array_equal(picture[:16, :16], corner)
 
 
+def test_an_archive_gives_the_tokens_of_its_folder(
+  folder, tokenizer, config, tmp_path
+):
+  whole, meta = _tokenize(folder, tokenizer, tmp_path / 'a', config)
+  shutil.make_archive(str(tmp_path / 'photographs'), 'zip', folder)
+  archive = tmp_path / 'photographs.zip'
+  found, said = _tokenize(archive, tokenizer, tmp_path / 'b', config)
+  np.testing.assert_array_equal(found, whole)
+  assert said == meta
+
+
+def test_no_picture_is_drawn_outside_of_its_folder(
+  folder, tokenizer, config, tmp_path
+):
+  _tokenize(folder, tokenizer, tmp_path / 'tokens', config)
+  path = tmp_path / 'tokens' / tokens.META
+  path.write_text(path.read_text().replace('"0.png"', '"../../0.png"'))
+  with pytest.raises(ValueError, match='drawn within'):
+    tokens.detokenize(
+      str(tmp_path / 'tokens'), str(tokenizer), str(tmp_path / 'p' / 'q')
+    )
+  assert not (tmp_path / '0.png.png').exists()
+
+
 def test_join_is_the_inverse_of_cut():
   picture = np.arange(20 * 37 * 3, dtype=np.uint8).reshape(20, 37, 3)
   tiles, rows, columns = tokens.cut(picture, 16)
