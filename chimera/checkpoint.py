@@ -22,6 +22,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from chimera import disk
+
 _DIGESTS = 'digests.json'
 _TEMPORARY = '.orbax-checkpoint-tmp'
 
@@ -64,12 +66,8 @@ def _text(sealed: dict[str, Any]) -> str:
 
 def _commit(folder: pathlib.Path, body: dict[str, Any]) -> None:
   body = json.loads(json.dumps(body))  # its keys as they will be read
-  temporary = folder / f'{_DIGESTS}.tmp'
-  with open(temporary, 'w') as f:
-    f.write(_text({'seal': _seal(body), 'body': body}))
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, folder / _DIGESTS)
+  text = _text({'seal': _seal(body), 'body': body})
+  disk.write(folder / _DIGESTS, text.encode())
 
 
 def _verify(folder: pathlib.Path) -> dict[str, Any] | None:

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from chimera import disk
+
 NAME = 'rollbacks.json'
 # Healthy clones without which a cycle counts as sick: the median of one is
 # itself, and nothing would speak against it.
@@ -151,11 +153,7 @@ class Rollbacks:
         'more by --config.train.rollbacks.'
       )
     self.reasons.append(reason)
-    with open(f'{self._path}.tmp', 'w', encoding='utf-8') as f:
-      json.dump(self.reasons, f, indent=1)
-      f.flush()
-      os.fsync(f.fileno())
-    os.replace(f'{self._path}.tmp', self._path)
+    disk.write_json(self._path, self.reasons)
 
   def key_data(self, seed: int) -> np.ndarray:
     """Of the run's random key: another one after each roll-back."""

@@ -35,7 +35,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from chimera import models, optics, poincare
+from chimera import disk, models, optics, poincare
 
 FORMAT = 1
 WEIGHTS = 'tokenizer.safetensors'
@@ -229,9 +229,9 @@ def save(
     'files': {name: _digest(data) for name, data in files.items()},
   }
   for name, data in files.items():
-    write(home / name, data)
+    disk.write(home / name, data)
   meta['seal'] = _seal(meta)
-  write(home / META, json.dumps(meta, indent=1).encode())
+  disk.write_json(home / META, meta)
 
 
 def load(folder: str | os.PathLike) -> Tokenizer:
@@ -321,13 +321,3 @@ def _seal(meta: dict[str, Any]) -> str:
 
 def _digest(data: bytes) -> str:
   return hashlib.sha256(data).hexdigest()
-
-
-def write(path: pathlib.Path, data: bytes) -> None:
-  """Atomic: the old file or the new one, whole."""
-  temporary = path.with_name(f'{path.name}.tmp')
-  with open(temporary, 'wb') as f:
-    f.write(data)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, path)

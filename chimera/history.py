@@ -10,6 +10,8 @@ import os
 import time
 from typing import Any, NamedTuple
 
+from chimera import disk
+
 NAME = 'history.jsonl'
 
 
@@ -47,9 +49,7 @@ class History:
     """Forgets the rows after a cycle, on the disk too."""
     self.rows[:] = [row for row in self.rows if row.cycle <= cycle]
     lines = ''.join(_line(row) for row in self.rows)
-    with open(f'{self._path}.tmp', 'w') as f:
-      f.write(lines)
-    os.replace(f'{self._path}.tmp', self._path)
+    disk.write(self._path, lines.encode())
 
   def append(
     self,

@@ -16,7 +16,6 @@ import importlib.util
 import io
 import math
 import os
-import pathlib
 import struct
 import threading
 from typing import BinaryIO, NamedTuple
@@ -26,7 +25,7 @@ from absl import logging
 import numpy as np
 from PIL import Image, ImageOps
 
-from chimera import archives, arrays
+from chimera import archives, arrays, disk
 
 # Real photographs in scikit-image's wheel. motorcycle_right is the scene of
 # motorcycle_left and microaneurysms a part of retina: they would leak.
@@ -316,16 +315,8 @@ def write_manifest(
   writer.writerow(MANIFEST_HEADER)
   for i, (crop, score) in enumerate(zip(crops, scores, strict=True)):
     writer.writerow((i, f'{float(score):.9g}', *crop))
-  path = pathlib.Path(path)
-  temporary = path.with_name(path.name + '.tmp')
   # File names need not be UTF-8.
-  with open(
-    temporary, 'w', encoding='utf-8', errors='surrogateescape', newline=''
-  ) as f:
-    f.write(text.getvalue())
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, path)
+  disk.write(path, text.getvalue().encode(errors='surrogateescape'))
 
 
 def read_manifest(

@@ -32,6 +32,7 @@ import safetensors
 import safetensors.numpy
 
 from chimera import (
+  disk,
   export,
   images,
   mission_control,
@@ -456,13 +457,13 @@ def _learn(
     figures['correlation'],
   )
   flat = jax.device_get(traverse_util.flatten_dict(variables, sep='/'))
-  _write(home / 'optics.safetensors', safetensors.numpy.save(flat))
+  disk.write(home / 'optics.safetensors', safetensors.numpy.save(flat))
   meta = {
     'architecture': architecture,
     'figures': {**learned, **figures},
     'settings': _settings(config),
   }
-  _write(home / 'optics.json', json.dumps(meta, indent=1).encode())
+  disk.write_json(home / 'optics.json', meta)
 
 
 def _inherit(folder: str) -> Any:
@@ -485,10 +486,7 @@ def _let_in(
     [images.Crop(f'{source}[{i}]', 0, 0, paths.shape[1]) for i in train],
     np.full(len(train), np.nan),
   )
-  _write(
-    home / 'optics.json',
-    json.dumps({'settings': _settings(config)}, indent=1).encode(),
-  )
+  disk.write_json(home / 'optics.json', {'settings': _settings(config)})
   parts = (
     paths[train[start : start + chunk]] for start in range(0, len(train), chunk)
   )
@@ -498,7 +496,7 @@ def _let_in(
 def _save_held_out(home: pathlib.Path, **arrays: np.ndarray) -> None:
   buffer = io.BytesIO()
   np.savez(buffer, **arrays)
-  _write(home / 'held_out.npz', buffer.getvalue())
+  disk.write(home / 'held_out.npz', buffer.getvalue())
 
 
 def _stream(
@@ -527,7 +525,7 @@ def _finish(
   """latents.npy, whole, once there are digests of everything."""
   body = json.dumps(_digests(home, temporary, path.name), indent=1)
   seal = hashlib.sha256(body.encode()).hexdigest()
-  _write(home / _DIGESTS, f'{seal}\n{body}'.encode())
+  disk.write(home / _DIGESTS, f'{seal}\n{body}'.encode())
   os.replace(temporary, path)
 
 
@@ -572,16 +570,6 @@ def _verify(home: pathlib.Path, path: pathlib.Path) -> None:
       f'{path.parent} differs (a checksum): make the latents anew in another '
       '--workdir.'
     )
-
-
-def _write(path: pathlib.Path, data: bytes) -> None:
-  """Atomic: the old file or the new one, whole."""
-  temporary = path.with_name(f'{path.name}.tmp')
-  with open(temporary, 'wb') as f:
-    f.write(data)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, path)
 
 
 def _examine(

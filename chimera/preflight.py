@@ -1,23 +1,21 @@
 """What a config and a workdir must satisfy before anything compiles.
 
-Every key of configs/chimera.py has its rule here. Each check raises ValueError
-in one line: the rule, the value, the flag that mends it.
+Each check raises ValueError in one line: the rule, the value, the flag that
+mends it. The rules of single values are in `rules.py`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 import contextlib
 import difflib
 import json
-import math
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_collections
 
-from chimera import images, lock
+from chimera import disk, images, lock, rules
 
-CLONES = 4
 # What a resumed run may do differently: nothing that is learned depends on it.
 FREE = (
   'devices',
@@ -50,213 +48,6 @@ _AGENTS = (
 )
 _TRAINED = ('checkpoints/*', 'evaluation.json')
 _PREPARED = ('optics/*', 'latents.npy', 'manifest.csv', 'curriculum_bins_*')
-
-
-class _Rule(NamedTuple):
-  text: str
-  holds: Callable[[Any], bool]
-
-
-def _number(text: str, holds: Callable[[Any], bool]) -> _Rule:
-  def check(v: Any) -> bool:
-    is_number = isinstance(v, int | float) and not isinstance(v, bool)
-    return is_number and math.isfinite(v) and holds(v)
-
-  return _Rule(text, check)
-
-
-def _at_least(low: float) -> _Rule:
-  return _number(f'at least {low:g}', lambda v: v >= low)
-
-
-def _above(low: float) -> _Rule:
-  return _number(f'above {low:g}', lambda v: v > low)
-
-
-def _within(text: str) -> _Rule:
-  """From an interval as it is written: '[0, 1)'."""
-  low, high = (float(x) for x in text[1:-1].split(','))
-  return _number(
-    f'in {text}',
-    lambda v: (
-      (low <= v if text[0] == '[' else low < v)
-      and (v <= high if text[-1] == ']' else v < high)
-    ),
-  )
-
-
-def _one_of(*choices: Any) -> _Rule:
-  return _Rule(
-    f'one of {", ".join(map(repr, choices))}',
-    lambda v: type(v) in map(type, choices) and v in choices,
-  )
-
-
-def _each(rule: _Rule) -> _Rule:
-  """A value a clone."""
-  return _Rule(
-    f'a tuple of {CLONES}, one a clone, each {rule.text}',
-    lambda v: (
-      isinstance(v, tuple) and len(v) == CLONES and all(map(rule.holds, v))
-    ),
-  )
-
-
-def _is_file_name(v: Any) -> bool:
-  return isinstance(v, str) and v == os.path.basename(v) and v[:1] not in '.'
-
-
-def _is_file(v: Any) -> bool:
-  return isinstance(v, str) and os.path.isfile(v)
-
-
-def _are_lessons(v: Any) -> bool:
-  """Disjoint, so that no bin weighs twice."""
-  if not (
-    isinstance(v, tuple)
-    and len(v) == CLONES
-    and all(isinstance(bins, tuple) and bins for bins in v)
-  ):
-    return False
-  flat = [b for bins in v for b in bins]
-  return len(set(flat)) == len(flat) and set(flat) <= set(range(10))
-
-
-_FLAG = _one_of(True, False)
-_TEXT = _Rule('text', lambda v: isinstance(v, str))
-_SHARE = _within('[0, 1]')
-_DECAY = _within('[0, 1)')
-_BOUND = _number('above 1, or 0 for none', lambda v: v > 1 or v == 0)
-
-_RULES = {
-  'basename': _Rule('a plain file name', _is_file_name),
-  'init_from': _TEXT,
-  'seed': _within('[0, 2147483647]'),
-  'devices': _one_of(0, 1, 2, 4),
-  'clone_names': _each(_Rule('a plain file name', _is_file_name)),
-  'data.source': _TEXT,
-  'data.held_out_source': _TEXT,
-  'data.held_out_fraction': _within('(0, 1)'),
-  'data.image_size': _at_least(1),
-  'data.train_count': _at_least(10),
-  'data.held_out_count': _at_least(1),
-  'data.crop': _one_of('random', 'whole'),
-  'data.max_scale': _at_least(1),
-  'data.seed': _at_least(0),
-  'optics.cell': _at_least(1),
-  'optics.width': _at_least(1),
-  'optics.radius': _one_of('contrast', 'free'),
-  'optics.steps': _at_least(1),
-  'optics.batch_size': _at_least(1),
-  'optics.learning_rate': _above(0),
-  'optics.noise': _at_least(0),
-  'optics.chunk': _at_least(1),
-  'school.enabled': _FLAG,
-  'school.metric': _one_of('mean_radius', 'total_variation'),
-  'school.lessons': _Rule(
-    f'a tuple of {CLONES} tuples of bins from 0 to 9, each bin once',
-    _are_lessons,
-  ),
-  'school.mix': _SHARE,
-  'school.enrol_from': _at_least(0),
-  'school.enrol_every': _at_least(1),
-  'school.half_life': _above(0),
-  'school.floor': _SHARE,
-  'school.resident_mb': _at_least(0),
-  'school.rotating_samples': _at_least(1),
-  'school.rotate_every': _at_least(1),
-  'model.width': _at_least(1),
-  'model.blocks': _at_least(0),
-  'model.downsample': _number(
-    'a power of 2', lambda v: v >= 1 and not v & (v - 1)
-  ),
-  'model.codes': _at_least(2),
-  'model.code_dim': _at_least(1),
-  'model.revive_after': _at_least(0),
-  'model.critic_width': _at_least(1),
-  **dict.fromkeys(
-    (
-      'loss.l1',
-      'loss.vq',
-      'loss.adv',
-      'loss.varentropy',
-      'loss.ssim',
-      'loss.edge',
-      'loss.autocorrelation',
-      'loss.moments',
-      'loss.spectrum',
-      'loss.color_covariance',
-      'loss.commitment',
-      'loss.adv_ramp',
-      'critic.penalty',
-      'critic.drift',
-    ),
-    _at_least(0),
-  ),
-  'loss.temperature': _above(0),
-  'critic.learning_rate': _above(0),
-  'specialists.strength': _SHARE,
-  'pid.enabled': _FLAG,
-  'pid.smoothing': _DECAY,
-  'pid.limit': _at_least(0),
-  'pid.slew': _at_least(0),
-  'pid.proportional': _each(_at_least(0)),
-  'pid.integral': _each(_at_least(0)),
-  'pid.derivative': _each(_at_least(0)),
-  'q.enabled': _FLAG,
-  'q.actions': _Rule(
-    'a tuple of numbers above 0',
-    lambda v: isinstance(v, tuple) and v and all(map(_above(0).holds, v)),
-  ),
-  'q.window': _at_least(2),
-  'q.every': _at_least(1),
-  'q.history': _one_of('own', 'total'),
-  'q.low': _each(_above(0)),
-  'q.high': _each(_above(0)),
-  'q.rate': _SHARE,
-  'q.discount': _DECAY,
-  'q.epsilon': _SHARE,
-  'q.epsilon_end': _SHARE,
-  'q.epsilon_decay': _above(0),
-  'meld.enabled': _FLAG,
-  'meld.every': _at_least(1),
-  'meld.alpha': _DECAY,
-  'meld.weights': _one_of('equal', 'mass'),
-  'meld.optimizer_state': _one_of('local', 'shared_v', 'shared'),
-  'meld.outer_learning_rate': _above(0),
-  'meld.outer_momentum': _DECAY,
-  'meld.ema': _DECAY,
-  'meld.loss_bound': _BOUND,
-  'meld.update_bound': _BOUND,
-  'meld.sick_cycles': _at_least(1),
-  'train.cycles': _at_least(1),
-  'train.batch_size': _at_least(1),
-  'train.learning_rate': _above(0),
-  'train.warmup': _at_least(0),
-  'train.schedule': _one_of('cosine', 'constant'),
-  'train.adam_b1': _DECAY,
-  'train.adam_b2': _DECAY,
-  'train.cycles_per_dispatch': _at_least(1),
-  'train.log_every': _at_least(1),
-  'train.eval_every': _at_least(1),
-  'train.checkpoint_every': _at_least(1),
-  'train.keep': _at_least(1),
-  'train.rollbacks': _at_least(0),
-  'train.keep_best': _FLAG,
-  'train.dashboard': _FLAG,
-  'eval.batch_size': _at_least(1),
-  'eval.preview': _at_least(1),
-  'export.weights': _one_of('master', 'ema'),
-  'tokens.crop': _one_of('center', 'tiles'),
-  'tokens.batch_size': _at_least(1),
-  'tokens.shard': _at_least(1),
-  'eval.inception': _Rule("'' or a file", lambda v: v == '' or _is_file(v)),
-}
-# These groups hold a value a clone for every loss term.
-_TERM_GROUPS = {
-  'specialists.': _each(_at_least(0)),
-  'pid.target.': _each(_above(0)),
-}
 
 
 def keys(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -313,18 +104,20 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     ValueError: the first rule that does not hold.
   """
   values = keys(config)
-  terms = [k for k in values for group in _TERM_GROUPS if k.startswith(group)]
-  check_keys(values, [*_RULES, *terms])
-  for key, rule in _RULES.items():
+  terms = [
+    k for k in values for group in rules.TERM_GROUPS if k.startswith(group)
+  ]
+  check_keys(values, [*rules.RULES, *terms])
+  for key, rule in rules.RULES.items():
     if key not in values:
       raise ValueError(
         f'The config lacks the key {key}: take it over from configs/chimera.py.'
       )
-    _check(key, rule, values[key])
+    rules.check(key, rule, values[key])
   for key in terms:
-    if key not in _RULES:
+    if key not in rules.RULES:
       group = key.rpartition('.')[0] + '.'
-      _check(key, _TERM_GROUPS[group], values[key])
+      rules.check(key, rules.TERM_GROUPS[group], values[key])
   _check_together(config)
 
 
@@ -517,8 +310,7 @@ def claim_workdir(
     check_workdir(config, workdir)
     contents = _contents(path)
     before = claim.read_bytes() if claim.exists() else None
-    text = json.dumps(json.loads(config.to_json()), indent=1)
-    _write(claim, text.encode())
+    disk.write_json(claim, json.loads(config.to_json()))
     try:
       yield
     except (ValueError, OSError):
@@ -526,7 +318,7 @@ def claim_workdir(
         if before is None:
           claim.unlink()
         else:
-          _write(claim, before)
+          disk.write(claim, before)
       raise
 
 
@@ -546,34 +338,19 @@ def _contents(path: pathlib.Path) -> tuple[bool, bool]:
   return trained, prepared
 
 
-def _write(path: pathlib.Path, data: bytes) -> None:
-  """Atomic: the old file or the new one, whole."""
-  temporary = path.with_name(f'{path.name}.tmp')
-  with open(temporary, 'wb') as f:
-    f.write(data)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, path)
-
-
-def _check(key: str, rule: _Rule, value: Any) -> None:
-  if not rule.holds(value):
-    raise ValueError(
-      f'{key} must be {rule.text}, got {key} = {value!r}: mend --config.{key}.'
-    )
-
-
 def _check_together(config: ml_collections.ConfigDict) -> None:
   """Rules between keys."""
   c = config
-  if len(set(c.clone_names)) < CLONES:
+  if len(set(c.clone_names)) < rules.CLONES:
     raise ValueError(
       f'clone_names must differ, got {c.clone_names}: mend '
       '--config.clone_names.'
     )
-  _check(
+  rules.check(
     'q.epsilon_end',
-    _number(f'at most q.epsilon = {c.q.epsilon}', lambda v: v <= c.q.epsilon),
+    rules.number(
+      f'at most q.epsilon = {c.q.epsilon}', lambda v: v <= c.q.epsilon
+    ),
     c.q.epsilon_end,
   )
   for i, name in enumerate(c.clone_names):
@@ -583,36 +360,36 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
         f'{name}: mend --config.q.low.'
       )
   n = c.train.cycles_per_dispatch
-  whole = _number(
+  whole = rules.number(
     f'a multiple of train.cycles_per_dispatch = {n}', lambda v: v % n == 0
   )
   for key in ('cycles', 'log_every', 'eval_every', 'checkpoint_every'):
-    _check(f'train.{key}', whole, c.train[key])
+    rules.check(f'train.{key}', whole, c.train[key])
   if images.is_path_params(c.data.source):
-    _check('eval.inception', _one_of(''), c.eval.inception)
+    rules.check('eval.inception', rules.one_of(''), c.eval.inception)
     return
   side = c.optics.cell * c.model.downsample
-  _check(
+  rules.check(
     'data.image_size',
-    _number(
+    rules.number(
       f'a multiple of optics.cell * model.downsample = {side}',
       lambda v: v % side == 0,
     ),
     c.data.image_size,
   )
-  _check(
+  rules.check(
     'data.image_size',
     # The perceptual terms need a grid of 8.
-    _at_least(8 * c.optics.cell),
+    rules.at_least(8 * c.optics.cell),
     c.data.image_size,
   )
   cuts = [(c.data.train_count * k + 5) // 10 for k in range(11)]
   smallest = min(
     sum(cuts[b + 1] - cuts[b] for b in bins) for bins in c.school.lessons
   )
-  _check(
+  rules.check(
     'train.batch_size',
-    _number(
+    rules.number(
       f'at most the samples of the smallest lesson, {smallest}',
       lambda v: v <= smallest,
     ),

@@ -20,6 +20,7 @@ import numpy as np
 
 from chimera import (
   images,
+  keeper,
   latents,
   mission_control,
   optics,
@@ -195,7 +196,7 @@ def _sections(
     seconds.append(time.perf_counter() - start)
   # The first one still fetches and places.
   seconds = seconds[1:] or seconds
-  first = train.open_checkpoints(c, workdir).latest() or 0
+  first = keeper.open_checkpoints(c, workdir).latest() or 0
   yield ('Time', *_time(config, compile_seconds, seconds, first))
   yield ('Start', _start(config, first))
 

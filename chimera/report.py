@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from chimera import evaluate, history, images, models, poincare, school
+from chimera import disk, evaluate, history, images, models, poincare, school
 
 if TYPE_CHECKING:
   from matplotlib import axes
@@ -177,9 +177,7 @@ def write(
     f'<body>\n{chr(10).join(body)}\n</body></html>\n'
   )
   path = workdir / 'report.html'
-  temporary = workdir / 'report.html.tmp'
-  temporary.write_text(page, encoding='utf-8')
-  os.replace(temporary, path)
+  disk.write(path, page.encode())
   return str(path)
 
 

@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from chimera import disk
+
 BINS = 10
 CLASSES = {
   'Remedial Structure': (0,),
@@ -191,16 +193,6 @@ def radius_check(scores_N: np.ndarray, gradients_N: np.ndarray) -> float:
   return correlation
 
 
-def _write(path: pathlib.Path, data: bytes) -> None:
-  """Atomic: the old file or the new one, whole."""
-  temporary = path.with_name(f'{path.name}.tmp')
-  with open(temporary, 'wb') as f:
-    f.write(data)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, path)
-
-
 def save_curriculum(
   path: str | os.PathLike,
   bins: dict[int, list[int]],
@@ -219,9 +211,9 @@ def save_curriculum(
   """
   path = pathlib.Path(path)
   data = pickle.dumps(bins, protocol=4)
-  _write(path, data)
+  disk.write(path, data)
   tie = _tie(data, digest, metric, sum(map(len, bins.values())))
-  _write(path.with_suffix('.json'), tie)
+  disk.write(path.with_suffix('.json'), tie)
 
 
 def _tie(data: bytes, digest: str, metric: str, samples: int) -> bytes:

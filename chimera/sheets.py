@@ -5,6 +5,7 @@ without knowing the run.
 """
 
 from collections.abc import Sequence
+import io
 import json
 import math
 import os
@@ -12,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from chimera import disk
 
 _TEXT = 15  # pixels, the height of a sheet's letters
 _MARGIN = 8  # pixels between a row's name and its tiles
@@ -108,9 +111,9 @@ def save(path: str | os.PathLike, picture: np.ndarray, sheet: Sheet) -> None:
   """A PNG that holds its geometry as JSON, in the text chunk of `_KEY`."""
   info = PngImagePlugin.PngInfo()
   info.add_text(_KEY, json.dumps(sheet._asdict()))
-  temporary = f'{path}.tmp'
-  Image.fromarray(picture).save(temporary, format='PNG', pnginfo=info)
-  os.replace(temporary, path)
+  png = io.BytesIO()
+  Image.fromarray(picture).save(png, format='PNG', pnginfo=info)
+  disk.write(path, png.getvalue())
 
 
 def geometry(path: str | os.PathLike) -> Sheet:

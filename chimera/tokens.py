@@ -29,7 +29,7 @@ import ml_collections
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from chimera import export, images, latents, mission_control
+from chimera import disk, export, images, latents, mission_control
 
 FORMAT = 1
 META = 'tokens.json'
@@ -332,14 +332,14 @@ def _stream(
     if not done['count']:
       # A shard without a journal would be anyone's.
       home.mkdir(parents=True, exist_ok=True)
-      export.write(home / PARTIAL, json.dumps(done).encode())
-    export.write(home / file, data)
+      disk.write(home / PARTIAL, json.dumps(done).encode())
+    disk.write(home / file, data)
     done['shards'].append(
       {'file': file, 'count': count, 'sha256': _digest(data)}
     )
     done['count'] += count
     settle()
-    export.write(home / PARTIAL, json.dumps(done).encode())
+    disk.write(home / PARTIAL, json.dumps(done).encode())
 
   with mission_control.bar('Photographs', len(sources)) as report:
     for part in _encode_each(loaded, crops(), batch_size):
@@ -362,7 +362,7 @@ def _stream(
       len(done['skipped']),
       done['skipped'][0],
     )
-  export.write(home / META, json.dumps(done, indent=1).encode())
+  disk.write_json(home / META, done)
   (home / PARTIAL).unlink()
   logging.info(
     '%d crop(s) of %d photograph(s) in %s.',
@@ -476,7 +476,7 @@ def _beside(*pictures: np.ndarray) -> np.ndarray:
 def _save(path: pathlib.Path, picture: np.ndarray) -> None:
   buffer = io.BytesIO()
   Image.fromarray(picture).save(buffer, format='PNG')
-  export.write(path, buffer.getvalue())
+  disk.write(path, buffer.getvalue())
 
 
 def _npy(x: np.ndarray) -> bytes:

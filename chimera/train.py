@@ -1,13 +1,10 @@
 """Stage 2's loop: the School opens, four clones learn, a master is melded."""
 
-from collections.abc import Iterator
 import contextlib
+import functools
 import json
-import math
-import operator
 import os
-import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from absl import logging
 import jax
@@ -15,25 +12,21 @@ import ml_collections
 import numpy as np
 
 from chimera import (
-  checkpoint,
   dashboard,
+  disk,
   divergence,
-  evaluate,
   export,
-  history,
   images,
-  live,
   losses,
   mission_control,
   origin,
   preemption,
-  preflight,
-  provenance,
   report,
   school,
-  sheets,
-  writers,
 )
+from chimera import exam as exam_lib
+from chimera import keeper as keeper_lib
+from chimera import observers as observers_lib
 from chimera import state as state_lib
 from chimera import step as step_lib
 
@@ -99,91 +92,84 @@ def train(
   bins = prepare_curriculum(config, workdir, data)
   devices = choose_devices(config.devices)
   spec, born = newborn(config, data, bins)
-  keeper = Keeper(config, workdir, bins)
+  keeper = keeper_lib.Keeper(config, workdir, bins)
   rollbacks = divergence.Rollbacks(workdir, config.train.rollbacks)
-  first, host, specialists = set_out(config, keeper, rollbacks, born)
-  if first:
-    logging.info('Resuming from cycle %d.', first)
+  done, host, specialists = set_out(config, keeper, rollbacks, born)
+  if done:
+    logging.info('Resuming from cycle %d.', done)
   elif config.init_from:
     born = host = inherit(config, host)
     logging.info('Starting from %s.', config.init_from)
-  is_over = first >= config.train.cycles
-  if is_over and keeper.extra['is_judged'] and has_results(workdir, first):
+  cycles = config.train.cycles
+  is_over = done >= cycles
+  if is_over and keeper.extra['is_judged'] and has_results(workdir, done):
     logging.info('Nothing to do: %s has all its cycles.', workdir)
     return {}
-  held_out, eyes, scores_N = look_at_held_out(config, data, bins)
-  observers = Observers(config, workdir, spec, first)
+  held_out, eyes, scores_N = exam_lib.look_at_held_out(config, data, bins)
+  examine = functools.partial(exam_lib.examine, config, spec, held_out, eyes)
+  observers = observers_lib.Observers(config, workdir, spec, done)
 
-  def judge(done: int, master: state_lib.Master, specialists: Any) -> Exam:
+  def judge(
+    done: int, master: state_lib.Master, specialists: Any
+  ) -> exam_lib.Exam:
     with observers.during('evaluating'):
-      exam = examine(config, spec, held_out, eyes, master, specialists)
-      with spared('evaluation.json'):
-        save_figures(workdir, exam.figures, protocol(config, held_out, done))
-      observers.judged(done, exam, save_preview(workdir, exam, done))
+      exam = examine(master, specialists)
+      record = exam_lib.protocol(config, held_out, done)
+      with disk.spared('evaluation.json'):
+        exam_lib.save_figures(workdir, exam.figures, record)
+      sheet = exam_lib.save_preview(workdir, exam, done)
+      observers.judged(done, exam, sheet)
     keeper.judged(done, exam.figures)
     return exam
 
-  with observers:
-    observers.introduce(held_out, scores_N, first)
+  with observers, contextlib.ExitStack() as deferred:
+    observers.introduce(held_out, scores_N, done)
     if not keeper.extra['is_judged']:
-      exam = judge(first, host.master, specialists)
+      exam = judge(done, host.master, specialists)
     elif is_over:
-      exam = examine(config, spec, held_out, eyes, host.master, specialists)
+      exam = examine(host.master, specialists)
     if not is_over:
-      missions = step_lib.put(
-        state_lib.stack(state_lib.create_missions(config, bins)), devices
-      )
-      shards = Shards(config, data.paths_NxHxWxC, devices)
-      shard = shards.deal(host.school.enrolled_L, first)
-      state = step_lib.put(host, devices)
-      cycles = config.train.cycles_per_dispatch
-      train_step = step_lib.make_train_step(
-        spec, devices, cycles=cycles, resident=shards.resident
-      )
+      engine = Engine(config, spec, bins, data.paths_NxHxWxC, devices)
+      engine.place(host, done)
       observers.compiling(len(devices))
-    done, is_new = first, True
-    with contextlib.ExitStack() as deferred:
-      while done < config.train.cycles:
-        done += cycles
-        with jax.transfer_guard('disallow'):
-          state, metrics = train_step(state, missions, shard)
-        specialists = metrics.pop('specialist')
-        if is_new:
-          observers.compiled()
-          deferred.enter_context(watch.deferred())
-          is_new = False
-        last = done == config.train.cycles
-        if done % config.train.log_every == 0 or last:
-          seen = step_lib.fetch(metrics)
-          observers.saw(done, seen)
-          if has_diverged(config, done, seen, rollbacks):
-            done, host, _ = set_out(config, keeper, rollbacks, born)
-            logging.warning('Rolled back to cycle %d, with another key.', done)
-            observers.rewind(done)
-            state = step_lib.put(host, devices)
-            shard = shards.deal(host.school.enrolled_L, done)
-            continue
-        if last:
-          keeper.extra['rows'] = summarize(config, bins, seen)
-        if shards.are_due(done, cycles):
-          shard = shards.deal(step_lib.fetch(state.school.enrolled_L), done)
-        if done % config.train.eval_every == 0 or last:
-          keeper.extra['is_judged'] = False
-          if watch.signum is None:
-            with watch.interruptible():
-              exam = judge(done, *step_lib.fetch((state.master, specialists)))
-        if watch.signum is not None or keeper.is_due(done):
-          with observers.during('saving'):
-            keeper.save(done, *step_lib.fetch((state, specialists)), watch)
-        watch.stop(
-          f'Stopped at cycle {done}, saved: the same command goes on from here.'
-        )
+      is_new = True
+    while done < cycles:
+      metrics, specialists = engine.dispatch()
+      done += engine.cycles
+      is_last = done == cycles
+      if is_new:
+        observers.compiled()
+        deferred.enter_context(watch.deferred())
+        is_new = False
+      if done % config.train.log_every == 0 or is_last:
+        seen = step_lib.fetch(metrics)
+        observers.saw(done, seen)
+        if has_diverged(config, done, seen, rollbacks):
+          done, host, _ = set_out(config, keeper, rollbacks, born)
+          logging.warning('Rolled back to cycle %d, with another key.', done)
+          observers.rewind(done)
+          engine.place(host, done)
+          continue
+      if is_last:
+        keeper.extra['rows'] = summarize(config, bins, seen)
+      engine.deal_if_due(done)
+      if done % config.train.eval_every == 0 or is_last:
+        keeper.extra['is_judged'] = False
+        if watch.signum is None:
+          with watch.interruptible():
+            exam = judge(
+              done, *step_lib.fetch((engine.state.master, specialists))
+            )
+      if watch.signum is not None or keeper.is_due(done):
+        with observers.during('saving'):
+          keeper.save(done, *step_lib.fetch((engine.state, specialists)), watch)
+      watch.stop(
+        f'Stopped at cycle {done}, saved: the same command goes on from here.'
+      )
     if not is_over:
-      host = step_lib.fetch(state)
-  with spared('The tokenizer'):
-    save_tokenizer(
-      config, workdir, spec, host.master, data, config.train.cycles
-    )
+      host = step_lib.fetch(engine.state)
+  with disk.spared('The tokenizer'):
+    save_tokenizer(config, workdir, spec, host.master, data, cycles)
   rows = keeper.extra['rows']
   save_report(
     config,
@@ -200,115 +186,9 @@ def train(
     ),
     rows,
   )
-  record = protocol(config, held_out, config.train.cycles)
+  record = exam_lib.protocol(config, held_out, cycles)
   mission_control.show(mission_control.summary(rows, exam.figures, record))
-  return _flat(exam.figures)
-
-
-class Keeper:
-  """The checkpoints of a run, and what they hold beside the state.
-
-  Attributes:
-    extra: `config` and `curriculum`, digests of what the run is bound to;
-      `best`, cycle and held-out path_l1 of the best evaluation so far;
-      `is_judged`, False where the evaluation of this cycle is still to come;
-      `rows` of the last table, once the last cycle is done.
-  """
-
-  def __init__(
-    self,
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    bins: dict[int, list[int]],
-  ):
-    self._config = config
-    self._workdir = workdir
-    self._checkpoints = open_checkpoints(config, workdir)
-    self._bound = {
-      'config': provenance.digest(preflight.binding(config)),
-      'curriculum': provenance.digest({str(k): v for k, v in bins.items()}),
-    }
-    self.begin()
-
-  def begin(self) -> None:
-    """As a run that has no checkpoint."""
-    self.extra: dict[str, Any] = {
-      **self._bound,
-      'best': {'cycle': None, 'score': None},
-      'is_judged': True,
-      'rows': [],
-    }
-
-  def restore(
-    self, born: state_lib.CloneState
-  ) -> tuple[int, state_lib.CloneState, Any] | None:
-    """(cycles done, state, specialists) of the newest whole one, if any.
-
-    Args:
-      born: newborn clones.
-
-    Raises:
-      ValueError: it is of another config or curriculum.
-    """
-    restored = self._checkpoints.restore(saved(born))
-    if restored is None:
-      return None
-    done, tree, extra = restored
-    for name, digest in self._bound.items():
-      if extra.get(name) != digest:
-        raise ValueError(
-          f'The checkpoints in {self._workdir} must be of this {name}, and are '
-          'of another (a digest differs): give a new --workdir.'
-        )
-    self.extra = extra
-    return done, tree['state'], tree['specialists']
-
-  def judged(self, done: int, figures: dict[str, dict[str, float]]) -> None:
-    """An evaluation; the best is that of the master's least path_l1."""
-    score, best = figures['master']['path_l1'], self.extra['best']['score']
-    if score < (math.inf if best is None else best):  # NaN never is
-      self.extra['best'] = {'cycle': done, 'score': score}
-    self.extra['is_judged'] = True
-
-  def is_due(self, done: int) -> bool:
-    """Whether a checkpoint is to be made of this cycle."""
-    config = self._config
-    return (
-      done % config.train.checkpoint_every == 0
-      or done == config.train.cycles
-      or (config.train.keep_best and self.extra['best']['cycle'] == done)
-    )
-
-  def save(
-    self,
-    done: int,
-    state: state_lib.CloneState,
-    specialists: Any,
-    watch: preemption.Watch,
-  ) -> None:
-    """Saves all that goes on; what cannot be written is tried again later.
-
-    Raises:
-      preemption.Stopped: it cannot, and a signal ends the run.
-      OSError: it cannot, and the run is over.
-    """
-    there = self._checkpoints.latest() or 0
-    is_over = done == self._config.train.cycles
-    lost = f'Cycles {there + 1} to {done} are not saved'
-    if state.health.sick.any() and not is_over:
-      watch.stop(f'{lost}, their clones are sick.')
-      logging.warning('%s: their clones are sick.', lost)
-      return
-    best = self.extra['best']['cycle'] if self._config.train.keep_best else None
-    try:
-      self._checkpoints.save(done, saved(state, specialists), self.extra, best)
-    except OSError as e:
-      watch.stop(f'{lost}: {e}')
-      if is_over:
-        raise OSError(
-          f'{lost}: {e} Make room: the same command goes on from cycle {there}.'
-        ) from e
-      logging.warning('%s: %s The next one is tried.', lost, e)
+  return exam_lib.flat(exam.figures)
 
 
 def has_results(workdir: str, done: int) -> bool:
@@ -326,144 +206,9 @@ def has_results(workdir: str, done: int) -> bool:
   return os.path.exists(os.path.join(workdir, 'report.html'))
 
 
-@contextlib.contextmanager
-def spared(name: str) -> Iterator[None]:
-  """Where it cannot be written, the run goes on, with a warning."""
-  try:
-    yield
-  except OSError as e:
-    logging.warning('%s could not be written, the run goes on: %s', name, e)
-
-
-class Observers:
-  """Who is told what happens: the dashboard, TensorBoard and the history.
-
-  Args:
-    config: the run's.
-    workdir: the run's.
-    spec: of the step.
-    first: cycle from which the run goes on.
-  """
-
-  def __init__(
-    self,
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    spec: state_lib.StepSpec,
-    first: int,
-  ):
-    self._config = config
-    self._spec = spec
-    self._progress = mission_control.Progress(config.train.cycles, first)
-    self._last_time = dashboard.compile_seconds(history.read(workdir))
-    self._compile_seconds: float | None = None
-    self._since = time.time()
-    self._history = history.History(workdir, first)
-    self._history_is_whole = True
-    self._look = live.Look(
-      workdir, json.loads(config.to_json()), self._history.rows
-    )
-    self._live = live.Live(
-      self._look,
-      os.path.join(workdir, 'train.log'),
-      wanted=config.train.dashboard,
-    )
-    self._workdir = workdir
-    self._open = contextlib.ExitStack()
-
-  def __enter__(self) -> 'Observers':
-    with contextlib.ExitStack() as opened:
-      opened.enter_context(self._live)
-      self._board = opened.enter_context(
-        writers.Writers(self._workdir, self._config.clone_names)
-      )
-      self._open = opened.pop_all()
-    return self
-
-  def __exit__(self, *error: Any) -> None:
-    self._open.__exit__(*error)
-
-  def introduce(
-    self, held_out: evaluate.HeldOut, scores_N: np.ndarray, first: int
-  ) -> None:
-    """Once: what the run is."""
-    self._board.introduce(
-      preflight.keys(self._config),
-      {
-        'config': self._config.to_dict(),
-        'protocol': protocol(self._config, held_out, self._config.train.cycles),
-      },
-      losses.TERMS,
-    )
-    self._board.histograms(first, {'school/complexity': scores_N})
-
-  def compiling(self, devices: int) -> None:
-    doing, last_time = f'compiling the step for {devices} device(s)', ''
-    if self._last_time is not None:
-      seconds = mission_control.format_seconds(self._last_time)
-      last_time = f' ({seconds} last time)'
-    logging.info('%s%s.', doing.capitalize(), last_time)
-    self._look.say(doing, last_time)
-    self._start = time.monotonic()
-
-  def compiled(self) -> None:
-    self._compile_seconds = time.monotonic() - self._start
-    self._since = time.time()
-    self._look.say('training')
-
-  @contextlib.contextmanager
-  def during(self, doing: str) -> Iterator[None]:
-    """The dashboard says what keeps the training waiting."""
-    self._look.say(doing)
-    yield
-    self._look.say('training', since=self._since)
-
-  def rewind(self, done: int) -> None:
-    """The run went back; what follows was not seen."""
-    self._progress = mission_control.Progress(self._config.train.cycles, done)
-    self._history.rewind(done)
-
-  def saw(self, done: int, seen: dict[str, np.ndarray]) -> None:
-    """A log cycle."""
-    rate = self._progress.update(done, f'loss {seen["base_loss"].mean():.4f}')
-    names = self._config.clone_names
-    clones = [clone_scalars(seen, i) for i in range(len(names))]
-    master = master_scalars(seen, rate, self._spec)
-    if self._compile_seconds is not None:
-      # In the row whose rate it is a part of.
-      master['perf/compile_seconds'] = self._compile_seconds
-      self._compile_seconds = None
-    self._tell(done, dict(zip(names, clones)), master)
-
-  def judged(self, done: int, exam: 'Exam', sheet: np.ndarray) -> None:
-    """An evaluation, and the contact sheet that was saved of it."""
-    of = {name: eval_scalars(row) for name, row in exam.figures.items()}
-    names = self._config.clone_names
-    self._tell(done, {n: of[n] for n in names if n in of}, of['master'])
-    of_clones, of_master = reconstructions(self._config, exam)
-    self._board.images(done, of_clones, {**of_master, 'contact_sheet': sheet})
-    self._board.histograms(done, {'codebook/usage': even_shares(exam.counts_V)})
-
-  def _tell(
-    self,
-    done: int,
-    clones: dict[str, dict[str, float]],
-    master: dict[str, float],
-  ) -> None:
-    self._board.write(
-      done, [clones.get(n, {}) for n in self._config.clone_names], master
-    )
-    try:
-      self._history.append(done, clones, master)
-    except OSError as e:
-      if self._history_is_whole:
-        logging.warning('%s lacks rows, training goes on: %s', history.NAME, e)
-      self._history_is_whole = False
-
-
 def set_out(
   config: ml_collections.ConfigDict,
-  keeper: Keeper,
+  keeper: keeper_lib.Keeper,
   rollbacks: divergence.Rollbacks,
   born: state_lib.CloneState,
 ) -> tuple[int, state_lib.CloneState, Any]:
@@ -530,8 +275,8 @@ def inherit(
   folder = config.init_from
   if origin.is_exported(folder):
     return origin.from_tokenizer(born, folder)
-  restored = open_checkpoints(config, folder).restore(
-    saved(origin.school_of(born, folder))
+  restored = keeper_lib.open_checkpoints(config, folder).restore(
+    keeper_lib.saved(origin.school_of(born, folder))
   )
   if restored is None:
     raise ValueError(
@@ -541,62 +286,21 @@ def inherit(
   return origin.from_workdir(born, restored[1]['state'])
 
 
-def saved(
-  state: state_lib.CloneState, specialists: Any = None
-) -> dict[str, Any]:
-  """A checkpoint's tree.
-
-  Args:
-    state: of all clones.
-    specialists: the clones as they were before the last meld, from which
-      nothing goes on, but which are evaluated; None where but shapes count.
-  """
-  if specialists is None:
-    specialists = state.generator.params
-  return {'state': state, 'specialists': specialists}
-
-
-def open_checkpoints(
-  config: ml_collections.ConfigDict, workdir: str
-) -> checkpoint.Checkpoints:
-  return checkpoint.Checkpoints(
-    os.path.join(workdir, 'checkpoints'), keep=config.train.keep
-  )
-
-
-def restore(
-  config: ml_collections.ConfigDict,
-  workdir: str,
-  born: state_lib.CloneState,
-  bins: dict[int, list[int]],
-) -> tuple[int, state_lib.CloneState, Any]:
-  """(cycles done, state, specialists) of the newest whole checkpoint.
-
-  Raises:
-    ValueError: there is none, or it is of another config or curriculum.
-  """
-  restored = Keeper(config, workdir, bins).restore(born)
-  if restored is None:
-    raise ValueError(
-      f'There must be a trained tokenizer, got none in {workdir}: run '
-      '`python -m chimera.main train` with the same flags first.'
-    )
-  return restored
-
-
 def evaluate_workdir(
   config: ml_collections.ConfigDict, workdir: str, data: 'latents.Prepared'
 ) -> dict[str, float]:
   """Evaluates the newest whole checkpoint and rewrites evaluation.json."""
   bins = prepare_curriculum(config, workdir, data)
   spec, born = newborn(config, data, bins)
-  done, host, specialists = restore(config, workdir, born, bins)
-  held_out, eyes, _ = look_at_held_out(config, data, bins)
-  exam = examine(config, spec, held_out, eyes, host.master, specialists)
-  record = protocol(config, held_out, done)
-  save_figures(workdir, exam.figures, record)
+  done, host, specialists = keeper_lib.restore(config, workdir, born, bins)
+  held_out, eyes, _ = exam_lib.look_at_held_out(config, data, bins)
+  exam = exam_lib.examine(
+    config, spec, held_out, eyes, host.master, specialists
+  )
+  record = exam_lib.protocol(config, held_out, done)
+  exam_lib.save_figures(workdir, exam.figures, record)
   mission_control.show(mission_control.summary([], exam.figures, record))
-  return _flat(exam.figures)
+  return exam_lib.flat(exam.figures)
 
 
 def export_workdir(
@@ -608,8 +312,52 @@ def export_workdir(
   """Exports the newest whole checkpoint to `out`; '' is `tokenizer/`."""
   bins = prepare_curriculum(config, workdir, data)
   spec, born = newborn(config, data, bins)
-  done, host, _ = restore(config, workdir, born, bins)
+  done, host, _ = keeper_lib.restore(config, workdir, born, bins)
   save_tokenizer(config, workdir, spec, host.master, data, done, out)
+
+
+class Engine:
+  """The compiled step on its devices, and what it works on there.
+
+  Attributes:
+    cycles: of a dispatch.
+    state: of all clones.
+  """
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    spec: state_lib.StepSpec,
+    bins: dict[int, list[int]],
+    paths_NxHxWxC: np.ndarray,
+    devices: list[jax.Device],
+  ):
+    self.cycles = config.train.cycles_per_dispatch
+    self._devices = devices
+    self._missions = step_lib.put(
+      state_lib.stack(state_lib.create_missions(config, bins)), devices
+    )
+    self._shards = Shards(config, paths_NxHxWxC, devices)
+    self._step = step_lib.make_train_step(
+      spec, devices, cycles=self.cycles, resident=self._shards.resident
+    )
+
+  def place(self, host: state_lib.CloneState, done: int) -> None:
+    """Puts the clones on the devices, with the shards of their cycle."""
+    self._shard = self._shards.deal(host.school.enrolled_L, done)
+    self.state = step_lib.put(host, self._devices)
+
+  def dispatch(self) -> tuple[dict[str, jax.Array], Any]:
+    """Goes on by its cycles: metrics, and the specialists before the meld."""
+    with jax.transfer_guard('disallow'):
+      self.state, metrics = self._step(self.state, self._missions, self._shard)
+    return metrics, metrics.pop('specialist')
+
+  def deal_if_due(self, done: int) -> None:
+    """Other shards, where they rotated or others are enrolled by now."""
+    if self._shards.are_due(done, self.cycles):
+      enrolled = step_lib.fetch(self.state.school.enrolled_L)
+      self._shard = self._shards.deal(enrolled, done)
 
 
 class Shards:
@@ -670,76 +418,6 @@ def choose_devices(count: int) -> list[jax.Device]:
   return there[:count]
 
 
-def look_at_held_out(
-  config: ml_collections.ConfigDict,
-  data: 'latents.Prepared',
-  bins: dict[int, list[int]],
-) -> tuple[evaluate.HeldOut, evaluate.Eyes | None, np.ndarray]:
-  """Places the held-out samples in the bins of the training scores_N."""
-  scores_N, scores_M = (
-    school.score(paths, metric=config.school.metric, chunk=config.optics.chunk)
-    for paths in (data.paths_NxHxWxC, data.held_out_paths)
-  )
-  held_out = evaluate.HeldOut(
-    data.held_out_paths,
-    data.held_out_images,
-    school.place(scores_M, bins, scores_N),
-  )
-  if data.optics:
-    held_out = held_out._replace(
-      yardsticks=evaluate.yardsticks(
-        data.held_out_images,
-        config.eval.inception,
-        batch_size=config.eval.batch_size,
-      )
-    )
-  eyes = evaluate.Eyes(*data.optics) if data.optics else None
-  return held_out, eyes, scores_N
-
-
-def clone_scalars(seen: dict[str, np.ndarray], i: int) -> dict[str, float]:
-  """Clone i's row of TensorBoard scalars."""
-  return {
-    **{f'loss/{t}': v for t, v in _terms(seen['terms_K'][i])},
-    **{f'lambda/{t}': v for t, v in _terms(seen['lambda_K'][i])},
-    **{f'pid/error/{t}': v for t, v in _terms(seen['error_K'][i])},
-    **{f'pid/integral/{t}': v for t, v in _terms(seen['integral_K'][i])},
-    **{f'pid/derivative/{t}': v for t, v in _terms(seen['derivative_K'][i])},
-    'loss/total': float(seen['g_loss'][i]),
-    'loss/base': float(seen['base_loss'][i]),
-    'loss/adv_share': float(seen['adv_share'][i]),
-    'agent/lr': float(seen['learning_rate'][i]),
-    'agent/epsilon': float(seen['epsilon'][i]),
-    'agent/reward': float(seen['reward'][i]),
-    'agent/state': float(seen['q_state'][i]),
-    'agent/action': float(seen['q_action'][i]),
-    'agent/trim': float(seen['trim'][i]),
-    'critic/loss': float(seen['critic_loss'][i]),
-    'critic/wasserstein': float(seen['wasserstein'][i]),
-    'critic/penalty': float(seen['penalty'][i]),
-    'grads/rms': float(seen['grads_rms'][i]),
-    'meld/drift': float(seen['drift'][i]),
-    'meld/dropped': float(seen['dropped'][i]),
-  }
-
-
-def master_scalars(
-  seen: dict[str, np.ndarray], rate: float, spec: state_lib.StepSpec
-) -> dict[str, float]:
-  clones = len(seen['g_loss'])
-  return {
-    'codebook/perplexity': float(seen['perplexity'][0]),
-    'codebook/used': float(seen['used'][0]),
-    'meld/dropped': float(seen['dropped'].sum()),
-    'perf/cycles_per_sec': rate,
-    'perf/images_per_sec': rate * clones * spec.batch_size,
-  }
-
-
-def eval_scalars(figures: dict[str, float]) -> dict[str, float]:
-  return {f'eval/{k}': v for k, v in figures.items()}
-
-
 def summarize(
   config: ml_collections.ConfigDict,
   bins: dict[int, list[int]],
@@ -764,136 +442,6 @@ def summarize(
       }
     )
   return rows
-
-
-class Exam(NamedTuple):
-  """What an evaluation found.
-
-  Attributes:
-    figures: {tokenizer: {figure: value}}, of master, ema and specialists.
-    counts_V: uses of each code by the master.
-    tiles: the contact sheet's pictures (rows, columns, T, T, 3), uint8.
-    sheet: how it is laid out.
-  """
-
-  figures: dict[str, dict[str, float]]
-  counts_V: np.ndarray
-  tiles: np.ndarray
-  sheet: sheets.Sheet
-
-
-def examine(
-  config: ml_collections.ConfigDict,
-  spec: state_lib.StepSpec,
-  held_out: evaluate.HeldOut,
-  eyes: evaluate.Eyes | None,
-  master: state_lib.Master,
-  specialists: Any,
-) -> Exam:
-  """Figures of master, EMA and specialists, and the sheet that shows them.
-
-  Args:
-    config: the run's.
-    spec: of the step.
-    held_out: samples.
-    eyes: the optics.
-    master: of all clones, host arrays with a leading M.
-    specialists: the clones' own generators before the last meld, likewise.
-  """
-  tokenizers = {
-    'master': jax.tree.map(lambda x: x[0], master.params),
-    'ema': jax.tree.map(lambda x: x[0], master.ema),
-  }
-  for i, name in enumerate(config.clone_names):
-    tokenizers[name] = jax.tree.map(operator.itemgetter(i), specialists)
-  found = {
-    name: evaluate.evaluate(
-      spec.tokenizer,
-      params,
-      held_out,
-      eyes,
-      batch_size=config.eval.batch_size,
-    )
-    for name, params in tokenizers.items()
-  }
-  del tokenizers['ema']
-  tiles, sheet = evaluate.preview(
-    spec.tokenizer, tokenizers, held_out, eyes, columns=config.eval.preview
-  )
-  figures = {name: row for name, (row, _) in found.items()}
-  return Exam(figures, found['master'][1], tiles, sheet)
-
-
-def reconstructions(
-  config: ml_collections.ConfigDict, exam: Exam
-) -> tuple[list[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-  """A picture each for the clones' runs and the master's, of one tag.
-
-  The originals above, what became of them below; nothing of a clone that was
-  not evaluated.
-  """
-  row_of = {name: tiles for name, tiles in zip(exam.sheet.rows, exam.tiles)}
-  pictures = [
-    {
-      'reconstructions': np.concatenate(
-        [np.concatenate(row_of[row], axis=1) for row in ('original', name)]
-      )
-    }
-    if name in row_of
-    else {}
-    for name in (*config.clone_names, 'master')
-  ]
-  return pictures[:-1], pictures[-1]
-
-
-def even_shares(counts_V: np.ndarray) -> np.ndarray:
-  """Uses of each code over what they would be if all were used alike."""
-  return counts_V / max(counts_V.mean(), 1e-12)
-
-
-def protocol(
-  config: ml_collections.ConfigDict, held_out: evaluate.HeldOut, done: int
-) -> dict[str, Any]:
-  """What figures were taken by."""
-  by = 'sample' if held_out.images_NxSxSx3 is None else 'photograph'
-  record = {
-    'split': f'held out by {by}',
-    'source': config.data.held_out_source or config.data.source,
-    'count': len(held_out.paths_NxHxWxC),
-    'color_range': '[-1, 1]',
-  }
-  if config.data.held_out_source:
-    record['split'] = 'a source of its own'
-  if held_out.images_NxSxSx3 is not None:
-    record |= {
-      'crop': config.data.image_size,
-      'crop_scale': f'1 to {config.data.max_scale:g}, at random',
-      'resize_filter': 'Lanczos (Pillow)',
-      'rounding': '8 bits, photograph and reconstruction, before pixel figures',
-    }
-  if config.eval.inception:
-    record['inception'] = provenance.file_digest(config.eval.inception)
-    record['inception_resize_filter'] = 'bicubic, to 299'
-  return record | {
-    'cycles': done,
-    'images_seen': done * config.train.batch_size * len(config.clone_names),
-    'seed': config.seed,
-    'config': provenance.digest(json.loads(config.to_json())),
-    'commit': provenance.commit(),
-  }
-
-
-def save_figures(
-  workdir: str,
-  figures: dict[str, dict[str, float]],
-  record: dict[str, Any],
-) -> None:
-  """evaluation.json: flat figures and the protocol they were taken by."""
-  path = os.path.join(workdir, 'evaluation.json')
-  body = {**_flat(figures), 'protocol': record}
-  with open(f'{path}.tmp', 'w') as f:
-    json.dump(body, f, indent=1)
-  os.replace(f'{path}.tmp', path)
 
 
 def save_tokenizer(
@@ -938,16 +486,6 @@ def save_tokenizer(
   logging.info('The tokenizer is in %s.', out)
 
 
-def save_preview(workdir: str, exam: Exam, done: int) -> np.ndarray:
-  """Draws the contact sheet into previews/ and returns it."""
-  folder = os.path.join(workdir, 'previews')
-  picture = sheets.compose(exam.tiles, exam.sheet)
-  with spared('The preview'):
-    os.makedirs(folder, exist_ok=True)
-    sheets.save(os.path.join(folder, f'{done:07d}.png'), picture, exam.sheet)
-  return picture
-
-
 def save_report(
   config: ml_collections.ConfigDict,
   workdir: str,
@@ -968,11 +506,3 @@ def save_report(
     logging.warning('No report.html of this run: %r.', e)
   else:
     logging.info('The report is %s.', path)
-
-
-def _flat(figures: dict[str, dict[str, float]]) -> dict[str, float]:
-  return {f'{g}/{k}': v for g, row in figures.items() for k, v in row.items()}
-
-
-def _terms(values_K: np.ndarray) -> Iterator[tuple[str, float]]:
-  return zip(losses.TERMS, map(float, values_K))

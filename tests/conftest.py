@@ -1,4 +1,4 @@
-"""Four CPU devices for every test, and no silent rank promotion."""
+"""Four CPU devices for every test, no silent rank promotion; warnings seen."""
 
 import os
 
@@ -7,8 +7,20 @@ if _FLAG not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}=4'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
+from absl import logging  # noqa: E402
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # What the tests compile runs for seconds; compiling it took minutes.
 jax.config.update('jax_disable_most_optimizations', True)
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+  """What is warned of, a line each."""
+  lines = []
+  monkeypatch.setattr(
+    logging, 'warning', lambda text, *values: lines.append(text % values)
+  )
+  return lines

@@ -9,13 +9,12 @@ import itertools
 import json
 import os
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chimera import divergence, latents, losses, train
+from chimera import divergence, keeper, latents, losses, train
 from chimera import state as state_lib
 from chimera import step as step_lib
 from tests import tiny
@@ -24,13 +23,6 @@ NAN, INF, HUGE = np.nan, np.inf, 1e30
 SITES = ('params', 'codebook', 'moments', 'gradients')
 BINS, PATHS = tiny.bins_and_paths()
 B1, B2, EPSILON = 0.9, 0.99, 1e-8
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compiles():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 def host(tree):
@@ -411,21 +403,12 @@ def sicken(monkeypatch, sick_with):
   monkeypatch.setattr(step_lib, 'make_train_step', make_train_step)
 
 
-def warned(monkeypatch):
-  lines = []
-  monkeypatch.setattr(
-    logging, 'warning', lambda text, *values: lines.append(text % values)
-  )
-  return lines
-
-
 def test_a_run_that_diverges_goes_back_with_another_key_and_ends(
-  run_of_path_params, monkeypatch
+  run_of_path_params, warnings, monkeypatch
 ):
   config, workdir, data = run_of_path_params
   old = np.asarray(jax.random.key_data(jax.random.key(config.seed))).tobytes()
   sicken(monkeypatch, lambda key, cycle: key == old and cycle >= 5)
-  lines = warned(monkeypatch)
   figures = train.train(config, workdir, data)
   assert np.isfinite(figures['master/path_l1'])
   with open(os.path.join(workdir, divergence.NAME)) as f:
@@ -433,10 +416,10 @@ def test_a_run_that_diverges_goes_back_with_another_key_and_ends(
   # The sixth cycle was the first; cycle 8 is the first log cycle with two.
   assert 'for 3 cycles in a row, seen at cycle 8 (perceptual sick' in reason
   assert 'latent_purity healthy' in reason
-  assert 'Rolled back to cycle 4, with another key.' in lines
+  assert 'Rolled back to cycle 4, with another key.' in warnings
   bins = train.prepare_curriculum(config, workdir, data)
   _, target = train.newborn(config, data, bins)
-  done, state, _ = train.restore(config, workdir, target, bins)
+  done, state, _ = keeper.restore(config, workdir, target, bins)
   assert done == 12
   assert state.rng[0].tobytes() != old
   np.testing.assert_array_equal(state.dropped, 0)
@@ -446,11 +429,10 @@ def test_a_run_that_diverges_goes_back_with_another_key_and_ends(
 
 
 def test_a_run_that_keeps_diverging_stops_and_says_what_is_known(
-  run_of_path_params, monkeypatch
+  run_of_path_params, warnings, monkeypatch
 ):
   config, workdir, data = run_of_path_params
   sicken(monkeypatch, lambda key, cycle: cycle >= 1)
-  lines = warned(monkeypatch)
   with pytest.raises(FloatingPointError) as stopped:
     train.train(config, workdir, data)
   message = str(stopped.value)
@@ -460,10 +442,12 @@ def test_a_run_that_keeps_diverging_stops_and_says_what_is_known(
   assert 'seen at cycle 4' in message
   assert '--config.train.learning_rate' in message
   # There was no checkpoint before cycle 4: twice it went back to birth.
-  assert sum(line.startswith('Rolled back to cycle 0') for line in lines) == 2
+  assert (
+    sum(line.startswith('Rolled back to cycle 0') for line in warnings) == 2
+  )
   assert not os.path.exists(os.path.join(workdir, 'checkpoints', '4'))
   # The same command again stops at once: the count was kept.
-  lines.clear()
+  warnings.clear()
   with pytest.raises(FloatingPointError, match=r'after 2 roll-back\(s\)'):
     train.train(config, workdir, data)
-  assert not any(line.startswith('Rolled back') for line in lines)
+  assert not any(line.startswith('Rolled back') for line in warnings)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from chimera import doctor, history, symptoms, train
+from chimera import doctor, history, observers, symptoms
 from chimera import state as state_lib
 from tests import tiny, written
 
@@ -86,10 +86,10 @@ def test_a_trained_run_with_absurd_targets_is_told_so(tmp_path):
   for done in range(20, 201, 20):
     seen = log[done - 1]
     clones = {
-      name: train.clone_scalars(seen, i)
+      name: observers.clone_scalars(seen, i)
       for i, name in enumerate(config.clone_names)
     }
-    rows.append(done, clones, train.master_scalars(seen, 1.0, spec))
+    rows.append(done, clones, observers.master_scalars(seen, 1.0, spec))
   named = _names(doctor.diagnose(str(tmp_path)))
   assert symptoms.UNREACHABLE in named
   assert symptoms.COLLAPSED not in named

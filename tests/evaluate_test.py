@@ -76,12 +76,9 @@ def test_the_sheet_begins_with_what_is_to_be_reconstructed(judged):
   np.testing.assert_array_equal(tiles[1], tiles[2])
 
 
-@pytest.fixture(scope='module')
-def seen():
-  """(tokenizer, params, held_out, eyes): 7 images of 16 pixels, 4x4 cells."""
-  pixels = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), np.uint8)
-  x = jnp.asarray(pixels / 127.5 - 1, jnp.float32)
-  eye = optics.Optics(cell=4, width=8, radius='free', blocks=1)
+def _newborn(x, radius):
+  """(tokenizer, params, paths, eyes) of pictures x, as they are born."""
+  eye = optics.Optics(cell=4, width=8, radius=radius, blocks=1)
   eye_params = jax.jit(eye.init)(jax.random.key(0), x)
   encode = jax.jit(lambda p, x: eye.apply(p, x, method='encode'))
   paths = np.asarray(encode(eye_params, x))
@@ -89,8 +86,17 @@ def seen():
     width=8, blocks=1, downsample=2, codes=12, code_dim=3
   )
   params = jax.jit(tokenizer.init)(jax.random.key(1), paths)['params']
+  return tokenizer, params, paths, evaluate.Eyes(eye, eye_params)
+
+
+@pytest.fixture(scope='module')
+def seen():
+  """(tokenizer, params, held_out, eyes): 7 images of 16 pixels, 4x4 cells."""
+  pixels = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), np.uint8)
+  x = jnp.asarray(pixels / 127.5 - 1, jnp.float32)
+  tokenizer, params, paths, eyes = _newborn(x, 'free')
   held_out = evaluate.HeldOut(paths, pixels, BINS_N)
-  return tokenizer, params, held_out, evaluate.Eyes(eye, eye_params)
+  return tokenizer, params, held_out, eyes
 
 
 @pytest.fixture(scope='module')
@@ -101,14 +107,7 @@ def photographs():
   corners = ((0, 180), (100, 200), (200, 60), (400, 300), (30, 30), (300, 420))
   pixels = np.stack([photo[t : t + 64, l : l + 64] for t, l in corners])
   x = images.to_float(pixels)
-  eye = optics.Optics(cell=4, width=8, radius='contrast', blocks=1)
-  eye_params = jax.jit(eye.init)(jax.random.key(0), x)
-  encode = jax.jit(lambda p, x: eye.apply(p, x, method='encode'))
-  paths = np.asarray(encode(eye_params, x))
-  tokenizer = models.Tokenizer(
-    width=8, blocks=1, downsample=2, codes=12, code_dim=3
-  )
-  params = jax.jit(tokenizer.init)(jax.random.key(1), paths)['params']
+  tokenizer, params, paths, eyes = _newborn(x, 'contrast')
   held_out = evaluate.HeldOut(
     paths,
     pixels,
@@ -116,7 +115,6 @@ def photographs():
     evaluate.yardsticks(pixels, '', batch_size=4),
   )
   x_hat = tokenizer.apply({'params': params}, poincare.normalize(paths))[0]
-  eyes = evaluate.Eyes(eye, eye_params)
   return tokenizer, params, held_out, eyes, evaluate.draw(x_hat, eyes)
 
 

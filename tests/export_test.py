@@ -129,8 +129,8 @@ pictures = np.load({str(folder.parent / 'pictures.npy')!r})
 tokens = tokenizer.encode(pictures)
 tokenizer.decode(tokens)
 ours = {{n for n in sys.modules if n.startswith('chimera.')}}
-assert ours == {{'chimera.export', 'chimera.models', 'chimera.optics',
-                 'chimera.poincare'}}, ours
+assert ours == {{'chimera.disk', 'chimera.export', 'chimera.models',
+                 'chimera.optics', 'chimera.poincare'}}, ours
 np.save({str(folder.parent / 'tokens.npy')!r}, tokens)
 """
   subprocess.run([sys.executable, '-c', program], check=True)

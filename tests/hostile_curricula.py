@@ -9,8 +9,6 @@ must stay under four times the size that a file may have.
 
 import argparse
 import gc
-import hashlib
-import json
 import os
 import pathlib
 import pickle
@@ -152,9 +150,8 @@ def load(folder, data, *, tied):
   """
   path = pathlib.Path(folder, 'c.pkl')
   path.write_bytes(data)
-  digest = hashlib.sha256(data).hexdigest() if tied else 'other'
-  tie = {'latents': 'd', 'curriculum': digest}
-  path.with_suffix('.json').write_text(json.dumps(tie))
+  tie = school._tie(data if tied else b'other', 'd', 'mean_radius', SAMPLES)
+  path.with_suffix('.json').write_bytes(tie)
   try:
     return school.load_curriculum(path, samples=SAMPLES, digest='d')
   except ValueError as e:

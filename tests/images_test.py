@@ -11,7 +11,6 @@ import struct
 import tarfile
 import zipfile
 
-from absl import logging
 import numpy as np
 from PIL import Image
 import pytest
@@ -49,15 +48,6 @@ def folder(tmp_path):
 
 def _sources(crops):
   return {crop.source for crop in crops}
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-  lines = []
-  monkeypatch.setattr(
-    logging, 'warning', lambda text, *values: lines.append(text % values)
-  )
-  return lines
 
 
 def test_a_whole_crop_is_the_centered_square_of_each_photograph_once(folder):

@@ -19,13 +19,6 @@ def images(seed=0):
   return jnp.asarray(rng.uniform(-1, 1, (3, 8, 8, 3)), jnp.float32)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compiles():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 @pytest.fixture(scope='module')
 def params():
   return jax.jit(TOKENIZER.init)(jax.random.key(0), images())['params']

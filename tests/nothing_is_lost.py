@@ -137,7 +137,7 @@ class Run:
 
 def run(fd, limit, argv):
   """What the run does: chimera.main, saying what it is at."""
-  from chimera import main, train
+  from chimera import exam, main
   from chimera import step as step_lib
 
   def say(word, cycle=0):
@@ -145,7 +145,7 @@ def run(fd, limit, argv):
       os.write(fd, f'{word} {cycle}\n'.encode())
 
   save, restore = checkpoint.Checkpoints.save, checkpoint.Checkpoints.restore
-  make_step, examine = step_lib.make_train_step, train.examine
+  make_step, examine = step_lib.make_train_step, exam.examine
   at = [0]
 
   def loud_save(self, step, *args, **kwargs):
@@ -185,8 +185,8 @@ def run(fd, limit, argv):
 
   checkpoint.Checkpoints.save = loud_save
   checkpoint.Checkpoints.restore = loud_restore
-  train.step_lib.make_train_step = loud_make_step
-  train.examine = loud_examine
+  step_lib.make_train_step = loud_make_step
+  exam.examine = loud_examine
   return main.main(argv)
 
 
@@ -403,7 +403,7 @@ def flips(home, count, rng):
 
 
 def _flips(home, setting, count, rng):
-  from chimera import export, latents, main, train
+  from chimera import export, keeper, latents, main, train
 
   workdir = home / 'damaged'
   _, job = main.parse(
@@ -414,7 +414,7 @@ def _flips(home, setting, count, rng):
   data = latents.prepare(config, str(workdir))
   bins = train.prepare_curriculum(config, str(workdir), data)
   _, target = train.newborn(config, data, bins)
-  checkpoints = train.open_checkpoints(config, str(workdir))
+  checkpoints = keeper.open_checkpoints(config, str(workdir))
   check(checkpoints.steps() == [4, 8], checkpoints.steps())
   lines = []
   handler = std_logging.Handler(std_logging.WARNING)
@@ -423,7 +423,7 @@ def _flips(home, setting, count, rng):
 
   def restores():
     lines.clear()
-    step, *_ = checkpoints.restore(train.saved(target))
+    step, *_ = checkpoints.restore(keeper.saved(target))
     return step == 4 and len(lines) <= 1 and '\n' not in ''.join(lines)
 
   def refuses(read):

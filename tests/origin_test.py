@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from chimera import export, latents, origin, train
+from chimera import export, keeper, latents, origin, train
 from chimera import state as state_lib
 from tests import tiny
 
@@ -84,7 +84,7 @@ def test_from_a_workdir_critics_and_agents_go_on_bit_for_bit(elder, tmp_path):
   workdir, its_config, _ = elder
   data, _, target = _newborn(its_config, workdir)
   bins = train.prepare_curriculum(its_config, workdir, data)
-  _, trained, _ = train.restore(its_config, workdir, target, bins)
+  _, trained, _ = keeper.restore(its_config, workdir, target, bins)
   config = _config(os.path.join(os.path.dirname(workdir), 'fewer.npy'))
   config.init_from = workdir
   config.seed = 5
@@ -127,7 +127,7 @@ def test_without_critic_or_learning_the_tokenizer_stays_what_it_was(
   shutil.rmtree(tmp_path / 'elder')
   bins = train.prepare_curriculum(config, str(tmp_path), data)
   _, target = train.newborn(config, data, bins)
-  done, clones, _ = train.restore(config, str(tmp_path), target, bins)
+  done, clones, _ = keeper.restore(config, str(tmp_path), target, bins)
   assert done == 2
   assert isinstance(clones, state_lib.CloneState)
   assert train.train(config, str(tmp_path), data) == {}

@@ -50,13 +50,6 @@ def test_the_default_has_64_pixels():
   assert chimera_config.get_config().data.image_size == 64
 
 
-def test_every_key_has_its_rule_and_every_rule_its_key():
-  keys = set(preflight.keys(chimera_config.get_config()))
-  grouped = {k for k in keys if k.startswith(('specialists.', 'pid.target.'))}
-  grouped.discard('specialists.strength')
-  assert keys - grouped == set(preflight._RULES)
-
-
 @pytest.mark.parametrize(
   ('key', 'value', 'rule'),
   [

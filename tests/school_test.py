@@ -1,7 +1,6 @@
 """The School: bins, the curriculum file, lessons, re-enrolment."""
 
 import functools
-import hashlib
 import json
 import logging as std_logging
 import os
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chimera import school
+from chimera import disk, school
 from tests import hostile_curricula
 
 LESSONS = ((9,), (0, 1, 2, 3), (4, 5, 6), (7, 8))
@@ -258,9 +257,9 @@ def test_the_digest_is_the_same_from_memory_and_from_a_map(tmp_path):
 )
 def test_a_malformed_curriculum_is_refused(tmp_path, bins, match):
   path = tmp_path / 'c.pkl'
-  school._write(path, data := pickle.dumps(bins, protocol=4))
-  tie = {'latents': 'd', 'curriculum': hashlib.sha256(data).hexdigest()}
-  path.with_suffix('.json').write_text(json.dumps(tie))
+  disk.write(path, data := pickle.dumps(bins, protocol=4))
+  tie = school._tie(data, 'd', 'mean_radius', 100)
+  path.with_suffix('.json').write_bytes(tie)
   _refused(path, match)
 
 

@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from chimera import doctor, images, symptoms  # noqa: E402
+from configs import chimera as chimera_config  # noqa: E402
 
 # The default, short and small.
 SMALL = {
@@ -43,18 +44,7 @@ SMALL = {
   'train.checkpoint_every': 300,
   'train.dashboard': False,
 }
-TERMS = (
-  'l1',
-  'vq',
-  'adv',
-  'varentropy',
-  'ssim',
-  'edge',
-  'autocorrelation',
-  'moments',
-  'spectrum',
-  'color_covariance',
-)
+TERMS = tuple(chimera_config.get_config().pid.target)
 
 
 class Spoilt(NamedTuple):

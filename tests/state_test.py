@@ -33,13 +33,6 @@ def assert_equal(a, b):
     np.testing.assert_array_equal(x, y)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compiles():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 @pytest.fixture(scope='module')
 def born():
   config = tiny.get_config()

@@ -21,13 +21,6 @@ TRACES = 1
 BINS, PATHS = tiny.bins_and_paths()
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compiles():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 class Program:
   """A compiled step and what it is fed."""
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chimera import export, models, optics, school
+from chimera import export, losses, models, optics, school
 from chimera import state as state_lib
 from chimera import step as step_lib
 from configs import chimera as chimera_config
@@ -72,6 +72,20 @@ def run(config, cycles, devices, spec=None):
     state, metrics = step(state, mission, shard)
     log.append(step_lib.fetch({**metrics, 'specialist': ()}))
   return step_lib.fetch(state), log
+
+
+def metrics(clones=4):
+  """What the loop sees of a cycle: all zero."""
+  of_terms = ('terms_K', 'lambda_K', 'error_K', 'integral_K', 'derivative_K')
+  of_clones = (
+    *('g_loss', 'base_loss', 'adv_share', 'learning_rate', 'epsilon'),
+    *('reward', 'q_state', 'q_action', 'trim', 'critic_loss', 'wasserstein'),
+    *('penalty', 'grads_rms', 'drift', 'dropped', 'perplexity', 'used'),
+  )
+  return {
+    **{name: np.zeros((clones, len(losses.TERMS))) for name in of_terms},
+    **{name: np.zeros(clones) for name in of_clones},
+  }
 
 
 def parts(*, seed=0, codes=16):

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from chimera import export, images, tokens
+from chimera import disk, export, images, tokens
 from configs import chimera as chimera_config
 from tests import tiny
 
@@ -99,7 +99,7 @@ def test_what_was_interrupted_goes_on_to_the_same_tokens(
   config.tokens.crop = crop
   whole, meta = _tokenize(folder, tokenizer, tmp_path / 'whole', config)
   written = []
-  write = export.write
+  write = disk.write
 
   def die(path, data):
     if len(written) == stop:
@@ -107,7 +107,7 @@ def test_what_was_interrupted_goes_on_to_the_same_tokens(
     written.append(path)
     write(path, data)
 
-  monkeypatch.setattr(export, 'write', die)
+  monkeypatch.setattr(disk, 'write', die)
   # The journal at first and after each shard, the shards, tokens.json.
   for stop in range(1 + 2 * len(meta['shards']) + 1):
     out = tmp_path / f'{stop}'
@@ -127,13 +127,13 @@ def test_kill_9_in_mid_stream_loses_nothing(folder, tokenizer, tmp_path):
   """A real process, killed after its second shard."""
   program = f"""
 import os, signal, sys
-from chimera import export, main
-write = export.write
+from chimera import disk, main
+write = disk.write
 def kill(path, data):
   write(path, data)
   if path.name == sys.argv[1]:
     os.kill(os.getpid(), signal.SIGKILL)
-export.write = kill
+disk.write = kill
 sys.exit(main.main(['chimera', 'tokenize', {str(folder)!r},
   '--config={ROOT}/configs/chimera.py', '--tokenizer={tokenizer}',
   '--config.tokens.shard=2', '--config.tokens.batch_size=4',

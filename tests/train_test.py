@@ -5,7 +5,6 @@ import os
 import pickle
 import shutil
 
-from absl import logging
 import jax
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from chimera import (
   evaluate,
   export,
   history,
+  keeper,
   latents,
   poincare,
   provenance,
@@ -60,7 +60,7 @@ def test_the_exported_tokenizer_is_the_master(finished):
   loaded = export.load(os.path.join(workdir, 'tokenizer'))
   bins = train.prepare_curriculum(config, workdir, data)
   spec, host = train.newborn(config, data, bins)
-  done, host, _ = train.restore(config, workdir, host, bins)
+  done, host, _ = keeper.restore(config, workdir, host, bins)
   master = jax.tree.map(lambda x: x[0], host.master.params)
   x = poincare.normalize(data.held_out_paths)
   tokens = jax.jit(
@@ -82,7 +82,7 @@ def test_export_takes_the_average_where_told(finished, tmp_path):
   loaded = export.load(tmp_path / 'out')
   bins = train.prepare_curriculum(config, workdir, data)
   _, host = train.newborn(config, data, bins)
-  _, host, _ = train.restore(config, workdir, host, bins)
+  _, host, _ = keeper.restore(config, workdir, host, bins)
   jax.tree.map(
     lambda a, b: np.testing.assert_array_equal(a, b[0]),
     loaded.parts.params,
@@ -151,48 +151,6 @@ def test_evaluate_finds_what_training_saw_of_every_tokenizer(finished):
   assert len({again[f'{name}/path_l1'] for name in names}) == len(names)
 
 
-def test_a_checkpoint_without_specialists_is_refused_in_one_line(
-  finished, tmp_path
-):
-  workdir, config, data, _ = finished
-  bins = train.prepare_curriculum(config, workdir, data)
-  _, host = train.newborn(config, data, bins)
-  train.open_checkpoints(config, str(tmp_path)).save(6, host, {})
-  with pytest.raises(ValueError, match=r'another --workdir\.$') as e:
-    train.restore(config, str(tmp_path), host, bins)
-  assert '\n' not in str(e.value)
-
-
-def test_without_a_checkpoint_there_is_nothing_to_evaluate(finished, tmp_path):
-  workdir, config, data, _ = finished
-  bins = train.prepare_curriculum(config, workdir, data)
-  _, host = train.newborn(config, data, bins)
-  with pytest.raises(ValueError, match='There must be a trained tokenizer'):
-    train.restore(config, str(tmp_path), host, bins)
-
-
-def test_the_protocol_names_what_pixel_figures_were_taken_by(tmp_path):
-  config = tiny.get_config()
-  config.data.held_out_source = '/data/test'
-  config.eval.inception = str(tmp_path / 'inception.jax')
-  (tmp_path / 'inception.jax').write_bytes(b'abc')
-  held_out = evaluate.HeldOut(
-    np.zeros((5, 8, 8, 3)), np.zeros((5, 64, 64, 3), np.uint8), np.zeros(5)
-  )
-  protocol = train.protocol(config, held_out, 7)
-  assert protocol['split'] == 'a source of its own'
-  assert protocol['source'] == '/data/test'
-  assert (protocol['count'], protocol['crop']) == (5, 64)
-  assert protocol['color_range'] == '[-1, 1]'
-  assert 'Lanczos' in protocol['resize_filter']
-  assert '8 bits' in protocol['rounding']
-  assert protocol['inception'] == 'inception.jax ba7816bf8f01'
-  assert (protocol['cycles'], protocol['images_seen']) == (7, 7 * 4 * 4)
-  (tmp_path / 'config.json').write_text(config.to_json())
-  kept = json.loads((tmp_path / 'config.json').read_text())
-  assert protocol['config'] == provenance.digest(kept)
-
-
 def test_the_sheet_on_disk_names_its_rows_and_can_be_cut(finished):
   workdir, config, *_ = finished
   path = os.path.join(workdir, 'previews', '0000006.png')
@@ -205,45 +163,16 @@ def test_the_sheet_on_disk_names_its_rows_and_can_be_cut(finished):
   )
 
 
-def test_each_clone_has_its_picture_below_the_originals(finished):
-  _, config, *_ = finished
-  rows = ('original', 'master', *config.clone_names)
-  tiles = np.arange(6, dtype=np.uint8)[:, None, None, None, None]
-  exam = train.Exam(
-    {},
-    np.zeros(1),
-    np.broadcast_to(tiles, (6, 3, 2, 2, 3)),
-    sheets.Sheet(2, 0, 0, 0, rows, (0, 1, 2)),
-  )
-  of_clones, of_master = train.reconstructions(config, exam)
-  for i, pictures in enumerate((of_master, *of_clones)):
-    [(tag, picture)] = pictures.items()
-    assert tag == 'reconstructions'
-    assert picture.shape == (4, 6, 3)
-    assert (picture[:2] == 0).all()
-    assert (picture[2:] == i + 1).all()
-
-
-def test_even_use_of_all_codes_is_a_share_of_one():
-  assert train.even_shares(np.array([3, 3, 3])).tolist() == [1, 1, 1]
-  assert train.even_shares(np.array([0, 9, 3])).tolist() == [0, 2.25, 0.75]
-  assert train.even_shares(np.zeros(2)).tolist() == [0, 0]
-
-
-def test_a_failing_report_is_one_warning(finished, monkeypatch):
+def test_a_failing_report_is_one_warning(finished, warnings, monkeypatch):
   workdir, config, *_ = finished
-  lines = []
-  monkeypatch.setattr(
-    logging, 'warning', lambda text, *values: lines.append(text % values)
-  )
 
   def write(*_, **__):
     raise OSError('No space left on device')
 
   monkeypatch.setattr(report, 'write', write)
   train.save_report(config, workdir, None, [])
-  assert len(lines) == 1
-  assert 'No space left on device' in lines[0]
+  [line] = warnings
+  assert 'No space left on device' in line
 
 
 def test_an_evaluation_is_remembered_of_clones_and_master(finished):
@@ -269,36 +198,16 @@ def test_what_is_made_of_the_last_cycle_is_made_up_for(finished, tmp_path):
   assert (tmp_path / 'w' / 'report.html').exists()
 
 
-def test_a_checkpoint_says_what_it_is_bound_to(finished):
+def test_the_last_checkpoint_holds_the_best_and_the_table(finished):
   workdir, config, data, figures = finished
   bins = train.prepare_curriculum(config, workdir, data)
   _, target = train.newborn(config, data, bins)
-  keeper = train.Keeper(config, workdir, bins)
-  keeper.restore(target)
-  extra = keeper.extra
+  kept = keeper.Keeper(config, workdir, bins)
+  kept.restore(target)
+  extra = kept.extra
   assert extra['best'] == {'cycle': 6, 'score': figures['master/path_l1']}
   assert extra['is_judged']
   assert [row['name'] for row in extra['rows']] == list(config.clone_names)
-  with pytest.raises(ValueError, match='of this curriculum'):
-    train.restore(config, workdir, target, {**bins, 0: bins[0][::-1]})
-  other = config.copy_and_resolve_references()
-  other.train.keep = 9
-  train.restore(other, workdir, target, bins)
-  other.loss.l1 = 2.0
-  with pytest.raises(ValueError, match='of this config'):
-    train.restore(other, workdir, target, bins)
-
-
-def test_the_best_is_the_least_and_never_nan(tmp_path):
-  config = tiny.get_config()
-  config.train.checkpoint_every = 100
-  keeper = train.Keeper(config, str(tmp_path), {})
-  for cycle, score in ((1, float('nan')), (2, 0.5), (3, 0.6), (4, 0.5)):
-    keeper.judged(cycle, {'master': {'path_l1': score}})
-  assert keeper.extra['best'] == {'cycle': 2, 'score': 0.5}
-  assert [c for c in range(1, 41) if keeper.is_due(c)] == [2, 40]
-  config.train.keep_best = False
-  assert not keeper.is_due(2)
 
 
 def test_shards_are_dealt_at_rotations_and_enrolments():
@@ -320,17 +229,17 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, tmp_path):
   workdir, config, data, _ = finished
   bins = train.prepare_curriculum(config, str(tmp_path), data)
   _, target = train.newborn(config, data, bins)
-  done, *whole = train.restore(config, workdir, target, bins)
+  done, *whole = keeper.restore(config, workdir, target, bins)
   assert done == 6
   # The run that was cut off left its checkpoint of cycle 4 and no later one.
-  earlier = train.open_checkpoints(config, workdir)
+  earlier = keeper.open_checkpoints(config, workdir)
   assert earlier.steps() == [4, 6]
   os.makedirs(tmp_path / 'checkpoints')
   os.rename(
     os.path.join(workdir, 'checkpoints', '4'), tmp_path / 'checkpoints' / '4'
   )
   train.train(config, str(tmp_path), data)
-  done, *resumed = train.restore(config, str(tmp_path), target, bins)
+  done, *resumed = keeper.restore(config, str(tmp_path), target, bins)
   assert done == 6
   for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole)):
     np.testing.assert_array_equal(a, b)
@@ -342,7 +251,7 @@ def test_a_checkpoint_of_4_devices_goes_to_1_2_and_4_and_back(
   workdir, config, data, _ = finished
   bins = train.prepare_curriculum(config, workdir, data)
   _, target = train.newborn(config, data, bins)
-  _, whole, _ = train.restore(config, workdir, target, bins)
+  _, whole, _ = keeper.restore(config, workdir, target, bins)
   on_4 = step_lib.put(whole, train.choose_devices(4))
   for count in (1, 2, 4):
     checkpoints = checkpoint.Checkpoints(tmp_path / str(count), keep=2)

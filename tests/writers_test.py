@@ -6,14 +6,13 @@ import re
 import subprocess
 import sys
 
-from absl import logging
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.util import tensor_util
 
-from chimera import evaluate, losses, train, writers
+from chimera import evaluate, losses, observers, writers
 from chimera import state as state_lib
 from tests import tiny
 
@@ -41,15 +40,6 @@ def _scalars(folder):
     tag: [(step, float(x)) for step, x in _arrays(folder, tag)]
     for tag in _run(folder).Tags()['tensors']
   }
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-  lines = []
-  monkeypatch.setattr(
-    logging, 'warning', lambda text, *values: lines.append(text % values)
-  )
-  return lines
 
 
 def test_every_clone_is_a_run_of_its_own_and_the_master_is_the_workdirs(
@@ -85,16 +75,7 @@ def test_the_layout_names_every_tag_that_training_writes(tmp_path):
     for chart in category.chart
     for tag in chart.multiline.tag
   ]
-  seen = {
-    name: np.zeros((4, len(losses.TERMS)))
-    for name in ('terms_K', 'lambda_K', 'error_K', 'integral_K', 'derivative_K')
-  }
-  for name in (
-    *('g_loss', 'base_loss', 'adv_share', 'learning_rate', 'epsilon'),
-    *('reward', 'q_state', 'q_action', 'trim', 'critic_loss', 'wasserstein'),
-    *('penalty', 'grads_rms', 'drift', 'dropped', 'perplexity', 'used'),
-  ):
-    seen[name] = np.zeros(4)
+  seen = tiny.metrics()
   spec = state_lib.create_spec(tiny.get_config())
   figures = ('psnr', 'ssim', 'ms_ssim', 'edge', 'spectrum', 'pixel_l1', 'rfid')
   figures += ('rfd-random', 'optics_psnr', 'codes_used', 'perplexity')
@@ -102,8 +83,8 @@ def test_the_layout_names_every_tag_that_training_writes(tmp_path):
   for name in evaluate.OF_BINS:
     figures += (f'{name}_bin_0', f'{name}_bin_9', f'{name}_worst_bin')
   tags = {
-    *train.clone_scalars(seen, 0),
-    *train.master_scalars(seen, 1.0, spec),
+    *observers.clone_scalars(seen, 0),
+    *observers.master_scalars(seen, 1.0, spec),
     *(f'eval/{name}' for name in figures),
   }
   assert len(tags) > 70

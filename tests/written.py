@@ -8,19 +8,9 @@ import numpy as np
 from chimera import history, images
 from configs import chimera as chimera_config
 
-TERMS = (
-  'l1',
-  'vq',
-  'adv',
-  'varentropy',
-  'ssim',
-  'edge',
-  'autocorrelation',
-  'moments',
-  'spectrum',
-  'color_covariance',
-)
-CLONES = chimera_config.get_config().clone_names
+_CONFIG = chimera_config.get_config()
+TERMS = tuple(_CONFIG.pid.target)
+CLONES = _CONFIG.clone_names
 CYCLES = range(50, 1001, 50)
 
 
