@@ -6,6 +6,7 @@
   python -m tests.nothing_is_lost signals --count=20    SIGTERM, anywhere
   python -m tests.nothing_is_lost flips --count=200     damaged files
   python -m tests.nothing_is_lost disk                  full, limited, read-only
+  python -m tests.nothing_is_lost soak --cycles=2000    all at once (soak.py)
 
 Each prints what it did and ends with exit code 0 if nothing was lost. A run is
 `chimera.main` on tests/tiny.py, in a process forked from this one once all is
@@ -579,6 +580,24 @@ def _lock(place):
   return lambda: subprocess.run(['umount', '-l', place], check=True)
 
 
+def soak(home, count, rng):
+  """All in one process."""
+  from tests import soak
+
+  setting = flags(
+    home,
+    meld__sick_cycles=2,
+    train__cycles=count,
+    train__checkpoint_every=8,
+    train__eval_every=100,
+    train__keep=3,
+    train__log_every=5,
+    train__rollbacks=count,
+  )
+  lost = soak.soak(home / 'soaked', setting, rng)
+  check(not lost, '; '.join(lost))
+
+
 def steps(run):
   return sorted(os.listdir(run.workdir / 'checkpoints'))
 
@@ -629,9 +648,17 @@ def forked(job):
 
 
 COMMANDS = {
-  f.__name__: f for f in (kills, cuts, twins, signals, flips, limits, disk)
+  f.__name__: f
+  for f in (kills, cuts, twins, signals, flips, limits, disk, soak)
 }
-COUNTS = {'kills': 200, 'cuts': 6, 'twins': 100, 'signals': 20, 'flips': 200}
+COUNTS = {
+  'kills': 200,
+  'cuts': 6,
+  'twins': 100,
+  'signals': 20,
+  'flips': 200,
+  'soak': 2000,
+}
 
 
 def main():
@@ -647,7 +674,7 @@ def main():
   os.environ['JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('command', choices=COMMANDS)
-  parser.add_argument('--count', type=int, default=None)
+  parser.add_argument('--count', '--cycles', type=int, default=None)
   parser.add_argument('--seed', type=int, default=0)
   args = parser.parse_args()
   writers.silence_tensorflow()
