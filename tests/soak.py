@@ -337,6 +337,8 @@ def soak(workdir, setting, rng):
       faults.begin(expected)
       code = main.main(argv)
       lives += 1
+      # JAX keeps what it compiled, as the end of a process would not.
+      jax.clear_caches()
       print(
         f'life {lives}, cycle {faults.at}: {measure(faults.at)}', flush=True
       )
