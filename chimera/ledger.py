@@ -98,6 +98,8 @@ def run(
 
   Seeds in the outer loop: a ledger that was cut off compares as far as it got.
   """
+  import jax
+
   from chimera import latents, train
 
   home.mkdir(parents=True, exist_ok=True)
