@@ -119,6 +119,7 @@ class Checkpoints:
     # Orbax wants it absolute.
     self._directory = pathlib.Path(os.path.abspath(directory))
     self._keep = keep
+    self._broken: set[int] = set()  # committed, but found not whole
     self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
   def steps(self) -> list[int]:
@@ -211,6 +212,7 @@ class Checkpoints:
         )
       if tree is None or _digest_tree(tree) != body['leaves']:
         broken.append(step)
+        self._broken.add(step)
         continue
       if broken:
         logging.warning(
@@ -243,8 +245,11 @@ class Checkpoints:
 
   def _prune(self, step: int, best: int | None) -> None:
     # Later steps were not whole, or this one would not be saved now; they are
-    # left to be seen, and do not count.
-    kept = [s for s in self.steps() if s <= step][-self._keep :]
+    # left to be seen. Broken ones do not count: what would be left to go on
+    # from?
+    self._broken.discard(step)
+    whole = [s for s in self.steps() if s <= step and s not in self._broken]
+    kept = whole[-self._keep :]
     for path in self._directory.iterdir():
       name, died, _ = path.name.partition(_TEMPORARY)
       if not name.isdecimal():

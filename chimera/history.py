@@ -42,14 +42,13 @@ class History:
 
   def __init__(self, workdir: str, first: int = 0):
     self._path = os.path.join(workdir, NAME)
-    self.rows = read(workdir)
-    self.rewind(first)
+    self.rows = [row for row in read(workdir) if row.cycle <= first]
+    self._rewrite()
 
   def rewind(self, cycle: int) -> None:
-    """Forgets the rows after a cycle, on the disk too."""
+    """Forgets the rows after a cycle; on the disk with the next row."""
     self.rows[:] = [row for row in self.rows if row.cycle <= cycle]
-    lines = ''.join(_line(row) for row in self.rows)
-    disk.write(self._path, lines.encode())
+    self._is_whole = False
 
   def append(
     self,
@@ -60,7 +59,7 @@ class History:
     """Adds a row, on the disk too.
 
     Raises:
-      OSError: it could not be written; it stands in `rows` all the same.
+      OSError: it could not be written; the next one that can writes it too.
     """
     row = Row(
       cycle,
@@ -69,9 +68,21 @@ class History:
       dict(master),
     )
     self.rows.append(row)
+    if not self._is_whole:
+      self._rewrite()
+      return row
+    # A row that is torn would take the next one with it.
+    self._is_whole = False
     with open(self._path, 'a') as f:
       f.write(_line(row))
+    self._is_whole = True
     return row
+
+  def _rewrite(self) -> None:
+    """Puts exactly `rows` on the disk."""
+    self._is_whole = False
+    disk.write(self._path, ''.join(map(_line, self.rows)).encode())
+    self._is_whole = True
 
 
 def read(workdir: str) -> list[Row]:

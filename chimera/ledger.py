@@ -98,6 +98,8 @@ def run(
 
   Seeds in the outer loop: a ledger that was cut off compares as far as it got.
   """
+  import jax
+
   from chimera import latents, train
 
   home.mkdir(parents=True, exist_ok=True)
@@ -125,6 +127,8 @@ def run(
         with open(path, 'a') as f:
           f.write(json.dumps(line) + '\n')
         done[key] = line
+        # JAX would keep some 400 MB of every step that it compiled.
+        jax.clear_caches()
       yield done[key]
 
 

@@ -183,6 +183,16 @@ def test_a_broken_step_can_be_saved_again(two, tmp_path):
   _assert_same(two.restore(_state())[1], _state(3))
 
 
+def test_a_broken_step_takes_no_place_among_those_that_are_kept(two, tmp_path):
+  _flip_a_bit(tmp_path / '20' / 'digests.json')
+  assert two.restore(_state())[0] == 10
+  two.save(25, _state(25), {})
+  assert two.steps() == [10, 25]
+  # Once written anew it does.
+  two.save(30, _state(30), {})
+  assert two.steps() == [25, 30]
+
+
 def test_with_no_whole_step_training_does_not_start_over_in_silence(
   two, tmp_path
 ):

@@ -1,5 +1,6 @@
 """The history: rows survive a torn line, a resumed run and a NaN."""
 
+import errno
 import math
 import os
 
@@ -43,6 +44,37 @@ def test_a_torn_last_line_is_skipped(workdir):
 def test_what_a_resumed_run_does_again_counts_once(workdir):
   _fill(workdir, [10, 20, 30])
   _fill(workdir, [15], first=10)
+  assert [row.cycle for row in history.read(workdir)] == [10, 15]
+
+
+def test_rows_that_found_no_room_are_written_with_the_next_that_does(
+  workdir, monkeypatch
+):
+  log = _fill(workdir, [10])
+
+  def full(path, mode, **keywords):
+    with open(path, mode, **keywords) as f:
+      f.write('{"cycle": 2')
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  with monkeypatch.context() as patched:
+    patched.setattr(history, 'open', full, raising=False)
+    for cycle in (20, 30):
+      with pytest.raises(OSError, match='No space left'):
+        log.append(cycle, {}, {})
+  log.append(40, {}, {})
+  log.append(50, {}, {})
+  assert [row.cycle for row in history.read(workdir)] == [10, 20, 30, 40, 50]
+  assert history.read(workdir) == log.rows
+
+
+def test_a_run_that_goes_back_needs_no_room_for_it(workdir, monkeypatch):
+  log = _fill(workdir, [10, 20, 30])
+  with monkeypatch.context() as patched:
+    patched.setattr(history, 'open', None, raising=False)
+    log.rewind(10)
+  assert [row.cycle for row in log.rows] == [10]
+  log.append(15, {}, {})
   assert [row.cycle for row in history.read(workdir)] == [10, 15]
 
 

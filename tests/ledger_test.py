@@ -2,9 +2,10 @@
 
 import json
 
+import jax
 import pytest
 
-from chimera import ledger
+from chimera import latents, ledger, train
 
 
 def _line(method, seed, l1):
@@ -77,3 +78,21 @@ def test_the_ledger_is_read_as_it_was_written(tmp_path):
   lines = [_line('control', 0, 0.1), _line('default', 0, 0.2)]
   path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
   assert ledger.read(path) == lines
+
+
+def test_what_one_run_compiled_is_gone_before_the_next(tmp_path, monkeypatch):
+  traces = []
+
+  @jax.jit
+  def step(x):
+    traces.append(x)
+    return x + 1
+
+  def run(config, workdir, data):
+    return {'master/path_l1': float(step(1.0))}
+
+  monkeypatch.setattr(latents, 'prepare', lambda config, workdir: None)
+  monkeypatch.setattr(train, 'train', run)
+  lines = list(ledger.run(tmp_path, ['default'], [0, 1], {}))
+  assert [line['figures'] for line in lines] == [{'master/path_l1': 2.0}] * 2
+  assert len(traces) == 2

@@ -6,6 +6,7 @@
   python -m tests.nothing_is_lost signals --count=20    SIGTERM, anywhere
   python -m tests.nothing_is_lost flips --count=200     damaged files
   python -m tests.nothing_is_lost disk                  full, limited, read-only
+  python -m tests.nothing_is_lost soak --cycles=2000    all at once (soak.py)
 
 Each prints what it did and ends with exit code 0 if nothing was lost. A run is
 `chimera.main` on tests/tiny.py, in a process forked from this one once all is
@@ -219,7 +220,7 @@ def flags(home, **changes):
 
 
 def kills(home, count, rng):
-  """Half of them between a save's first byte and its commit."""
+  """More than half of them between a save's first byte and its commit."""
   setting = flags(home, train__eval_every=20)
   seconds = life(home / 'first', setting)
   print(
@@ -231,13 +232,20 @@ def kills(home, count, rng):
   for i in range(count):
     fresh = i % 20 == 10  # one in twenty with its imports
     run = Run(workdir, setting, fresh=fresh)
-    if i % 2:
-      check(run.wait_for('saving', rng.randint(1, 3)), tail(run))
-      stop = time.monotonic() + rng.uniform(0, seconds['save'])
-    else:
-      stop = time.monotonic() + rng.uniform(0, seconds['first_step'] + 1.5)
-    while (left := stop - time.monotonic()) > 0:
-      check(run.listen(left), tail(run))
+    # Three of five in a save; where that is over too soon, in the next one.
+    saves = rng.randint(1, 3) if i % 5 < 3 else 0
+    while True:
+      if saves:
+        check(run.wait_for('saving', saves), tail(run))
+        stop = time.monotonic() + rng.uniform(0, seconds['save'])
+      else:
+        stop = time.monotonic() + rng.uniform(0, seconds['first_step'] + 1.5)
+      while (left := stop - time.monotonic()) > 0:
+        check(run.listen(left), tail(run))
+      run.listen(0)
+      if not saves or run.is_saving():
+        break
+      saves += 1
     run.send(signal.SIGKILL)
     check(run.end() == -signal.SIGKILL, tail(run))
     for cycle in run.cycles('resumed'):
@@ -572,6 +580,24 @@ def _lock(place):
   return lambda: subprocess.run(['umount', '-l', place], check=True)
 
 
+def soak(home, count, rng):
+  """All in one process."""
+  from tests import soak
+
+  setting = flags(
+    home,
+    meld__sick_cycles=2,
+    train__cycles=count,
+    train__checkpoint_every=8,
+    train__eval_every=100,
+    train__keep=3,
+    train__log_every=5,
+    train__rollbacks=count,
+  )
+  lost = soak.soak(home / 'soaked', setting, rng)
+  check(not lost, '; '.join(lost))
+
+
 def steps(run):
   return sorted(os.listdir(run.workdir / 'checkpoints'))
 
@@ -622,9 +648,17 @@ def forked(job):
 
 
 COMMANDS = {
-  f.__name__: f for f in (kills, cuts, twins, signals, flips, limits, disk)
+  f.__name__: f
+  for f in (kills, cuts, twins, signals, flips, limits, disk, soak)
 }
-COUNTS = {'kills': 200, 'cuts': 6, 'twins': 100, 'signals': 20, 'flips': 200}
+COUNTS = {
+  'kills': 200,
+  'cuts': 6,
+  'twins': 100,
+  'signals': 20,
+  'flips': 200,
+  'soak': 2000,
+}
 
 
 def main():
@@ -640,7 +674,7 @@ def main():
   os.environ['JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('command', choices=COMMANDS)
-  parser.add_argument('--count', type=int, default=None)
+  parser.add_argument('--count', '--cycles', type=int, default=None)
   parser.add_argument('--seed', type=int, default=0)
   args = parser.parse_args()
   writers.silence_tensorflow()
