@@ -491,7 +491,10 @@ def _flips(home, setting, count, rng):
       path.write_bytes(whole)
       tally[f'{kind} in {place}'] += 1
   lines.clear()
-  check(checkpoints.restore(target)[0] == 8 and not lines, 'not mended')
+  check(
+    checkpoints.restore(keeper.saved(target))[0] == 8 and not lines,
+    'not mended',
+  )
   for what, times in sorted(tally.items()):
     print(f'{times:4d} {what}')
   print(f'all {sum(n for _, n in many)} noticed, in one line each')
