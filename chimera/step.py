@@ -298,6 +298,7 @@ def one_by_one(f: Callable[..., Any]) -> Callable[..., Any]:
   Mapped weights would turn the clones' convolutions into grouped ones, which
   cost half as much again on one device.
   """
+  once = jax.jit(f, inline=True)  # traced once, not once for each clone
   f = custom_vmap(f)
 
   @f.def_vmap
@@ -306,7 +307,7 @@ def one_by_one(f: Callable[..., Any]) -> Callable[..., Any]:
       return jax.tree.map(lambda x, b: x[i] if b else x, args, tuple(batched))
 
     out = jax.tree.map(
-      lambda *x: jnp.stack(x), *[f(*pick(i)) for i in range(size)]
+      lambda *x: jnp.stack(x), *[once(*pick(i)) for i in range(size)]
     )
     return out, jax.tree.map(lambda _: True, out)
 
