@@ -109,14 +109,17 @@ def train(
   examine = functools.partial(exam_lib.examine, config, spec, held_out, eyes)
   observers = observers_lib.Observers(config, workdir, spec, done)
 
+  def record_figures(exam: exam_lib.Exam, done: int) -> None:
+    record = exam_lib.protocol(config, held_out, done)
+    with disk.spared('evaluation.json'):
+      exam_lib.save_figures(workdir, exam.figures, record)
+
   def judge(
     done: int, master: state_lib.Master, specialists: Any
   ) -> exam_lib.Exam:
     with observers.during('evaluating'):
       exam = examine(master, specialists)
-      record = exam_lib.protocol(config, held_out, done)
-      with disk.spared('evaluation.json'):
-        exam_lib.save_figures(workdir, exam.figures, record)
+      record_figures(exam, done)
       sheet = exam_lib.save_preview(workdir, exam, done)
       observers.judged(done, exam, sheet)
     keeper.judged(done, exam.figures)
@@ -128,6 +131,7 @@ def train(
       exam = judge(done, host.master, specialists)
     elif is_over:
       exam = examine(host.master, specialists)
+      record_figures(exam, done)
     if not is_over:
       engine = Engine(config, spec, bins, data.paths_NxHxWxC, devices)
       engine.place(host, done)

@@ -192,10 +192,12 @@ def test_a_finished_run_has_nothing_to_do(finished):
 def test_what_is_made_of_the_last_cycle_is_made_up_for(finished, tmp_path):
   workdir, config, data, figures = finished
   shutil.copytree(workdir, tmp_path / 'w')
-  os.unlink(tmp_path / 'w' / 'report.html')
+  for name in ('report.html', 'evaluation.json'):
+    os.unlink(tmp_path / 'w' / name)
   found = train.train(config, str(tmp_path / 'w'), data)
   assert found['master/path_l1'] == figures['master/path_l1']
   assert (tmp_path / 'w' / 'report.html').exists()
+  assert train.train(config, str(tmp_path / 'w'), data) == {}
 
 
 def test_the_last_checkpoint_holds_the_best_and_the_table(finished):
