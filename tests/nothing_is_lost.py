@@ -29,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 
 import jax
 
@@ -645,6 +646,8 @@ def forked(job):
     except SystemExit as e:
       print(e)
     finally:
+      if code:
+        traceback.print_exc()
       sys.stdout.flush()
       os._exit(code)
   check(not os.waitpid(pid, 0)[1], 'see above')
