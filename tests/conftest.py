@@ -1,6 +1,8 @@
 """Four CPU devices for every test, no silent rank promotion; warnings seen."""
 
+import gc
 import os
+import pathlib
 
 _FLAG = '--xla_force_host_platform_device_count'
 if _FLAG not in os.environ.get('XLA_FLAGS', ''):
@@ -24,3 +26,17 @@ def warnings(monkeypatch):
     logging, 'warning', lambda text, *values: lines.append(text % values)
   )
   return lines
+
+
+@pytest.fixture(autouse=True)
+def _few_programs():
+  """Lets go of what is compiled before the kernel has no maps left for more.
+
+  Each program takes hundreds; beyond vm.max_map_count, 65530, XLA dies with
+  'Cannot allocate memory', a segmentation fault, or an abort.
+  """
+  yield
+  maps = pathlib.Path('/proc/self/maps')
+  if maps.exists() and maps.read_bytes().count(b'\n') > 20_000:
+    jax.clear_caches()
+    gc.collect()
