@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from chimera import history
+from chimera import disk, history
 
 
 @pytest.fixture
@@ -54,11 +54,12 @@ def test_rows_that_found_no_room_are_written_with_the_next_that_does(
 
   def full(path, mode, **keywords):
     with open(path, mode, **keywords) as f:
-      f.write('{"cycle": 2')
+      f.write(b'{"cycle": 2' if 'b' in mode else '{"cycle": 2')
     raise OSError(errno.ENOSPC, 'No space left on device')
 
   with monkeypatch.context() as patched:
-    patched.setattr(history, 'open', full, raising=False)
+    for module in (history, disk):
+      patched.setattr(module, 'open', full, raising=False)
     for cycle in (20, 30):
       with pytest.raises(OSError, match='No space left'):
         log.append(cycle, {}, {})
@@ -71,7 +72,8 @@ def test_rows_that_found_no_room_are_written_with_the_next_that_does(
 def test_a_run_that_goes_back_needs_no_room_for_it(workdir, monkeypatch):
   log = _fill(workdir, [10, 20, 30])
   with monkeypatch.context() as patched:
-    patched.setattr(history, 'open', None, raising=False)
+    for module in (history, disk):
+      patched.setattr(module, 'open', None, raising=False)
     log.rewind(10)
   assert [row.cycle for row in log.rows] == [10]
   log.append(15, {}, {})

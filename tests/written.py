@@ -5,12 +5,11 @@ import math
 
 import numpy as np
 
-from chimera import history, images
+from chimera import history, images, losses
 from configs import chimera as chimera_config
 
-_CONFIG = chimera_config.get_config()
-TERMS = tuple(_CONFIG.pid.target)
-CLONES = _CONFIG.clone_names
+TERMS = losses.TERMS
+CLONES = chimera_config.get_config().clone_names
 CYCLES = range(50, 1001, 50)
 
 
