@@ -265,12 +265,15 @@ def tokens(args: argparse.Namespace) -> None:
     image_size=size,
     train_count=args.count,
     held_out_count=1,
+    crop='random',
     max_scale=3.0,
     seed=0,
   )
   crops = images.read_crops(plan.train, image_size=size)
-  batch = config.tokens.batch_size
-  whole = [crops[i : i + batch] for i in range(0, len(crops), batch)][:-1]
+  batch = min(config.tokens.batch_size, len(crops))
+  whole = [
+    crops[i : i + batch] for i in range(0, len(crops) // batch * batch, batch)
+  ]
 
   def bare() -> float:
     start = time.perf_counter()

@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 
+from tests import tiny
+
 
 def run(*args):
   return subprocess.run(
@@ -21,6 +23,14 @@ def test_the_curriculum_benchmark_prints_its_speed_and_its_peak():
   assert result.returncode == 0, result.stderr
   assert re.search(r'speed against the bare mean: \d', result.stdout)
   assert re.search(r'\d+ MB', result.stdout)
+
+
+def test_the_tokens_benchmark_says_the_share_of_bare_encode(tmp_path):
+  folder = tiny.save_tokenizer(tmp_path / 'tokenizer')
+  result = run('tokens', f'--tokenizer={folder}', '--count=70', '--rounds=1')
+  assert result.returncode == 0, result.stderr
+  assert re.search(r'tokenize \d+ images/s, \d+\.\d+ of bare', result.stdout)
+  assert re.search(r'median \d', result.stdout)
 
 
 def test_an_unknown_benchmark_exits_with_2():
