@@ -233,13 +233,6 @@ def snapshot_of(
   )
 
 
-def thin(rows: Sequence[history.Row]) -> list[history.Row]:
-  """Those rows of which a snapshot is made: the evaluations and the newest."""
-  older = rows[: -2 * _SERIES]
-  judged = [r for r in older if any(t.startswith('eval/') for t in r.master)]
-  return [*judged, *rows[-2 * _SERIES :]]
-
-
 def steady_rate(rows: Sequence[history.Row]) -> float | None:
   """Cycles a second of the last log cycles, evaluations included.
 

@@ -10,9 +10,8 @@ import os
 import time
 from typing import Any, NamedTuple
 
-from chimera import disk
-
 NAME = 'history.jsonl'
+_NEWEST = 256  # rows that are kept whole in memory; the dashboard draws 128
 
 
 class Row(NamedTuple):
@@ -35,20 +34,30 @@ class Row(NamedTuple):
 class History:
   """Appends rows; what a resumed run does again counts as it was done last.
 
+  Attributes:
+    rows: those in memory, thinned: a long run does not grow by its rows.
+
   Args:
     workdir: that exists.
     first: cycle from which the run goes on; later rows are another's.
+
+  Raises:
+    OSError: it cannot be written.
   """
 
   def __init__(self, workdir: str, first: int = 0):
     self._path = os.path.join(workdir, NAME)
-    self.rows = [row for row in read(workdir) if row.cycle <= first]
-    self._rewrite()
+    self.rows = thin([row for row in read(workdir) if row.cycle <= first])
+    self._most = len(self.rows) + _NEWEST
+    self._pending: list[Row] = []
+    self._until, self._end = first, None
+    self._write()
 
   def rewind(self, cycle: int) -> None:
     """Forgets the rows after a cycle; on the disk with the next row."""
-    self.rows[:] = [row for row in self.rows if row.cycle <= cycle]
-    self._is_whole = False
+    for rows in self.rows, self._pending:
+      rows[:] = [row for row in rows if row.cycle <= cycle]
+    self._until, self._end = cycle, None
 
   def append(
     self,
@@ -68,37 +77,46 @@ class History:
       dict(master),
     )
     self.rows.append(row)
-    if not self._is_whole:
-      self._rewrite()
-      return row
-    # A row that is torn would take the next one with it.
-    self._is_whole = False
-    with open(self._path, 'a') as f:
-      f.write(_line(row))
-    self._is_whole = True
+    if len(self.rows) > self._most:
+      self.rows[:] = thin(self.rows)
+      self._most = len(self.rows) + _NEWEST
+    self._pending.append(row)
+    self._write()
     return row
 
-  def _rewrite(self) -> None:
-    """Puts exactly `rows` on the disk."""
-    self._is_whole = False
-    disk.write(self._path, ''.join(map(_line, self.rows)).encode())
-    self._is_whole = True
+  def _write(self) -> None:
+    """Puts what is pending behind the whole rows."""
+    lines = b''.join(map(_line, self._pending))
+    with open(self._path, 'ab') as f:
+      if self._end is None:
+        self._end = _end(self._path, self._until)
+      # A row that is torn would take the next one with it.
+      f.truncate(self._end)
+      f.write(lines)
+    self._end += len(lines)
+    self._pending.clear()
+
+
+def thin(rows: Sequence[Row]) -> list[Row]:
+  """The newest rows, and of older ones the evaluations of the master."""
+  older, newest = rows[:-_NEWEST], rows[-_NEWEST:]
+  judged = (
+    {tag: v for tag, v in row.master.items() if tag.startswith('eval/')}
+    for row in older
+  )
+  return [
+    *(row._replace(clones={}, master=m) for row, m in zip(older, judged) if m),
+    *newest,
+  ]
 
 
 def read(workdir: str) -> list[Row]:
   """All whole rows; none where there is no history. A torn line is skipped."""
   try:
-    with open(os.path.join(workdir, NAME), encoding='utf-8') as f:
-      lines = f.read().splitlines()
+    with open(os.path.join(workdir, NAME), 'rb') as f:
+      return [row for line in f if (row := _row(line))]
   except FileNotFoundError:
     return []
-  rows = []
-  for line in lines:
-    try:
-      rows.append(Row(**json.loads(line)))
-    except (ValueError, TypeError):
-      continue
-  return rows
 
 
 def series(
@@ -114,8 +132,30 @@ def series(
   return [c for c, _ in found], [v for _, v in found]
 
 
-def _line(row: Row) -> str:
-  return f'{json.dumps(row._asdict(), separators=(",", ":"))}\n'
+def _line(row: Row) -> bytes:
+  return f'{json.dumps(row._asdict(), separators=(",", ":"))}\n'.encode()
+
+
+def _row(line: bytes) -> Row | None:
+  """None where it is no whole one."""
+  try:
+    row = Row(**json.loads(line))
+  except (ValueError, TypeError):
+    return None
+  kinds = int, float, dict, dict
+  return row if all(map(isinstance, row, kinds)) else None
+
+
+def _end(path: str, cycle: int) -> int:
+  """Bytes up to the end of the last whole row of at most that cycle."""
+  end = at = 0
+  with open(path, 'rb') as f:
+    for line in f:
+      at += len(line)
+      row = _row(line)
+      if line.endswith(b'\n') and row and row.cycle <= cycle:
+        end = at
+  return end
 
 
 def latest(rows: Sequence[Row], clone: str | None = None) -> dict[str, Any]:

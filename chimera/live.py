@@ -33,7 +33,8 @@ class Look:
   Args:
     workdir: of the run.
     config: as config.json holds it.
-    rows: of the history, growing; None reads them, as the file grows.
+    rows: of the history, growing and thinned; None reads them, as the file
+      grows.
   """
 
   def __init__(
@@ -46,7 +47,6 @@ class Look:
     self._config = config
     self._rows = [] if rows is None else rows
     self._reads = rows is None
-    self._thin: tuple[int, list[history.Row]] = (0, [])
     self._stamp: tuple[float, int] | None = None
     self._doing: tuple[str, float, str] | None = None
     self._sheet: tuple[str, float] | None = None
@@ -59,15 +59,13 @@ class Look:
   def __call__(self, now: float) -> dashboard.Snapshot:
     if self._reads:
       self._poll()
-    if len(self._rows) != self._thin[0]:
-      self._thin = len(self._rows), dashboard.thin(self._rows)
     note = ''
     if self._doing:
       doing, since, more = self._doing
       spent = mission_control.format_seconds(max(0.0, now - since))
       note = f'{doing}, {spent}{more}'
     return dashboard.snapshot_of(
-      self._thin[1],
+      list(self._rows),  # the run appends to it meanwhile
       self._config,
       self._newest_pictures(),
       now,
@@ -79,8 +77,8 @@ class Look:
     status = os.stat(os.path.join(self._workdir, history.NAME))
     stamp = status.st_mtime, status.st_size
     if stamp != self._stamp:
-      self._rows, self._stamp = history.read(self._workdir), stamp
-      self._thin = 0, []
+      self._rows = history.thin(history.read(self._workdir))
+      self._stamp = stamp
 
   def _newest_pictures(self) -> dashboard.Pictures | None:
     paths = glob.glob(os.path.join(self._workdir, 'previews', '*.png'))

@@ -182,7 +182,10 @@ class Writers:
   ) -> None:
     """Writes scalars by tag, one mapping a clone and the master's."""
     for run, scalars in self._runs(clone_scalars, master_scalars):
-      run.call('write_scalars', step, scalars)
+      # TensorFlow keeps a tensor of every Python number that it was ever given
+      # (TFE_TensorHandleCache in tensorflow/python/eager/pywrap_tensor.cc).
+      values = {tag: np.float32(x) for tag, x in scalars.items()}
+      run.call('write_scalars', np.int64(step), values)
 
   def images(
     self,

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from chimera import disk, history
+from chimera import history
 
 
 @pytest.fixture
@@ -54,12 +54,11 @@ def test_rows_that_found_no_room_are_written_with_the_next_that_does(
 
   def full(path, mode, **keywords):
     with open(path, mode, **keywords) as f:
-      f.write(b'{"cycle": 2' if 'b' in mode else '{"cycle": 2')
+      f.write(b'{"cycle": 2')
     raise OSError(errno.ENOSPC, 'No space left on device')
 
   with monkeypatch.context() as patched:
-    for module in (history, disk):
-      patched.setattr(module, 'open', full, raising=False)
+    patched.setattr(history, 'open', full, raising=False)
     for cycle in (20, 30):
       with pytest.raises(OSError, match='No space left'):
         log.append(cycle, {}, {})
@@ -72,12 +71,50 @@ def test_rows_that_found_no_room_are_written_with_the_next_that_does(
 def test_a_run_that_goes_back_needs_no_room_for_it(workdir, monkeypatch):
   log = _fill(workdir, [10, 20, 30])
   with monkeypatch.context() as patched:
-    for module in (history, disk):
-      patched.setattr(module, 'open', None, raising=False)
+    patched.setattr(history, 'open', None, raising=False)
     log.rewind(10)
   assert [row.cycle for row in log.rows] == [10]
   log.append(15, {}, {})
   assert [row.cycle for row in history.read(workdir)] == [10, 15]
+
+
+def test_a_long_run_holds_its_newest_rows_and_its_evaluations(workdir):
+  log = history.History(workdir)
+  for cycle in range(1, 1501):
+    of_clone = {'a': {'loss/l1': 1 / cycle}}
+    if cycle % 100:
+      log.append(cycle, of_clone, {'perf/cycles_per_sec': 2.0})
+    else:
+      log.append(cycle, of_clone, {'eval/psnr': cycle, 'codebook/used': 3.0})
+  assert len(log.rows) < 2 * 256 + 15
+  cycles, values = history.series(log.rows, 'eval/psnr')
+  assert (cycles, values) == (list(range(100, 1501, 100)), cycles)
+  assert log.rows[0].clones == {}
+  assert log.rows[0].master == {'eval/psnr': 100}
+  assert [row.cycle for row in log.rows[-256:]] == list(range(1245, 1501))
+  # All of them are on the disk, as they were.
+  rows = history.read(workdir)
+  assert [row.cycle for row in rows] == list(range(1, 1501))
+  assert rows[99].clones == {'a': {'loss/l1': 0.01}}
+  # And a run that goes on from there, or back, forgets none of them.
+  log.rewind(1000)
+  log.append(1001, {}, {})
+  assert history.read(workdir)[:-1] == rows[:1000]
+  assert [row.cycle for row in history.History(workdir, 700).rows] == [
+    *range(100, 401, 100),
+    *range(445, 701),
+  ]
+  assert history.read(workdir) == rows[:700]
+
+
+def test_a_line_that_is_no_row_hides_no_other(workdir):
+  _fill(workdir, [10])
+  with open(os.path.join(workdir, history.NAME), 'ab') as f:
+    f.write(b'\xff\xfe\n[1, 2, 3, 4]\n')
+    f.write(b'{"cycle":"x","time":0,"clones":{},"master":{}}\n')
+  assert [row.cycle for row in history.read(workdir)] == [10]
+  _fill(workdir, [20], first=10)
+  assert [row.cycle for row in history.read(workdir)] == [10, 20]
 
 
 def test_a_nan_is_a_nan_and_no_history_is_no_row(workdir):

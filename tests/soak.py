@@ -206,10 +206,10 @@ def injected(faults):
     return restored
 
   def faulty_open(path, mode='r', **keywords):
-    if mode != 'a' or 'history' not in faults.full:
+    if mode != 'ab' or 'history' not in faults.full:
       return open(path, mode, **keywords)
     with open(path, mode, **keywords) as f:
-      f.write('{"cycle": 1')  # as far as there was room
+      f.write(b'{"cycle": 1')  # as far as there was room
     faults.refuse('history')
 
   def faulty_draw(*args):

@@ -1,5 +1,7 @@
 """TensorBoard: what is on the disk read back, and writers that fail."""
 
+import ctypes
+import gc
 import glob
 import os
 import re
@@ -17,6 +19,26 @@ from chimera import state as state_lib
 from tests import tiny
 
 NAN = float('nan')
+
+
+class _Mallinfo(ctypes.Structure):
+  """struct mallinfo2 of malloc.h."""
+
+  _fields_ = [
+    (name, ctypes.c_size_t)
+    for name in (
+      'arena',
+      'ordblks',
+      'smblks',
+      'hblks',
+      'hblkhd',
+      'usmblks',
+      'fsmblks',
+      'uordblks',
+      'fordblks',
+      'keepcost',
+    )
+  ]
 
 
 def _run(folder):
@@ -52,6 +74,21 @@ def test_every_clone_is_a_run_of_its_own_and_the_master_is_the_workdirs(
   assert _scalars(tmp_path / 'b') == {'loss/l1': [(5, 2.0)]}
   assert len(glob.glob(f'{tmp_path}/events.out.tfevents.*')) == 1
   assert _scalars(tmp_path)['eval/psnr'] == [(5, 20.0)]
+
+
+def test_numbers_leave_nothing_in_memory(tmp_path):
+  libc = ctypes.CDLL(None)
+  libc.mallinfo2.restype = _Mallinfo
+  used = []
+  with writers.Writers(str(tmp_path), ()) as board:
+    for step in range(300):
+      board.write(step, [], {f'x/{i}': step + i / 100 for i in range(100)})
+      if step in (99, 299):
+        board._master._pool.join()
+        gc.collect()
+        used.append(libc.mallinfo2().uordblks)
+  # 20,000 Python numbers would leave 11 MB.
+  assert used[1] - used[0] < 0.5e6
 
 
 def test_pictures_of_one_tag_lie_in_every_run(tmp_path):
