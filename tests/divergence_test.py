@@ -407,6 +407,7 @@ def test_a_run_that_diverges_goes_back_with_another_key_and_ends(
   run_of_path_params, warnings, monkeypatch
 ):
   config, workdir, data = run_of_path_params
+  config.devices = 4
   old = np.asarray(jax.random.key_data(jax.random.key(config.seed))).tobytes()
   sicken(monkeypatch, lambda key, cycle: key == old and cycle >= 5)
   figures = train.train(config, workdir, data)
