@@ -29,6 +29,7 @@ LEVELS = (
     'mission_control',
     'preemption',
     'writers',
+    'history',
   ),
   (
     'images',
@@ -38,7 +39,7 @@ LEVELS = (
     'divergence',
     'school',
     'checkpoint',
-    'history',
+    'snapshot',
     'sheets',
   ),
   ('state', 'preflight', 'export', 'dashboard'),

@@ -84,8 +84,6 @@ def test_what_a_run_is_doing_stands_above_with_its_time():
   look = live.Look('nowhere', seen.CONFIG, [])
   look.say('compiling', ' (52s last time)', since=100.0)
   assert look(112.0).note == 'compiling, 12s (52s last time)'
-  assert dashboard.compile_seconds(seen.rows()) == 25.0
-  assert dashboard.compile_seconds([]) is None
 
 
 def test_rows_that_a_run_appends_are_seen(tmp_path):
