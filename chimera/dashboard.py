@@ -6,19 +6,15 @@ another process can watch at once.
 """
 
 from collections.abc import Iterator, Sequence
-import functools
 import math
 from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
 import rich.cells
-import rich.color
 import rich.console
 from rich.segment import Segment
 import rich.style
 
-from chimera import mission_control
+from chimera import gallery, mission_control
 from chimera import snapshot as snapshot_lib
 
 _HUES = ('cyan', 'green', 'magenta', 'yellow')
@@ -54,24 +50,6 @@ def sparkline(
     if math.isfinite(v)
     else '!'
     for v in values
-  )
-
-
-def half_blocks(image: np.ndarray) -> list[Line]:
-  """A picture, uint8 (even height, width, 3): two pixels a cell."""
-  return [
-    [
-      Segment('▀', _paint(*map(int, (*above, *below))))
-      for above, below in zip(image[y], image[y + 1])
-    ]
-    for y in range(0, len(image), 2)
-  ]
-
-
-def _paint(*rgb: int) -> rich.style.Style:
-  """Style of the upper pixel on the lower one."""
-  return rich.style.Style.from_color(
-    rich.color.Color.from_rgb(*rgb[:3]), rich.color.Color.from_rgb(*rgb[3:])
   )
 
 
@@ -421,8 +399,10 @@ def _below(
   if snapshot.pictures is None or height <= 0:
     return master[:height]
   side = max(map(_width, master)) + 3
-  beside = _gallery(snapshot, width - side, height)
-  under = _gallery(snapshot, width - 1, height - len(master))
+  beside = gallery.draw(snapshot.pictures, snapshot.turn, width - side, height)
+  under = gallery.draw(
+    snapshot.pictures, snapshot.turn, width - 1, height - len(master)
+  )
   if max(map(_width, beside), default=0) * len(beside) < max(
     map(_width, under), default=0
   ) * len(under):
@@ -433,63 +413,6 @@ def _below(
     right = beside[i] if i < len(beside) else []
     lines.append([*_fit(left, side), *right])
   return lines
-
-
-def _gallery(
-  snapshot: snapshot_lib.Snapshot, width: int, height: int
-) -> list[Line]:
-  """Originals and what one tokenizer makes of them, as large as they go.
-
-  Each tokenizer has its turn. The two stand beside or below each other,
-  whichever shows more: a larger picture is worth more than another one.
-  """
-  pictures = snapshot.pictures
-  names = list(pictures.by_name)
-  name = names[snapshot.turn % len(names)]
-  best = None
-  for is_beside in (False, True):
-    room = (width - 2) // 2 if is_beside else width
-    tallest = 2 * (height - 1) if is_beside else (height - 2) // 2 * 2
-    for side in range(8, tallest + 1, 2):
-      count = min(len(pictures.originals), (room + 1) // (side + 1))
-      worth = count > 1, count * side**3
-      if count > 0 and (best is None or worth > best[0]):
-        best = worth, is_beside, side, count
-  if best is None:
-    return []
-  _, is_beside, side, count = best
-  spread = (
-    np.linspace(0, len(pictures.originals) - 1, count).round().astype(int)
-  )
-  first, second = (
-    [[_text(label, 'bright_black')], *_strip([tiles[i] for i in spread], side)]
-    for label, tiles in (
-      (f'originals, cycle {pictures.cycle}', pictures.originals),
-      (name, pictures.by_name[name]),
-    )
-  )
-  if not is_beside:
-    return [*first, *second]
-  wide = count * (side + 1) + 1
-  return [[*_fit(a, wide), *b] for a, b in zip(first, second)]
-
-
-def _strip(tiles: Sequence[snapshot_lib.Tile], side: int) -> list[Line]:
-  """Pictures in a row, `side` pixels each."""
-  rows = zip(*(_shrink(tile, side) for tile in tiles))
-  return [
-    [segment for cells in row for segment in (*cells, _text(' '))][:-1]
-    for row in rows
-  ]
-
-
-# All rows of a sheet of twelve pictures; each is drawn at every turn.
-@functools.lru_cache(maxsize=128)
-def _shrink(tile: snapshot_lib.Tile, side: int) -> list[Line]:
-  image = Image.frombytes('RGB', (tile.side, tile.side), tile.rgb)
-  return half_blocks(
-    np.asarray(image.resize((side, side), Image.Resampling.BOX))
-  )
 
 
 def _progress(snapshot: snapshot_lib.Snapshot, width: int) -> Line:

@@ -1,12 +1,9 @@
 """The dashboard: what it says, and that it fits."""
 
-import io
 import math
 
-import numpy as np
 import pytest
 import rich.cells
-import rich.console
 
 from chimera import dashboard, history
 from chimera import snapshot as snapshot_lib
@@ -129,18 +126,3 @@ def test_a_sparkline_goes_from_the_least_to_the_greatest():
   assert dashboard.sparkline([-1, 0, 1, 5], 4, reach=1) == '▁▅██'
   assert dashboard.sparkline([], 5) == ''
   assert dashboard.sparkline([1], 0) == ''
-
-
-def test_a_cell_is_two_pixels_the_upper_one_in_front():
-  red, green, blue, white = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255,) * 3
-  image = np.array([[red, green], [blue, white]], np.uint8)
-  ((left, right),) = dashboard.half_blocks(image)
-  assert (left.text, right.text) == ('▀', '▀')
-  console = rich.console.Console(
-    file=io.StringIO(), force_terminal=True, color_system='truecolor'
-  )
-  console.print(dashboard.Screen([[left, right]]), end='')
-  assert console.file.getvalue() == (
-    '\x1b[38;2;255;0;0;48;2;0;0;255m▀\x1b[0m'
-    '\x1b[38;2;0;255;0;48;2;255;255;255m▀\x1b[0m\n'
-  )

@@ -58,20 +58,6 @@ def test_the_pictures_are_cut_from_the_newest_sheet(tmp_path):
   assert look(0.0).pictures is pictures
 
 
-def test_each_tokenizer_has_its_turn():
-  pictures = seen.pictures()
-  shown = {
-    name
-    for turn in range(5)
-    for name in pictures.by_name
-    for line in seen.lines(
-      seen.snapshot(seen.rows(), pictures)._replace(turn=turn), 160, 48
-    )[26:]
-    if f' {name} ' in line
-  }
-  assert shown == set(pictures.by_name)
-
-
 def test_another_process_sees_what_a_run_writes(tmp_path):
   workdir = _workdir(tmp_path, seen.rows()[:1])
   look = live.Look(workdir, seen.CONFIG)
