@@ -5,383 +5,22 @@ function. Nothing here knows of a device, and nothing here imports JAX, so that
 another process can watch at once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-import functools
+from collections.abc import Iterator, Sequence
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
 import rich.cells
-import rich.color
 import rich.console
-import rich.control
 from rich.segment import Segment
 import rich.style
 
-from chimera import history, mission_control
-
-# agents.TRENDS and what the zones of its trim are called; agents.EASE. They
-# stand here too, for that module imports JAX.
-TRENDS = ('rapidly improving', 'improving', 'stagnated', 'worsening')
-ZONES = ('low', 'as set', 'high')
-EASE = 0.25
+from chimera import gallery, mission_control
+from chimera import snapshot as snapshot_lib
 
 _HUES = ('cyan', 'green', 'magenta', 'yellow')
 _BARS = '▁▂▃▄▅▆▇█'
-_SERIES = 64  # values of a sparkline that are kept
-_RATES = 20  # log cycles of which the time left is made
-_TURN = 3.0  # seconds that each tokenizer's pictures stay
-# The master's figures by what they compare: tag, whether more is better. The
-# data have no pixels where they are path_params.
-_FIGURES = {
-  'pixels': {
-    'PSNR': ('psnr', True),
-    'SSIM': ('ssim', True),
-    'L1': ('pixel_l1', False),
-  },
-  'path_params': {
-    'PSNR': ('path_psnr', True),
-    'SSIM': ('path_ssim', True),
-    'L1': ('path_l1', False),
-  },
-}
 
 Line = list[Segment]
-
-
-class Weight(NamedTuple):
-  """One lambda: its loss term, what it is, what it is at rest."""
-
-  term: str
-  value: float | None
-  base: float
-
-  @property
-  def ratio(self) -> float | None:
-    if self.value is None or self.base <= 0:
-      return None
-    return self.value / self.base
-
-
-class Student(NamedTuple):
-  """One column. A figure that is not known is None.
-
-  Attributes:
-    name: of the clone.
-    bins: its lessons.
-    mission: loss terms that it weighs more than others do.
-    g_loss: the newest values, the last one last.
-    critic: likewise, of the critic's loss.
-    weights: the lambda row.
-    dominant: index of the weight that stands highest over its base.
-    pid: its P, I and D, each in log weight.
-    learning_rate: now.
-    trim: the Q-agent's part in it.
-    trend: the Q-agent's state, in words; what it does where it has none.
-    zone: of its trim, in words.
-    action: the last multiplier.
-    reward: of the last action that was judged.
-    epsilon: chance that it explores.
-    drift: cosine of its step with the mean step.
-  """
-
-  name: str
-  bins: str
-  mission: tuple[str, ...]
-  g_loss: tuple[float, ...]
-  critic: tuple[float, ...]
-  weights: tuple[Weight, ...]
-  dominant: int | None
-  pid: tuple[float, float, float] | None
-  learning_rate: float | None
-  trim: float | None
-  trend: str
-  zone: str
-  action: float | None
-  reward: float | None
-  epsilon: float | None
-  drift: float | None
-
-
-class Figure(NamedTuple):
-  """A figure of the held-out samples: so far, and at its best."""
-
-  name: str
-  values: tuple[float, ...]
-  best: float | None
-  best_cycle: int | None
-
-
-class Tile(NamedTuple):
-  """A square picture, hashable: its pixels a side and their bytes, RGB."""
-
-  side: int
-  rgb: bytes
-
-
-class Pictures(NamedTuple):
-  """A preview sheet, cut up.
-
-  Attributes:
-    cycle: of the evaluation.
-    originals: from easy to hard.
-    by_name: likewise what each tokenizer makes of them.
-  """
-
-  cycle: int
-  originals: tuple[Tile, ...]
-  by_name: dict[str, tuple[Tile, ...]]
-
-
-class Snapshot(NamedTuple):
-  """All that the dashboard shows.
-
-  Attributes:
-    title: names the run.
-    note: what it is doing, or when it was last heard of.
-    cycle: done.
-    cycles: to do.
-    students: the columns.
-    limit: of the PID: greatest |log(lambda / base)|.
-    kind: what the figures compare.
-    figures: of the master, held out.
-    used: codes in use.
-    codes: that there are.
-    perplexity: the newest values.
-    dropped: clones left out of melds so far.
-    rate: cycles a second.
-    images_rate: images a second.
-    left: seconds.
-    pictures: of the last evaluation.
-    turn: counts up; says whose pictures are shown.
-  """
-
-  title: str
-  note: str
-  cycle: int
-  cycles: int
-  students: tuple[Student, ...]
-  limit: float
-  kind: str
-  figures: tuple[Figure, ...]
-  used: float | None
-  codes: int
-  perplexity: tuple[float, ...]
-  dropped: float | None
-  rate: float | None
-  images_rate: float | None
-  left: float | None
-  pictures: Pictures | None
-  turn: int
-
-
-def snapshot_of(
-  rows: Sequence[history.Row],
-  config: Mapping[str, Any],
-  pictures: Pictures | None,
-  now: float,
-  *,
-  title: str = '',
-  note: str = '',
-) -> Snapshot:
-  """What a run's history comes to.
-
-  Args:
-    rows: of the history.
-    config: as config.json holds it.
-    pictures: see `Look`.
-    now: seconds since 1970.
-    title: names the run; its basename where empty.
-    note: what it is doing; where empty, what the rows tell of that.
-  """
-  cycle = rows[-1].cycle if rows else 0
-  cycles = config['train']['cycles']
-  rate = steady_rate(rows)
-  left = None
-  if rate:
-    # The clock runs on for one log cycle, and then waits for the next row.
-    passed = min(max(now - rows[-1].time, 0.0), _stretch(rows) / rate)
-    left = max(0.0, (cycles - cycle) / rate - passed)
-  master = history.latest(rows[-_RATES:])
-  seen = any('eval/path_l1' in row.master for row in rows)
-  blind = seen and not any('eval/psnr' in row.master for row in rows)
-  kind = 'path_params' if blind else 'pixels'
-  return Snapshot(
-    title=title or config['basename'],
-    note=note or _heard(rows, cycles, now),
-    cycle=cycle,
-    cycles=cycles,
-    students=tuple(
-      _student(rows, config, i) for i in range(len(config['clone_names']))
-    ),
-    limit=config['pid']['limit'],
-    kind=kind,
-    figures=tuple(
-      _held_out(rows, name, f'eval/{tag}', more)
-      for name, (tag, more) in _FIGURES[kind].items()
-    ),
-    used=master.get('codebook/used'),
-    codes=config['model']['codes'],
-    perplexity=_newest(rows, 'codebook/perplexity'),
-    dropped=master.get('meld/dropped'),
-    rate=master.get('perf/cycles_per_sec'),
-    images_rate=master.get('perf/images_per_sec'),
-    left=left,
-    pictures=pictures,
-    turn=int(now / _TURN),
-  )
-
-
-def steady_rate(rows: Sequence[history.Row]) -> float | None:
-  """Cycles a second of the last log cycles, evaluations included.
-
-  A stretch that holds a compilation counts without it, and only where there is
-  no other.
-  """
-  logged = [row for row in rows[-2 * _RATES :] if row.clones]
-  rates = [
-    rate
-    for row in logged[-_RATES:]
-    if 'perf/compile_seconds' not in row.master
-    and 0 < (rate := row.master.get('perf/cycles_per_sec', 0)) < math.inf
-  ]
-  if rates:
-    return len(rates) / sum(1 / rate for rate in rates)
-  if not logged or logged[-1].master.get('perf/cycles_per_sec', 0) <= 0:
-    return None
-  cycles = _stretch(rows)
-  seconds = cycles / logged[-1].master['perf/cycles_per_sec']
-  compiling = logged[-1].master.get('perf/compile_seconds', 0)
-  return cycles / max(seconds - compiling, 1e-3)
-
-
-def _stretch(rows: Sequence[history.Row]) -> int:
-  """Cycles from the last log cycle but one to the last."""
-  before, last = [0, 0, *(row.cycle for row in rows if row.clones)][-2:]
-  return last - before
-
-
-def compile_seconds(rows: Sequence[history.Row]) -> float | None:
-  """How long the step took to compile when it last was."""
-  _, seconds = history.series(rows, 'perf/compile_seconds')
-  return seconds[-1] if seconds else None
-
-
-def _heard(rows: Sequence[history.Row], cycles: int, now: float) -> str:
-  if not rows:
-    return 'waiting for the first log cycle'
-  judged = any(tag.startswith('eval/') for tag in rows[-1].master)
-  if judged and rows[-1].cycle >= cycles:
-    return 'finished'
-  ago = mission_control.format_seconds(max(0.0, now - rows[-1].time))
-  return f'last heard of {ago} ago'
-
-
-def _newest(
-  rows: Sequence[history.Row], tag: str, clone: str | None = None
-) -> tuple[float, ...]:
-  return tuple(history.series(rows[-2 * _SERIES :], tag, clone)[1][-_SERIES:])
-
-
-def _held_out(
-  rows: Sequence[history.Row], name: str, tag: str, more: bool
-) -> Figure:
-  cycles, values = history.series(rows, tag)
-  finite = [(v, c) for v, c in zip(values, cycles) if math.isfinite(v)]
-  best, at = (None, None)
-  if finite:
-    best, at = (max if more else min)(finite, key=lambda pair: pair[0])
-  return Figure(name, tuple(values[-_SERIES:]), best, at)
-
-
-def _student(
-  rows: Sequence[history.Row], config: Mapping[str, Any], i: int
-) -> Student:
-  name = config['clone_names'][i]
-  # An evaluation's row holds the figures of the clones alone.
-  seen = history.latest(rows[-_RATES:], name)
-  specialists = config['specialists']
-  mission = sorted(
-    (t for t in config['loss'] if t in specialists and specialists[t][i] > 1),
-    key=lambda t: -specialists[t][i],
-  )
-  weights = tuple(
-    Weight(term, seen.get(f'lambda/{term}'), base_of(config, term, i))
-    for term in config['pid']['target']
-  )
-  known = [
-    k for k, w in enumerate(weights) if w.ratio and math.isfinite(w.ratio)
-  ]
-  dominant = max(known, key=lambda k: weights[k].ratio) if known else None
-  pid = None
-  if dominant is not None and config['pid']['enabled']:
-    pid = _pid_of(seen, config, weights[dominant].term, i)
-  trend, zone, action, reward = _agent(seen, config)
-  return Student(
-    name=name,
-    bins=mission_control.format_bins(config['school']['lessons'][i]),
-    mission=tuple(mission),
-    g_loss=_newest(rows, 'loss/total', name),
-    critic=_newest(rows, 'critic/loss', name),
-    weights=weights,
-    dominant=dominant,
-    pid=pid,
-    learning_rate=seen.get('agent/lr'),
-    trim=seen.get('agent/trim'),
-    trend=trend,
-    zone=zone,
-    action=action,
-    reward=reward,
-    epsilon=seen.get('agent/epsilon') if config['q']['enabled'] else None,
-    drift=seen.get('meld/drift'),
-  )
-
-
-def base_of(config: Mapping[str, Any], term: str, i: int) -> float:
-  """Clone i's weight of a term at rest, as `state.create_missions` has it."""
-  specialty = config['specialists'][term][i]
-  strength = config['specialists']['strength']
-  return config['loss'][term] * (1 + strength * (specialty - 1))
-
-
-def _pid_of(
-  seen: Mapping[str, float], config: Mapping[str, Any], term: str, i: int
-) -> tuple[float, float, float]:
-  """P, I, D as `agents.pid_observe` adds them up."""
-  error, integral, derivative = (
-    seen.get(f'pid/{part}/{term}', math.nan)
-    for part in ('error', 'integral', 'derivative')
-  )
-  kick = derivative if derivative > 0 else EASE * derivative
-  return (
-    config['pid']['proportional'][i] * error,
-    integral,
-    config['pid']['derivative'][i] * kick,
-  )
-
-
-def _agent(
-  seen: Mapping[str, float], config: Mapping[str, Any]
-) -> tuple[str, str, float | None, float | None]:
-  """The Q-agent's trend, zone, action and reward."""
-  if not config['q']['enabled']:
-    return 'off: the schedule', '', None, None
-  state, action, epsilon = (
-    seen.get(f'agent/{tag}', math.nan) for tag in ('state', 'action', 'epsilon')
-  )
-  if not (math.isfinite(state) and math.isfinite(action)):
-    return '-', '', None, None
-  # Exploration falls with each decision: at its first value there was none.
-  if math.isclose(epsilon, config['q']['epsilon'], rel_tol=1e-5):
-    return 'watching first', '', None, None
-  zone, trend = divmod(int(state), len(TRENDS))
-  return (
-    TRENDS[trend],
-    ZONES[zone],
-    config['q']['actions'][int(action)],
-    seen.get('agent/reward'),
-  )
 
 
 # What stands on a line.
@@ -411,24 +50,6 @@ def sparkline(
     if math.isfinite(v)
     else '!'
     for v in values
-  )
-
-
-def half_blocks(image: np.ndarray) -> list[Line]:
-  """A picture, uint8 (even height, width, 3): two pixels a cell."""
-  return [
-    [
-      Segment('▀', _paint(*map(int, (*above, *below))))
-      for above, below in zip(image[y], image[y + 1])
-    ]
-    for y in range(0, len(image), 2)
-  ]
-
-
-def _paint(*rgb: int) -> rich.style.Style:
-  """Style of the upper pixel on the lower one."""
-  return rich.style.Style.from_color(
-    rich.color.Color.from_rgb(*rgb[:3]), rich.color.Color.from_rgb(*rgb[3:])
   )
 
 
@@ -514,7 +135,7 @@ class Screen(NamedTuple):
       yield Segment.line()
 
 
-def render(snapshot: Snapshot, width: int, height: int) -> Screen:
+def render(snapshot: snapshot_lib.Snapshot, width: int, height: int) -> Screen:
   """The dashboard, of `height` lines of `width` cells.
 
   From 115x36 on every lambda has a line of its own, below it the row is one of
@@ -543,7 +164,7 @@ def render(snapshot: Snapshot, width: int, height: int) -> Screen:
   return Screen([_fit(line, width) for line in lines[-height:]])
 
 
-def _header(snapshot: Snapshot, width: int) -> Line:
+def _header(snapshot: snapshot_lib.Snapshot, width: int) -> Line:
   return _ends(
     [_text(' Chimera', 'bold'), _text(f'  {snapshot.title}', 'bright_black')],
     [_text(f'{snapshot.note} ')],
@@ -566,7 +187,7 @@ def _side_by_side(columns: Sequence[list[Line]], width: int) -> list[Line]:
   return lines
 
 
-def _summary(student: Student, letter: str, hue: str) -> Line:
+def _summary(student: snapshot_lib.Student, letter: str, hue: str) -> Line:
   """One specialist in a line."""
   top = '-'
   if student.dominant is not None:
@@ -582,7 +203,7 @@ def _summary(student: Student, letter: str, hue: str) -> Line:
 
 
 def _column(
-  student: Student,
+  student: snapshot_lib.Student,
   letter: str,
   hue: str,
   limit: float,
@@ -629,7 +250,7 @@ def _column(
 
 
 def _lambdas(
-  student: Student, limit: float, width: int, tall: bool
+  student: snapshot_lib.Student, limit: float, width: int, tall: bool
 ) -> list[Line]:
   """The dominant weight with its P, I and D, and the whole row."""
   top, ratio, pid = None, '-', ''
@@ -664,7 +285,9 @@ def _lambdas(
   return lines
 
 
-def _learning(student: Student, width: int, tall: bool) -> list[Line]:
+def _learning(
+  student: snapshot_lib.Student, width: int, tall: bool
+) -> list[Line]:
   """The learning rate and the agent that trims it."""
   rate = _number(student.learning_rate, '.2e')
   trim = f'x{_number(student.trim, ".2f")}'
@@ -701,7 +324,7 @@ def _labelled(label: str, value: str, style: str = '') -> Line:
   return [_text(f'{label} ', 'bright_black'), _text(value, style)]
 
 
-def _master(snapshot: Snapshot, tall: bool) -> list[Line]:
+def _master(snapshot: snapshot_lib.Snapshot, tall: bool) -> list[Line]:
   """The master's figures and what the meld and the machine do."""
   used = f'{_number(snapshot.used, ".0f")} of {snapshot.codes}'
   perplexity = _number(_last(snapshot.perplexity), '.1f')
@@ -759,7 +382,7 @@ def _master(snapshot: Snapshot, tall: bool) -> list[Line]:
   ]
 
 
-def _figure(figure: Figure) -> tuple[str, str]:
+def _figure(figure: snapshot_lib.Figure) -> tuple[str, str]:
   """Its value so far and its best, as text."""
   form = '.2f' if figure.name == 'PSNR' else '.4f'
   return _number(_last(figure.values), form), _number(figure.best, form)
@@ -770,14 +393,16 @@ def _best(best: str) -> Line:
 
 
 def _below(
-  snapshot: Snapshot, master: list[Line], width: int, height: int
+  snapshot: snapshot_lib.Snapshot, master: list[Line], width: int, height: int
 ) -> list[Line]:
   """The master, with the pictures beside it or below it."""
   if snapshot.pictures is None or height <= 0:
     return master[:height]
   side = max(map(_width, master)) + 3
-  beside = _gallery(snapshot, width - side, height)
-  under = _gallery(snapshot, width - 1, height - len(master))
+  beside = gallery.draw(snapshot.pictures, snapshot.turn, width - side, height)
+  under = gallery.draw(
+    snapshot.pictures, snapshot.turn, width - 1, height - len(master)
+  )
   if max(map(_width, beside), default=0) * len(beside) < max(
     map(_width, under), default=0
   ) * len(under):
@@ -790,62 +415,7 @@ def _below(
   return lines
 
 
-def _gallery(snapshot: Snapshot, width: int, height: int) -> list[Line]:
-  """Originals and what one tokenizer makes of them, as large as they go.
-
-  Each tokenizer has its turn. The two stand beside or below each other,
-  whichever shows more: a larger picture is worth more than another one.
-  """
-  pictures = snapshot.pictures
-  names = list(pictures.by_name)
-  name = names[snapshot.turn % len(names)]
-  best = None
-  for is_beside in (False, True):
-    room = (width - 2) // 2 if is_beside else width
-    tallest = 2 * (height - 1) if is_beside else (height - 2) // 2 * 2
-    for side in range(8, tallest + 1, 2):
-      count = min(len(pictures.originals), (room + 1) // (side + 1))
-      worth = count > 1, count * side**3
-      if count > 0 and (best is None or worth > best[0]):
-        best = worth, is_beside, side, count
-  if best is None:
-    return []
-  _, is_beside, side, count = best
-  spread = (
-    np.linspace(0, len(pictures.originals) - 1, count).round().astype(int)
-  )
-  first, second = (
-    [[_text(label, 'bright_black')], *_strip([tiles[i] for i in spread], side)]
-    for label, tiles in (
-      (f'originals, cycle {pictures.cycle}', pictures.originals),
-      (name, pictures.by_name[name]),
-    )
-  )
-  if not is_beside:
-    return [*first, *second]
-  wide = count * (side + 1) + 1
-  return [[*_fit(a, wide), *b] for a, b in zip(first, second)]
-
-
-def _strip(tiles: Sequence[Tile], side: int) -> list[Line]:
-  """Pictures in a row, `side` pixels each."""
-  rows = zip(*(_shrink(tile, side) for tile in tiles))
-  return [
-    [segment for cells in row for segment in (*cells, _text(' '))][:-1]
-    for row in rows
-  ]
-
-
-# All rows of a sheet of twelve pictures; each is drawn at every turn.
-@functools.lru_cache(maxsize=128)
-def _shrink(tile: Tile, side: int) -> list[Line]:
-  image = Image.frombytes('RGB', (tile.side, tile.side), tile.rgb)
-  return half_blocks(
-    np.asarray(image.resize((side, side), Image.Resampling.BOX))
-  )
-
-
-def _progress(snapshot: Snapshot, width: int) -> Line:
+def _progress(snapshot: snapshot_lib.Snapshot, width: int) -> Line:
   done = min(1.0, snapshot.cycle / snapshot.cycles)
   text = f' {snapshot.cycle} of {snapshot.cycles}  {100 * done:.0f} %'
   if snapshot.left is not None and done < 1:
@@ -860,7 +430,7 @@ def _progress(snapshot: Snapshot, width: int) -> Line:
   ]
 
 
-def plain(snapshot: Snapshot) -> str:
+def plain(snapshot: snapshot_lib.Snapshot) -> str:
   """The dashboard in print: no colors, no pictures, no empty lines."""
   lines = render(snapshot._replace(pictures=None), 120, 40).lines
   texts = (''.join(segment.text for segment in line) for line in lines)

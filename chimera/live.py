@@ -22,6 +22,7 @@ import rich.control
 from rich.segment import Segment
 
 from chimera import dashboard, history, mission_control, preemption, sheets
+from chimera import snapshot as snapshot_lib
 
 _TICK = 0.5  # seconds between two looks at the terminal's size
 _EVERY = 2  # of them, between two drawings
@@ -50,13 +51,13 @@ class Look:
     self._stamp: tuple[float, int] | None = None
     self._doing: tuple[str, float, str] | None = None
     self._sheet: tuple[str, float] | None = None
-    self._pictures: dashboard.Pictures | None = None
+    self._pictures: snapshot_lib.Pictures | None = None
 
   def say(self, doing: str, more: str = '', since: float | None = None) -> None:
     """What the run is doing from now on, or `since`; `more` ends the line."""
     self._doing = doing, time.time() if since is None else since, more
 
-  def __call__(self, now: float) -> dashboard.Snapshot:
+  def __call__(self, now: float) -> snapshot_lib.Snapshot:
     if self._reads:
       self._poll()
     note = ''
@@ -64,7 +65,7 @@ class Look:
       doing, since, more = self._doing
       spent = mission_control.format_seconds(max(0.0, now - since))
       note = f'{doing}, {spent}{more}'
-    return dashboard.snapshot_of(
+    return snapshot_lib.snapshot_of(
       list(self._rows),  # the run appends to it meanwhile
       self._config,
       self._newest_pictures(),
@@ -80,7 +81,7 @@ class Look:
       self._rows = history.thin(history.read(self._workdir))
       self._stamp = stamp
 
-  def _newest_pictures(self) -> dashboard.Pictures | None:
+  def _newest_pictures(self) -> snapshot_lib.Pictures | None:
     paths = glob.glob(os.path.join(self._workdir, 'previews', '*.png'))
     # A sheet that is being written is whole at the next look.
     with contextlib.suppress(OSError, SyntaxError, ValueError):
@@ -96,7 +97,7 @@ class Look:
 
 def read_sheet(
   path: str, config: Mapping[str, Any]
-) -> dashboard.Pictures | None:
+) -> snapshot_lib.Pictures | None:
   """A contact sheet of `evaluate.preview`; None where a tokenizer is missing.
 
   Raises:
@@ -110,13 +111,13 @@ def read_sheet(
     return None
   tiles_RxCxTxTx3 = sheets.tiles(path)
 
-  def row(name: str) -> tuple[dashboard.Tile, ...]:
+  def row(name: str) -> tuple[snapshot_lib.Tile, ...]:
     return tuple(
-      dashboard.Tile(len(tile), tile.tobytes())
+      snapshot_lib.Tile(len(tile), tile.tobytes())
       for tile in tiles_RxCxTxTx3[rows.index(name)]
     )
 
-  return dashboard.Pictures(
+  return snapshot_lib.Pictures(
     cycle, row('original'), {name: row(name) for name in names}
   )
 
@@ -137,7 +138,7 @@ class Live:
 
   def __init__(
     self,
-    look: Callable[[float], dashboard.Snapshot],
+    look: Callable[[float], snapshot_lib.Snapshot],
     log: str | None = None,
     *,
     wanted: bool = True,

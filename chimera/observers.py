@@ -12,7 +12,6 @@ import ml_collections
 import numpy as np
 
 from chimera import (
-  dashboard,
   evaluate,
   history,
   live,
@@ -22,6 +21,7 @@ from chimera import (
   writers,
 )
 from chimera import exam as exam_lib
+from chimera import snapshot as snapshot_lib
 from chimera import state as state_lib
 
 
@@ -45,7 +45,7 @@ class Observers:
     self._config = config
     self._spec = spec
     self._progress = mission_control.Progress(config.train.cycles, first)
-    self._last_time = dashboard.compile_seconds(history.read(workdir))
+    self._last_time = snapshot_lib.compile_seconds(history.read(workdir))
     self._compile_seconds: float | None = None
     self._since = time.time()
     self._history = history.History(workdir, first)

@@ -12,7 +12,6 @@ import ml_collections
 import numpy as np
 
 from chimera import (
-  dashboard,
   disk,
   divergence,
   export,
@@ -27,6 +26,7 @@ from chimera import (
 from chimera import exam as exam_lib
 from chimera import keeper as keeper_lib
 from chimera import observers as observers_lib
+from chimera import snapshot as snapshot_lib
 from chimera import state as state_lib
 from chimera import step as step_lib
 
@@ -430,7 +430,9 @@ def summarize(
   """Each clone's row of the final table."""
   rows = []
   for i, name in enumerate(config.clone_names):
-    base_K = np.array([dashboard.base_of(config, t, i) for t in losses.TERMS])
+    base_K = np.array(
+      [snapshot_lib.base_of(config, t, i) for t in losses.TERMS]
+    )
     ratio_K = seen['lambda_K'][i] / np.where(base_K > 0, base_K, np.inf)
     k = int(np.argmax(ratio_K))
     rows.append(

@@ -58,20 +58,6 @@ def test_the_pictures_are_cut_from_the_newest_sheet(tmp_path):
   assert look(0.0).pictures is pictures
 
 
-def test_each_tokenizer_has_its_turn():
-  pictures = seen.pictures()
-  shown = {
-    name
-    for turn in range(5)
-    for name in pictures.by_name
-    for line in seen.lines(
-      seen.snapshot(seen.rows(), pictures)._replace(turn=turn), 160, 48
-    )[26:]
-    if f' {name} ' in line
-  }
-  assert shown == set(pictures.by_name)
-
-
 def test_another_process_sees_what_a_run_writes(tmp_path):
   workdir = _workdir(tmp_path, seen.rows()[:1])
   look = live.Look(workdir, seen.CONFIG)
@@ -84,8 +70,6 @@ def test_what_a_run_is_doing_stands_above_with_its_time():
   look = live.Look('nowhere', seen.CONFIG, [])
   look.say('compiling', ' (52s last time)', since=100.0)
   assert look(112.0).note == 'compiling, 12s (52s last time)'
-  assert dashboard.compile_seconds(seen.rows()) == 25.0
-  assert dashboard.compile_seconds([]) is None
 
 
 def test_rows_that_a_run_appends_are_seen(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import rich.console
 
 from chimera import dashboard, history
+from chimera import snapshot as snapshot_lib
 from configs import chimera as chimera_config
 
 CONFIG = json.loads(chimera_config.get_config().to_json())
@@ -16,7 +17,7 @@ TERMS = tuple(CONFIG['pid']['target'])
 def clone(**changes):
   """What history holds of a clone; every lambda at its base but ssim."""
   i = changes.pop('i', 0)
-  values = {f'lambda/{t}': dashboard.base_of(CONFIG, t, i) for t in TERMS}
+  values = {f'lambda/{t}': snapshot_lib.base_of(CONFIG, t, i) for t in TERMS}
   values['lambda/ssim'] *= 2
   for part in ('error', 'integral', 'derivative'):
     values |= {f'pid/{part}/{t}': 0.0 for t in TERMS}
@@ -64,13 +65,15 @@ def rows():
 
 def pictures():
   rng = np.random.default_rng(0)
-  tile = dashboard.Tile(64, rng.bytes(64 * 64 * 3))
+  tile = snapshot_lib.Tile(64, rng.bytes(64 * 64 * 3))
   names = (*CONFIG['clone_names'], 'master')
-  return dashboard.Pictures(200, (tile,) * 6, {n: (tile,) * 6 for n in names})
+  return snapshot_lib.Pictures(
+    200, (tile,) * 6, {n: (tile,) * 6 for n in names}
+  )
 
 
 def snapshot(rows, pictures=None, now=76.0, **config):
-  return dashboard.snapshot_of(rows, {**CONFIG, **config}, pictures, now)
+  return snapshot_lib.snapshot_of(rows, {**CONFIG, **config}, pictures, now)
 
 
 def lines(snapshot, width, height):
