@@ -585,7 +585,7 @@ def _lock(place):
 
 
 def soak(home, count, rng):
-  """All in one process."""
+  """All at once."""
   from tests import soak
 
   setting = flags(

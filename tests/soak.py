@@ -1,11 +1,12 @@
-"""A long run in one process, with faults drawn by chance all along.
+"""A long run with faults drawn by chance all along.
 
 `python -m tests.nothing_is_lost soak --cycles=2000 --seed=0` trains that many
 cycles of tests/tiny.py by `chimera.main`. Meanwhile clones are poisoned, three
-of them for so long that the run goes back; the disk is full for some writers
-and some cycles; SIGTERM ends it, a bit flips in the newest checkpoint, and the
-same command goes on. Then it must be complete, its master finite all the time,
-and the process no greater than it was after a quarter of the cycles.
+of them for so long that the run goes back, and the disk is full for some
+writers and some cycles. In the first half SIGTERM ends one process after the
+other, a bit flips in the newest checkpoint, and the same command goes on. The
+second half is one life. Then the run must be complete, its master finite all
+the time, and the process no greater than in the first quarter of that life.
 """
 
 import collections
@@ -15,10 +16,13 @@ import errno
 import gc
 import os
 import pathlib
+import pickle
 import random
 import re
 import signal
+import sys
 import time
+import traceback
 import tracemalloc
 
 import jax
@@ -52,27 +56,27 @@ class Faults:
     lost: what must not have been, a line each.
     full: the writers that find no room.
     at: cycles done.
-    measures: of the process, taken every so many cycles.
-    kept: bytes that TensorStore holds of what was saved.
+    measures: of this life's process, taken every so many cycles.
+    kept: bytes that TensorStore holds of what it saved.
   """
 
-  def __init__(self, rng: random.Random, cycles: int, kept_a_leaf: float):
+  def __init__(self, rng: random.Random, cycles: int):
     self.rng = rng
-    self.kept = 0.0
-    self._kept_a_leaf = kept_a_leaf
     self.tally = collections.Counter()
     self.lost = []
     self.full = set()
     self.at = 0
-    self.measures = []
-    self._every = max(1, cycles // 20)
-    self._full_until = 0
+    self._cycles = cycles
 
-  def begin(self, expected):
-    """A life of the process, as it were; it goes on from the expected cycle."""
+  def begin(self, expected, kept_a_leaf):
+    """A life of a process; it goes on from the expected cycle."""
+    self.measures = []
+    self.kept, self._kept_a_leaf = 0.0, kept_a_leaf
     self._expected = expected
     self._is_diverging = False
-    self._signal_at = expected + self.rng.choice(LIVES)
+    self._signal_at = None
+    if expected * 2 < self._cycles:
+      self._signal_at = expected + self.rng.choice(LIVES)
     self._moment = self.rng.choice(('stepping', 'saving', 'evaluating'))
     self.full = set()
     self._full_until = 0
@@ -136,7 +140,7 @@ class Faults:
     master = step_lib.fetch(state.master.params)
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(master)):
       self.lost.append(f'the master of cycle {self.at} is not finite')
-    if self.at % self._every == 0:
+    if self.at % max(1, self._cycles // 40) == 0:
       self.measures.append(measure(self.at, self.kept))
 
 
@@ -339,17 +343,40 @@ def missing(workdir, setting, tally):
 
 
 def grown(measures):
-  """What has grown since the first quarter of the cycles, a line each."""
-  cycles = measures[-1]['cycle']
-  first = [m for m in measures if m['cycle'] * 4 <= cycles]
-  last = [m for m in measures if m['cycle'] * 4 > cycles * 3]
+  """What grew between the first and the last quarter of them, a line each."""
+  part = max(1, len(measures) // 4)
   lost = []
   for name, margin in MARGIN.items():
-    before, after = (max(m[name] for m in part) for part in (first, last))
+    before = max(m[name] for m in measures[:part])
+    after = max(m[name] for m in measures[-part:])
     print(f'{name}: at most {before} in the first quarter, {after} in the last')
     if after > before + margin:
       lost.append(f'{name} grew from {before} to {after}, by over {margin}')
   return lost
+
+
+def live(faults, argv, workdir, expected):
+  """A life in a process of its own: its exit code, and the faults as it left
+  them.
+  """
+  left = workdir.with_suffix('.faults')
+  sys.stdout.flush()
+  pid = os.fork()
+  if not pid:
+    code = 1
+    try:
+      checkpoints = workdir / 'checkpoints' / '1000.orbax-checkpoint-tmp'
+      faults.begin(expected, kept_a_leaf(checkpoints))
+      with injected(faults):
+        code = main.main(argv)
+      left.write_bytes(pickle.dumps(faults))
+    finally:
+      if code == 1:
+        traceback.print_exc()
+      sys.stderr.flush()
+      os._exit(code)
+  code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+  return code, pickle.loads(left.read_bytes())
 
 
 def soak(workdir, setting, rng):
@@ -361,25 +388,18 @@ def soak(workdir, setting, rng):
     f'--workdir={workdir}',
     *(f'--config.{key}={value}' for key, value in setting.items()),
   ]
-  kept = kept_a_leaf(workdir / 'checkpoints' / '1000.orbax-checkpoint-tmp')
-  print(f'TensorStore keeps {kept:.0f} bytes of a leaf')
-  faults, lives, expected, code = Faults(rng, cycles, kept), 0, 0, 143
+  faults, lives, expected, code = Faults(rng, cycles), 0, 0, 143
   start = time.monotonic()
-  with injected(faults):
-    while code == 143:
-      faults.begin(expected)
-      code = main.main(argv)
-      lives += 1
-      # JAX keeps what it compiled, as the end of a process would not.
-      jax.clear_caches()
-      print(
-        f'life {lives}: {shown(measure(faults.at, faults.kept))}', flush=True
-      )
-      whole = whole_steps(workdir / 'checkpoints')
-      if code == 143 and len(whole) > 1 and rng.random() < FLIP:
-        flip(workdir / 'checkpoints' / str(whole.pop()), rng)
-        faults.tally['bit flipped in the newest checkpoint'] += 1
-      expected = max(whole, default=0)
+  while code == 143:
+    code, faults = live(faults, argv, workdir, expected)
+    lives += 1
+    last = shown(faults.measures[-1]) if faults.measures else 'none'
+    print(f'life {lives}, to cycle {faults.at}, last measure: {last}')
+    whole = whole_steps(workdir / 'checkpoints')
+    if code == 143 and len(whole) > 1 and faults.rng.random() < FLIP:
+      flip(workdir / 'checkpoints' / str(whole.pop()), faults.rng)
+      faults.tally['bit flipped in the newest checkpoint'] += 1
+    expected = max(whole, default=0)
   lost = faults.lost
   if code:
     lost.append(f'exit code {code} at cycle {faults.at}')
@@ -390,6 +410,6 @@ def soak(workdir, setting, rng):
     print(shown(found))
   print(
     f'{cycles} cycles in {lives} lives and {time.monotonic() - start:.0f} s: '
-    f'the master always finite, {len(faults.measures)} measures'
+    f'the master always finite, {len(faults.measures)} measures of the last'
   )
   return lost
