@@ -78,7 +78,9 @@ def _verify(folder: pathlib.Path) -> dict[str, Any] | None:
     body = sealed['body']
     # 1E-05 would read like 1e-05.
     whole = sealed['seal'] == _seal(body) and written == _text(sealed)
-    return body if whole and body['files'] == _digest_files(folder) else None
+    # A file manager's .DS_Store beside them harms nothing.
+    whole &= body['files'].items() <= _digest_files(folder).items()
+    return body if whole else None
   except (OSError, ValueError, KeyError, TypeError, RecursionError):
     return None
 
@@ -249,13 +251,14 @@ class Checkpoints:
     # from?
     self._broken.discard(step)
     whole = [s for s in self.steps() if s <= step and s not in self._broken]
-    kept = whole[-self._keep :]
+    kept = {*whole[-self._keep :], best}
     for path in self._directory.iterdir():
       name, died, _ = path.name.partition(_TEMPORARY)
       if not name.isdecimal():
         continue
-      if died or (
-        int(name) <= step and int(name) not in kept and int(name) != best
-      ):
-        (path / _DIGESTS).unlink(missing_ok=True)
-        shutil.rmtree(path)
+      if died or (int(name) <= step and int(name) not in kept):
+        try:
+          (path / _DIGESTS).unlink(missing_ok=True)
+          shutil.rmtree(path)
+        except OSError as e:
+          logging.warning('%s stays, which is not needed: %s', path, e)

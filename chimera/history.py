@@ -4,14 +4,16 @@ The live dashboard, the dashboard of another process and the report all read
 it; TensorBoard holds the same figures for TensorBoard.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import json
+import math
 import os
+import sys
 import time
 from typing import Any, NamedTuple
 
 NAME = 'history.jsonl'
-_NEWEST = 256  # rows that are kept whole in memory; the dashboard draws 128
+_NEWEST = 128  # rows that are kept whole in memory, as the dashboard draws
 
 
 class Row(NamedTuple):
@@ -47,17 +49,17 @@ class History:
 
   def __init__(self, workdir: str, first: int = 0):
     self._path = os.path.join(workdir, NAME)
-    self.rows = thin([row for row in read(workdir) if row.cycle <= first])
+    self.rows = newest(workdir, first)
     self._most = len(self.rows) + _NEWEST
     self._pending: list[Row] = []
-    self._until, self._end = first, None
+    self._until, self._end = first, math.inf
     self._write()
 
   def rewind(self, cycle: int) -> None:
     """Forgets the rows after a cycle; on the disk with the next row."""
     for rows in self.rows, self._pending:
       rows[:] = [row for row in rows if row.cycle <= cycle]
-    self._until, self._end = cycle, None
+    self._until = cycle
 
   def append(
     self,
@@ -73,8 +75,8 @@ class History:
     row = Row(
       cycle,
       time.time(),
-      {name: dict(values) for name, values in clones.items()},
-      dict(master),
+      {name: _shared(values) for name, values in clones.items()},
+      _shared(master),
     )
     self.rows.append(row)
     if len(self.rows) > self._most:
@@ -88,13 +90,19 @@ class History:
     """Puts what is pending behind the whole rows."""
     lines = b''.join(map(_line, self._pending))
     with open(self._path, 'ab') as f:
-      if self._end is None:
-        self._end = _end(self._path, self._until)
+      if self._until < math.inf or f.tell() < self._end:
+        self._end = min(self._end, _end(self._path, self._until))
+        self._until = math.inf
       # A row that is torn would take the next one with it.
       f.truncate(self._end)
       f.write(lines)
     self._end += len(lines)
     self._pending.clear()
+
+
+def _shared(values: Mapping[str, float]) -> dict[str, float]:
+  """A copy with the tags of all rows, which take more room than the values."""
+  return {sys.intern(tag): value for tag, value in values.items()}
 
 
 def thin(rows: Sequence[Row]) -> list[Row]:
@@ -110,17 +118,35 @@ def thin(rows: Sequence[Row]) -> list[Row]:
   ]
 
 
-def read(workdir: str) -> list[Row]:
+def newest(workdir: str, last: float = math.inf) -> list[Row]:
+  """What `thin` leaves of the rows up to a cycle, however many there are."""
+  rows: list[Row] = []
+  most = 2 * _NEWEST
+  for row in scan(workdir):
+    if row.cycle <= last:
+      rows.append(row)
+    if len(rows) > most:
+      rows = thin(rows)
+      most = len(rows) + _NEWEST
+  return thin(rows)
+
+
+def scan(workdir: str) -> Iterator[Row]:
   """All whole rows; none where there is no history. A torn line is skipped."""
   try:
     with open(os.path.join(workdir, NAME), 'rb') as f:
-      return [row for line in f if (row := _row(line))]
+      yield from filter(None, map(_row, f))
   except FileNotFoundError:
-    return []
+    return
+
+
+def read(workdir: str) -> list[Row]:
+  """The same, in memory."""
+  return list(scan(workdir))
 
 
 def series(
-  rows: Sequence[Row], tag: str, clone: str | None = None
+  rows: Iterable[Row], tag: str, clone: str | None = None
 ) -> tuple[list[int], list[float]]:
   """Cycles and values of a tag, of a clone or of the master."""
   found = [
@@ -140,13 +166,17 @@ def _row(line: bytes) -> Row | None:
   """None where it is no whole one."""
   try:
     row = Row(**json.loads(line))
-  except (ValueError, TypeError):
+    tags = {'': row.master, **row.clones}
+    numbers = [row.time, *(x for of in tags.values() for x in of.values())]
+  except (ValueError, TypeError, AttributeError, RecursionError):
     return None
-  kinds = int, float, dict, dict
-  return row if all(map(isinstance, row, kinds)) else None
+  is_whole = isinstance(row.cycle, int) and all(
+    isinstance(x, int | float) for x in numbers
+  )
+  return row if is_whole else None
 
 
-def _end(path: str, cycle: int) -> int:
+def _end(path: str, cycle: float) -> int:
   """Bytes up to the end of the last whole row of at most that cycle."""
   end = at = 0
   with open(path, 'rb') as f:

@@ -78,7 +78,7 @@ class Look:
     status = os.stat(os.path.join(self._workdir, history.NAME))
     stamp = status.st_mtime, status.st_size
     if stamp != self._stamp:
-      self._rows = history.thin(history.read(self._workdir))
+      self._rows = history.newest(self._workdir)
       self._stamp = stamp
 
   def _newest_pictures(self) -> snapshot_lib.Pictures | None:

@@ -45,7 +45,7 @@ class Observers:
     self._config = config
     self._spec = spec
     self._progress = mission_control.Progress(config.train.cycles, first)
-    self._last_time = snapshot_lib.compile_seconds(history.read(workdir))
+    self._last_time = snapshot_lib.compile_seconds(history.scan(workdir))
     self._compile_seconds: float | None = None
     self._since = time.time()
     self._history = history.History(workdir, first)

@@ -202,6 +202,8 @@ def save_curriculum(
 ) -> None:
   """Writes `curriculum_bins_{basename}.pkl` and the .json that ties it.
 
+  The pickle comes last: where it is, both are.
+
   Args:
     path: of the pickle, a plain dict of lists of ints; the .json gets the
       same stem.
@@ -211,9 +213,9 @@ def save_curriculum(
   """
   path = pathlib.Path(path)
   data = pickle.dumps(bins, protocol=4)
-  disk.write(path, data)
   tie = _tie(data, digest, metric, sum(map(len, bins.values())))
   disk.write(path.with_suffix('.json'), tie)
+  disk.write(path, data)
 
 
 def _tie(data: bytes, digest: str, metric: str, samples: int) -> bytes:

@@ -4,7 +4,7 @@ Plain data, for the dashboard to draw. Nothing here knows of a device, and
 nothing here imports JAX, so that another process can watch at once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import math
 from typing import Any, NamedTuple
 
@@ -247,7 +247,7 @@ def _stretch(rows: Sequence[history.Row]) -> int:
   return last - before
 
 
-def compile_seconds(rows: Sequence[history.Row]) -> float | None:
+def compile_seconds(rows: Iterable[history.Row]) -> float | None:
   """How long the step took to compile when it last was."""
   _, seconds = history.series(rows, 'perf/compile_seconds')
   return seconds[-1] if seconds else None

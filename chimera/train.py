@@ -98,11 +98,10 @@ def train(
   if done:
     logging.info('Resuming from cycle %d.', done)
   elif config.init_from:
-    born = host = inherit(config, host)
     logging.info('Starting from %s.', config.init_from)
   cycles = config.train.cycles
   is_over = done >= cycles
-  if is_over and keeper.extra['is_judged'] and has_results(workdir, done):
+  if is_over and has_results(workdir, done):
     logging.info('Nothing to do: %s has all its cycles.', workdir)
     return {}
   held_out, eyes, scores_N = exam_lib.look_at_held_out(config, data, bins)
@@ -217,11 +216,12 @@ def set_out(
   born: state_lib.CloneState,
 ) -> tuple[int, state_lib.CloneState, Any]:
   """From where the run goes on: the newest whole checkpoint, else birth."""
-  done, host, specialists = 0, born, None
   if restored := keeper.restore(born):
     done, host, specialists = restored
   else:
     keeper.begin()
+    host = inherit(config, born) if config.init_from else born
+    done, specialists = 0, None
   key = rollbacks.key_data(config.seed)
   host = host.replace(rng=np.stack([key] * len(host.rng)))
   return done, host, specialists

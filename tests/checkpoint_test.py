@@ -1,10 +1,12 @@
 """Checkpoints: what comes back, what is refused, what a crash leaves."""
 
+import errno
 import json
 import logging as std_logging
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,6 +164,28 @@ def test_every_file_of_a_step_is_watched(two, tmp_path):
     assert checkpoint._verify(folder) is None, path
     path.write_bytes(whole)
     assert checkpoint._verify(folder)
+
+
+def test_what_a_file_manager_leaves_there_harms_nothing(two, tmp_path):
+  (tmp_path / '20' / '.DS_Store').write_bytes(b'x')
+  step, _, extra = two.restore(_state())
+  assert (step, extra) == (20, {'n': 2})
+
+
+def test_an_old_step_that_cannot_be_taken_away_is_a_warning(
+  two, tmp_path, monkeypatch, caplog
+):
+  def busy(path, *_, **__):
+    raise OSError(errno.EBUSY, 'Device or resource busy', str(path))
+
+  with monkeypatch.context() as patched:
+    patched.setattr(shutil, 'rmtree', busy)
+    two.save(30, _state(3), {'n': 3})
+  [line] = [r.getMessage() for r in caplog.records if r.name == 'absl']
+  assert 'which is not needed: [Errno 16] Device or resource busy' in line
+  assert two.restore(_state())[0] == 30
+  two.save(40, _state(4), {'n': 4})
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['30', '40']
 
 
 def test_a_leaf_that_changed_before_it_was_written_is_noticed(two, tmp_path):

@@ -1,6 +1,7 @@
 """The history: rows survive a torn line, a resumed run and a NaN."""
 
 import errno
+import io
 import math
 import os
 
@@ -86,12 +87,12 @@ def test_a_long_run_holds_its_newest_rows_and_its_evaluations(workdir):
       log.append(cycle, of_clone, {'perf/cycles_per_sec': 2.0})
     else:
       log.append(cycle, of_clone, {'eval/psnr': cycle, 'codebook/used': 3.0})
-  assert len(log.rows) < 2 * 256 + 15
+  assert len(log.rows) < 2 * 128 + 15
   cycles, values = history.series(log.rows, 'eval/psnr')
   assert (cycles, values) == (list(range(100, 1501, 100)), cycles)
   assert log.rows[0].clones == {}
   assert log.rows[0].master == {'eval/psnr': 100}
-  assert [row.cycle for row in log.rows[-256:]] == list(range(1245, 1501))
+  assert [row.cycle for row in log.rows[-128:]] == list(range(1373, 1501))
   # All of them are on the disk, as they were.
   rows = history.read(workdir)
   assert [row.cycle for row in rows] == list(range(1, 1501))
@@ -101,10 +102,41 @@ def test_a_long_run_holds_its_newest_rows_and_its_evaluations(workdir):
   log.append(1001, {}, {})
   assert history.read(workdir)[:-1] == rows[:1000]
   assert [row.cycle for row in history.History(workdir, 700).rows] == [
-    *range(100, 401, 100),
-    *range(445, 701),
+    *range(100, 501, 100),
+    *range(573, 701),
   ]
   assert history.read(workdir) == rows[:700]
+
+
+def test_a_file_that_was_cut_or_deleted_is_gone_on_with(workdir):
+  log = _fill(workdir, [10, 20])
+  path = os.path.join(workdir, history.NAME)
+  os.truncate(path, os.path.getsize(path) - 5)
+  log.append(30, {}, {})
+  assert [row.cycle for row in history.read(workdir)] == [10, 30]
+  os.unlink(path)
+  for cycle in (40, 50):
+    log.append(cycle, {}, {})
+  assert [row.cycle for row in history.read(workdir)] == [40, 50]
+
+
+def test_a_row_that_was_whole_when_the_room_ended_is_there_once(
+  workdir, monkeypatch
+):
+  log = _fill(workdir, [10])
+
+  class Full(io.FileIO):
+    def write(self, data):
+      super().write(data)
+      raise OSError(errno.ENOSPC, 'No space left on device')
+
+  with monkeypatch.context() as patched:
+    patched.setattr(history, 'open', Full, raising=False)
+    with pytest.raises(OSError, match='No space left'):
+      log.append(20, {}, {})
+  log.rewind(20)
+  log.append(30, {}, {})
+  assert [row.cycle for row in history.read(workdir)] == [10, 20, 30]
 
 
 def test_a_line_that_is_no_row_hides_no_other(workdir):
@@ -112,6 +144,9 @@ def test_a_line_that_is_no_row_hides_no_other(workdir):
   with open(os.path.join(workdir, history.NAME), 'ab') as f:
     f.write(b'\xff\xfe\n[1, 2, 3, 4]\n')
     f.write(b'{"cycle":"x","time":0,"clones":{},"master":{}}\n')
+    f.write(b'{"cycle":11,"time":0,"clones":{"a":5},"master":{}}\n')
+    f.write(b'{"cycle":11,"time":0,"clones":{},"master":{"x":"y"}}\n')
+    f.write(b'{"a":' * 100000 + b'\n')
   assert [row.cycle for row in history.read(workdir)] == [10]
   _fill(workdir, [20], first=10)
   assert [row.cycle for row in history.read(workdir)] == [10, 20]

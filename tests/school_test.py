@@ -1,5 +1,6 @@
 """The School: bins, the curriculum file, lessons, re-enrolment."""
 
+import errno
 import functools
 import json
 import logging as std_logging
@@ -383,6 +384,30 @@ def test_preparing_makes_then_loads_then_refuses_then_mends(tmp_path):
   assert path.stat().st_mtime_ns == written
   again, _ = prepare(_latents(40, seed=1), afresh=True)
   assert prepare(_latents(40, seed=1))[0] == again != bins
+
+
+def test_whatever_ends_a_first_save_the_same_command_makes_it(
+  tmp_path, monkeypatch
+):
+  path = tmp_path / 'c.pkl'
+  prepare = functools.partial(
+    school.prepare_curriculum, path, metric='mean_radius', chunk=16
+  )
+  replace = os.replace
+  for allowed in range(2):
+    left = [replace] * allowed
+
+    def full(*paths, left=left):
+      if not left:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+      left.pop()(*paths)
+
+    with monkeypatch.context() as patched:
+      patched.setattr(os, 'replace', full)
+      with pytest.raises(OSError, match='No space left'):
+        prepare(_latents(40))
+  bins, _ = prepare(_latents(40))
+  assert prepare(_latents(40))[0] == bins
 
 
 def test_the_longest_lesson_gives_the_length():

@@ -110,6 +110,6 @@ def test_a_long_history_is_thinned_and_says_the_same():
   rows = [seen.row(c, perf__cycles_per_sec=c) for c in range(1, 400)]
   rows.insert(5, seen.rows()[2])
   thinned = history.thin(rows)
-  assert len(thinned) == 257
+  assert len(thinned) == 129
   assert seen.snapshot(thinned) == seen.snapshot(rows)
   assert seen.snapshot(thinned).figures[0].best == 21.5

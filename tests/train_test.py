@@ -212,6 +212,26 @@ def test_the_last_checkpoint_holds_the_best_and_the_table(finished):
   assert [row['name'] for row in extra['rows']] == list(config.clone_names)
 
 
+def test_a_signal_in_the_last_evaluation_is_made_up_for_once(
+  finished, tmp_path, monkeypatch
+):
+  workdir, config, data, _ = finished
+  shutil.copytree(workdir, tmp_path / 'w')
+  for name in ('report.html', 'evaluation.json', 'tokenizer'):
+    path = tmp_path / 'w' / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+  restore = keeper.Keeper.restore
+
+  def not_judged(self, born):
+    restored = restore(self, born)
+    self.extra['is_judged'] = False
+    return restored
+
+  monkeypatch.setattr(keeper.Keeper, 'restore', not_judged)
+  assert train.train(config, str(tmp_path / 'w'), data)
+  assert train.train(config, str(tmp_path / 'w'), data) == {}
+
+
 def test_shards_are_dealt_at_rotations_and_enrolments():
   config = tiny.get_config()
   config.school.resident_mb = 0
