@@ -59,7 +59,7 @@ class History:
     """Forgets the rows after a cycle; on the disk with the next row."""
     for rows in self.rows, self._pending:
       rows[:] = [row for row in rows if row.cycle <= cycle]
-    self._until = cycle
+    self._until = min(self._until, cycle)
 
   def append(
     self,
@@ -107,14 +107,14 @@ def _shared(values: Mapping[str, float]) -> dict[str, float]:
 
 def thin(rows: Sequence[Row]) -> list[Row]:
   """The newest rows, and of older ones the evaluations of the master."""
-  older, newest = rows[:-_NEWEST], rows[-_NEWEST:]
+  older, recent = rows[:-_NEWEST], rows[-_NEWEST:]
   judged = (
     {tag: v for tag, v in row.master.items() if tag.startswith('eval/')}
     for row in older
   )
   return [
     *(row._replace(clones={}, master=m) for row, m in zip(older, judged) if m),
-    *newest,
+    *recent,
   ]
 
 
