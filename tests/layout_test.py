@@ -42,7 +42,7 @@ LEVELS = (
     'snapshot',
     'sheets',
   ),
-  ('state', 'preflight', 'export', 'gallery'),
+  ('state', 'preflight', 'export', 'gallery', 'curves'),
   ('step', 'evaluate', 'origin', 'reference', 'keeper', 'dashboard'),
   ('latents', 'exam', 'report', 'symptoms', 'live'),
   ('tokens', 'doctor', 'observers'),

@@ -122,6 +122,13 @@ def test_every_picture_is_whole(page):
       assert b'</svg>' in data
 
 
+def test_the_curves_are_there_by_their_titles(page):
+  titles = re.findall(r'alt="([^"]*)" src="data:image/svg', page)
+  assert len(titles) == 8
+  assert titles[0] == 'Losses'
+  assert 'Held out, by bin: L1 path' in titles
+
+
 def test_the_figures_are_those_of_the_evaluation(page):
   assert '<b>0.125</b><span>L1 path</span>' in page
   assert '<td>1.25e-03</td>' in page
@@ -167,13 +174,6 @@ def test_a_mosaic_is_filled_row_by_row():
     [30, 30, 255, 255, 255],
     [30, 30, 255, 255, 255],
   ]
-
-
-def test_the_clones_keep_their_colors_and_differ():
-  colors = report.palette(NAMES)
-  assert list(colors) == list(NAMES)
-  assert len(set(colors.values())) == len(NAMES)
-  assert colors == report.palette(NAMES)
 
 
 def test_what_is_missing_raises_what_training_catches(tmp_path, subject):
