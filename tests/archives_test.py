@@ -90,6 +90,34 @@ def test_a_zip_whose_directory_lies_gives_no_more_than_it_says(tmp_path):
     archives.read(path, 'a.png')
 
 
+def test_a_tar_that_leads_back_into_itself_ends(tmp_path, monkeypatch):
+  path = _tar(tmp_path / 'a.tar', a_png=b'', b_png=b'')
+  data = bytearray((tmp_path / 'a.tar').read_bytes())
+  # The second member is as long as its own header, backwards.
+  header = data[512:1024]
+  header[124:136] = (-512).to_bytes(12, 'big', signed=True)
+  header[148:156] = b' ' * 8
+  header[148:156] = b'%06o\0 ' % sum(header)
+  data[512:1024] = header
+  (tmp_path / 'a.tar').write_bytes(data)
+  step, steps = tarfile.TarFile.next, []
+
+  def count(file):
+    steps.append(1)
+    assert len(steps) < 10
+    return step(file)
+
+  monkeypatch.setattr(tarfile.TarFile, 'next', count)
+  try:
+    # Where tarfile knows of it, the archive ends there.
+    assert archives.members(path, ('.png',)) == [f'{path}!a.png']
+  except ValueError as e:
+    assert str(e) == (
+      f"{path} is not a readable archive: 'b.png' does not end after it "
+      'begins. Make it anew.'
+    )
+
+
 @pytest.mark.parametrize('make', [_zip, _tar])
 def test_a_broken_archive_is_one_line(tmp_path, make):
   path = make(tmp_path / f'a.{make.__name__[1:]}', a_png=b'a' * 999, b_png=b'b')
