@@ -1,5 +1,6 @@
 """Archives of images: their members, and those that mean harm."""
 
+import contextlib
 import io
 import os
 import struct
@@ -90,15 +91,16 @@ def test_a_zip_whose_directory_lies_gives_no_more_than_it_says(tmp_path):
     archives.read(path, 'a.png')
 
 
-def test_a_tar_that_leads_back_into_itself_ends(tmp_path, monkeypatch):
+@pytest.mark.parametrize('place', [0, 512])
+def test_a_tar_that_leads_back_into_itself_ends(tmp_path, monkeypatch, place):
   path = _tar(tmp_path / 'a.tar', a_png=b'', b_png=b'')
   data = bytearray((tmp_path / 'a.tar').read_bytes())
-  # The second member is as long as its own header, backwards.
-  header = data[512:1024]
+  # The member is as long as its own header, backwards.
+  header = data[place : place + 512]
   header[124:136] = (-512).to_bytes(12, 'big', signed=True)
   header[148:156] = b' ' * 8
   header[148:156] = b'%06o\0 ' % sum(header)
-  data[512:1024] = header
+  data[place : place + 512] = header
   (tmp_path / 'a.tar').write_bytes(data)
   step, steps = tarfile.TarFile.next, []
 
@@ -108,14 +110,15 @@ def test_a_tar_that_leads_back_into_itself_ends(tmp_path, monkeypatch):
     return step(file)
 
   monkeypatch.setattr(tarfile.TarFile, 'next', count)
-  try:
-    # Where tarfile knows of it, the archive ends there.
-    assert archives.members(path, ('.png',)) == [f'{path}!a.png']
-  except ValueError as e:
-    assert str(e) == (
-      f"{path} is not a readable archive: 'b.png' does not end after it "
-      'begins. Make it anew.'
+  # A later tarfile takes the broken header for the end, unless it is the first.
+  with (
+    contextlib.suppress(ValueError)
+    if place
+    else pytest.raises(
+      ValueError, match=r'is not a readable archive: .* Make it anew'
     )
+  ):
+    assert archives.members(path, ('.png',)) == [f'{path}!a.png']
 
 
 @pytest.mark.parametrize('make', [_zip, _tar])
