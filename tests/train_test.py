@@ -78,7 +78,7 @@ def test_the_exported_tokenizer_is_the_master(finished):
 def test_a_folder_that_another_process_writes_is_not_exported_to(
   finished, tmp_path
 ):
-  config, workdir, data = finished
+  workdir, config, data, _ = finished
   with lock.hold(tmp_path), pytest.raises(ValueError, match='another --out'):
     train.export_workdir(config, workdir, data, str(tmp_path))
   assert list(tmp_path.iterdir()) == []
