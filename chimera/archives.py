@@ -151,14 +151,16 @@ def _index(path: str, size: int, modified: int) -> _Tar | _Zip:
     file = zipfile.ZipFile(path)
     infos = {i.filename: i for i in file.infolist() if not i.is_dir()}
     return _Zip(file, infos, threading.Lock())
+  places, last = {}, -1
   with tarfile.open(path, 'r:') as file:
-    return _Tar(
-      {
-        member.name: (member.offset_data, member.size)
-        for member in file
-        if member.isreg() and not member.issparse()
-      }
-    )
+    for member in file:
+      # tarfile would go back to it, forever (gh-130577).
+      if member.size < 0 or member.offset <= last:
+        raise ValueError(f'{member.name!r} does not end after it begins')
+      last = member.offset
+      if member.isreg() and not member.issparse():
+        places[member.name] = member.offset_data, member.size
+  return _Tar(places)
 
 
 def _reason(e: BaseException) -> str:

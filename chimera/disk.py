@@ -6,6 +6,7 @@ later is the old file or the new one.
 
 from collections.abc import Iterator
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -48,6 +49,39 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     OSError: see `write`.
   """
   write(path, json.dumps(value, indent=1).encode())
+
+
+def write_sealed(path: str | os.PathLike, value: dict[str, Any]) -> None:
+  """The same of a dictionary, with its SHA-256 as one more entry, `seal`.
+
+  Raises:
+    OSError: see `write`.
+  """
+  write_json(path, {**value, 'seal': _seal(value)})
+
+
+def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
+  """What `write_sealed` was given.
+
+  Raises:
+    OSError: it could not be read.
+    ValueError: it is not as it was written.
+  """
+  path = pathlib.Path(path)
+  try:
+    value = json.loads(path.read_bytes())
+    seal = value.pop('seal')
+  except KeyError as e:
+    raise ValueError(f'{path.name} has no seal') from e
+  except (ValueError, AttributeError, TypeError, RecursionError) as e:
+    raise ValueError(f'{path.name} holds no sealed JSON') from e
+  if seal != _seal(value):
+    raise ValueError(f'{path.name} is not as it was written')
+  return value
+
+
+def _seal(value: dict[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager

@@ -22,7 +22,6 @@ Trainer, loaded export and artefacts run the same two functions, `encode` and
 from collections.abc import Callable
 import functools
 import hashlib
-import json
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -230,8 +229,7 @@ def save(
   }
   for name, data in files.items():
     disk.write(home / name, data)
-  meta['seal'] = _seal(meta)
-  disk.write_json(home / META, meta)
+  disk.write_sealed(home / META, meta)
 
 
 def load(folder: str | os.PathLike) -> Tokenizer:
@@ -242,19 +240,17 @@ def load(folder: str | os.PathLike) -> Tokenizer:
   """
   home = pathlib.Path(folder)
   try:
-    meta = json.loads((home / META).read_bytes())
+    meta = disk.read_sealed(home / META)
   except FileNotFoundError as e:
     raise ValueError(
       f'No tokenizer in {home}: name one with --tokenizer, or make one with '
       '`python -m chimera.main export`.'
     ) from e
-  except (OSError, ValueError, RecursionError) as e:
+  except (OSError, ValueError) as e:
     raise _broken(home / META, e) from e
   try:
     if meta['format'] != FORMAT:
       raise ValueError(f'format {meta["format"]}, and this reads {FORMAT}')
-    if meta.pop('seal') != _seal(meta):
-      raise ValueError(f'{META} is not as it was written')
     files = {name: (home / name).read_bytes() for name in meta['files']}
     for name, data in files.items():
       if _digest(data) != meta['files'][name]:
@@ -313,10 +309,6 @@ def _fields(module: Any) -> dict[str, Any]:
     for name in module.__dataclass_fields__
     if name not in ('parent', 'name')
   }
-
-
-def _seal(meta: dict[str, Any]) -> str:
-  return _digest(json.dumps(meta, sort_keys=True).encode())
 
 
 def _digest(data: bytes) -> str:

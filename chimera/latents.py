@@ -12,6 +12,7 @@ and beside it `latents.npy`, float32 (N, H, W, 3), appears last and whole.
 """
 
 from collections.abc import Callable, Iterator
+import contextlib
 import functools
 import hashlib
 import io
@@ -82,10 +83,10 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> Prepared:
     _verify(home, path)
   _check_settings(home, path, _settings(config))
   if not path.exists():
-    if images.is_path_params(config.data.source):
-      _let_in(config, home, path)
-    else:
-      _see(config, home, path)
+    make = _let_in if images.is_path_params(config.data.source) else _see
+    with _unfinished(path) as temporary:
+      make(config, home, temporary)
+      _finish(home, temporary, path)
   crops, gradients_N = images.read_manifest(home / 'crops.csv')
   with np.load(home / 'held_out.npz', allow_pickle=False) as held_out:
     held_out = dict(held_out)
@@ -389,7 +390,7 @@ def _check_settings(
 def _see(
   config: ml_collections.ConfigDict, home: pathlib.Path, path: pathlib.Path
 ) -> None:
-  """From photographs to everything in `optics/`, then to latents.npy."""
+  """From photographs to everything in `optics/` and the .npy."""
   size, chunk = config.data.image_size, config.optics.chunk
   with mission_control.bar('Photographs') as report:
     plan = lay_out(config, lambda done, total: report(done, '', total))
@@ -409,7 +410,7 @@ def _see(
         yield encode_images(model, variables, part, chunk)
         report(start + len(crops), '')
 
-  temporary = _stream(path, len(plan.train), encode_all())
+  _stream(path, len(plan.train), encode_all())
   images.write_manifest(
     home / 'crops.csv', plan.train, np.concatenate(gradients)
   )
@@ -418,7 +419,6 @@ def _see(
     paths=encode_images(model, variables, held_out, chunk),
     images=held_out,
   )
-  _finish(home, temporary, path)
 
 
 def _learn(
@@ -476,7 +476,7 @@ def _inherit(folder: str) -> Any:
 def _let_in(
   config: ml_collections.ConfigDict, home: pathlib.Path, path: pathlib.Path
 ) -> None:
-  """From path_params that were made elsewhere to latents.npy."""
+  """From path_params that were made elsewhere to all of these."""
   source, chunk = config.data.source, config.optics.chunk
   paths, train, held_out = split_path_params(config)
   home.mkdir(parents=True, exist_ok=True)
@@ -490,7 +490,7 @@ def _let_in(
   parts = (
     paths[train[start : start + chunk]] for start in range(0, len(train), chunk)
   )
-  _finish(home, _stream(path, len(train), parts), path)
+  _stream(path, len(train), parts)
 
 
 def _save_held_out(home: pathlib.Path, **arrays: np.ndarray) -> None:
@@ -499,12 +499,22 @@ def _save_held_out(home: pathlib.Path, **arrays: np.ndarray) -> None:
   disk.write(home / 'held_out.npz', buffer.getvalue())
 
 
+@contextlib.contextmanager
+def _unfinished(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Where a file is made: what dies there, now or before, takes no room."""
+  temporary = path.with_name(f'{path.name}.tmp')
+  temporary.unlink(missing_ok=True)
+  try:
+    yield temporary
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
 def _stream(
   path: pathlib.Path, count: int, parts: Iterator[np.ndarray]
-) -> pathlib.Path:
-  """Writes `count` samples to a temporary .npy, a part at a time."""
-  temporary = path.with_name(f'{path.name}.tmp')
-  with open(temporary, 'wb') as f:
+) -> None:
+  """Writes `count` samples to a .npy, a part at a time."""
+  with open(path, 'wb') as f:
     for i, part in enumerate(parts):
       if i == 0:
         header = {
@@ -516,7 +526,6 @@ def _stream(
       f.write(np.ascontiguousarray(part, '<f4').data)
     f.flush()
     os.fsync(f.fileno())
-  return temporary
 
 
 def _finish(

@@ -1,6 +1,6 @@
-"""One process a workdir, by a lock that the kernel lets go of.
+"""One process a folder, by a lock that the kernel lets go of.
 
-`flock` is held on `{workdir}/.lock` as long as a command runs; kill -9 and a
+`flock` is held on `{folder}/.lock` as long as a command runs; kill -9 and a
 crash let it go as well. On NFS it holds between hosts only where the mount
 says so (`local_lock=none`, Linux 2.6.12 and later).
 https://man7.org/linux/man-pages/man2/flock.2.html
@@ -16,23 +16,34 @@ _NAME = '.lock'
 
 
 @contextlib.contextmanager
-def hold(folder: str | os.PathLike) -> Iterator[None]:
-  """Holds a folder that exists for this process alone.
+def hold(folder: str | os.PathLike, flag: str = '--workdir') -> Iterator[None]:
+  """Holds a folder for this process alone.
+
+  It is made where it is missing, and removed if nothing is put into it then.
+
+  Args:
+    folder: to be held.
+    flag: what named it.
 
   Raises:
     ValueError: another process holds it.
   """
   path = pathlib.Path(folder, _NAME)
-  file = _acquire(path)
+  was_there = path.parent.exists()
+  path.parent.mkdir(parents=True, exist_ok=True)
+  file = _acquire(path, flag)
   try:
     yield
   finally:
     # Before it is let go of: what another process makes now is its own.
     path.unlink(missing_ok=True)
     os.close(file)
+    if not was_there:
+      with contextlib.suppress(OSError):
+        path.parent.rmdir()
 
 
-def _acquire(path: pathlib.Path) -> int:
+def _acquire(path: pathlib.Path, flag: str) -> int:
   while True:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -48,7 +59,7 @@ def _acquire(path: pathlib.Path) -> int:
       raise ValueError(
         f'{path.parent} must be used by one process at a time, but process '
         f'{pid or "(unknown)"} is at work in it: wait for it to end, or give '
-        'another --workdir.'
+        f'another {flag}.'
       ) from e
     except OSError:
       os.close(file)

@@ -301,11 +301,7 @@ def claim_workdir(
   """
   path = pathlib.Path(workdir)
   claim = path / 'config.json'
-  was_there = path.exists()
-  path.mkdir(parents=True, exist_ok=True)
-  with contextlib.ExitStack() as stack:
-    stack.callback(_forget, path, was_there)
-    stack.enter_context(lock.hold(path))
+  with lock.hold(path):
     # Another process may have claimed it since it was checked.
     check_workdir(config, workdir)
     contents = _contents(path)
@@ -320,13 +316,6 @@ def claim_workdir(
         else:
           disk.write(claim, before)
       raise
-
-
-def _forget(path: pathlib.Path, was_there: bool) -> None:
-  """Removes a workdir that was made for a command and holds nothing."""
-  if not was_there:
-    with contextlib.suppress(OSError):
-      path.rmdir()
 
 
 def _contents(path: pathlib.Path) -> tuple[bool, bool]:

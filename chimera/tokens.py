@@ -3,7 +3,8 @@
 What `tokenize` leaves in its folder:
 
   tokens-00000.npy ...  (n, h, w), int16 or int32 by the codebook's size
-  tokens.json           grid, codebook, order, sources, digests; written last
+  tokens.json           grid, codebook, order, sources, digests; written last,
+                        and sealed: one other digit would shift all rows
 
 One row is one crop. With crop = 'center' that is the largest centered square of
 a photograph, resized; with 'tiles' all of it, in squares of image_size from the
@@ -19,7 +20,6 @@ import concurrent.futures
 import hashlib
 import io
 import itertools
-import json
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ import ml_collections
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from chimera import disk, export, images, latents, mission_control
+from chimera import disk, export, images, latents, lock, mission_control
 
 FORMAT = 1
 META = 'tokens.json'
@@ -64,7 +64,8 @@ def tokenize(
     config: tokens.crop, tokens.batch_size and tokens.shard are read.
 
   Raises:
-    ValueError: no image there, no tokenizer, or `out` holds other tokens.
+    ValueError: no image there, no tokenizer, or `out` holds other tokens or is
+      in use.
   """
   if not out:
     raise ValueError('tokenize needs a folder for its tokens: give --out=DIR.')
@@ -85,13 +86,14 @@ def tokenize(
     'order': 'photographs by path; within one, tiles row by row',
     'names_digest': _digest('\n'.join(names).encode()),
   }
-  done = _begin(home, request)
-  if done is None:
-    logging.info('Nothing to do: %s is whole.', home)
-    return
-  if done['count']:
-    logging.info('Going on from crop %d.', done['count'])
-  _stream(home, loaded, sources, names, done, config.tokens.batch_size)
+  with lock.hold(home, '--out'):
+    done = _begin(home, request)
+    if done is None:
+      logging.info('Nothing to do: %s is whole.', home)
+      return
+    if done['count']:
+      logging.info('Going on from crop %d.', done['count'])
+    _stream(home, loaded, sources, names, done, config.tokens.batch_size)
 
 
 def load(folder: str | os.PathLike) -> Tokens:
@@ -102,7 +104,7 @@ def load(folder: str | os.PathLike) -> Tokens:
   """
   home = pathlib.Path(folder)
   try:
-    meta = json.loads((home / META).read_bytes())
+    meta = disk.read_sealed(home / META)
     parts = []
     for shard in meta['shards']:
       path = home / shard['file']
@@ -130,7 +132,8 @@ def detokenize(folder: str, tokenizer: str, out: str) -> None:
   """Draws tokens as PNGs in `out`, one a photograph, named after it.
 
   Raises:
-    ValueError: no tokens, no tokenizer, or one of another codebook.
+    ValueError: no tokens, no tokenizer, or one of another codebook, or `out`
+      is in use.
   """
   if not out:
     raise ValueError('detokenize needs a folder for its PNGs: give --out=DIR.')
@@ -143,7 +146,10 @@ def detokenize(folder: str, tokenizer: str, out: str) -> None:
     )
   home = pathlib.Path(out)
   decoded = _decode_each(loaded, tokens)
-  with mission_control.bar('Pictures', len(meta['sources'])) as report:
+  with (
+    lock.hold(home, '--out'),
+    mission_control.bar('Pictures', len(meta['sources'])) as report,
+  ):
     for i, source in enumerate(meta['sources']):
       rows, columns = source['rows'], source['columns']
       tiles = np.stack(list(itertools.islice(decoded, rows * columns)))
@@ -265,21 +271,23 @@ def _begin(
   """What of the request is done in `home`; None where it is all."""
   for name in (META, PARTIAL):
     try:
-      there = json.loads((home / name).read_bytes())
-      differ = [k for k, v in request.items() if there[k] != v]
+      there = disk.read_sealed(home / name)
     except FileNotFoundError:
       continue
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError) as e:
       raise ValueError(
-        f'{home / name} is not readable ({e!r}): give another --out.'
+        f'{home} holds tokens that cannot be gone on with ({e}): give another '
+        '--out.'
       ) from e
-    if differ:
+    if differ := [k for k, v in request.items() if there.get(k) != v]:
       raise ValueError(
         f'{home} holds tokens of another request, which differs in '
         f'{", ".join(differ)}: give another --out.'
       )
     if name == META:
       load(home)
+      # A process may have been killed between the two.
+      (home / PARTIAL).unlink(missing_ok=True)
       return None
     return there
   if home.is_dir() and any(home.glob('tokens-*.npy')):
@@ -331,15 +339,14 @@ def _stream(
     data = _npy(rows[:count].astype(done['dtype']))
     if not done['count']:
       # A shard without a journal would be anyone's.
-      home.mkdir(parents=True, exist_ok=True)
-      disk.write(home / PARTIAL, json.dumps(done).encode())
+      disk.write_sealed(home / PARTIAL, done)
     disk.write(home / file, data)
     done['shards'].append(
       {'file': file, 'count': count, 'sha256': _digest(data)}
     )
     done['count'] += count
     settle()
-    disk.write(home / PARTIAL, json.dumps(done).encode())
+    disk.write_sealed(home / PARTIAL, done)
 
   with mission_control.bar('Photographs', len(sources)) as report:
     for part in _encode_each(loaded, crops(), batch_size):
@@ -362,7 +369,7 @@ def _stream(
       len(done['skipped']),
       done['skipped'][0],
     )
-  disk.write_json(home / META, done)
+  disk.write_sealed(home / META, done)
   (home / PARTIAL).unlink()
   logging.info(
     '%d crop(s) of %d photograph(s) in %s.',

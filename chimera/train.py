@@ -16,6 +16,7 @@ from chimera import (
   divergence,
   export,
   images,
+  lock,
   losses,
   mission_control,
   origin,
@@ -314,10 +315,12 @@ def export_workdir(
   out: str,
 ) -> None:
   """Exports the newest whole checkpoint to `out`; '' is `tokenizer/`."""
-  bins = prepare_curriculum(config, workdir, data)
-  spec, born = newborn(config, data, bins)
-  done, host, _ = keeper_lib.restore(config, workdir, born, bins)
-  save_tokenizer(config, workdir, spec, host.master, data, done, out)
+  # The workdir, and with it `tokenizer/`, is held by the command.
+  with lock.hold(out, '--out') if out else contextlib.nullcontext():
+    bins = prepare_curriculum(config, workdir, data)
+    spec, born = newborn(config, data, bins)
+    done, host, _ = keeper_lib.restore(config, workdir, born, bins)
+    save_tokenizer(config, workdir, spec, host.master, data, done, out)
 
 
 class Engine:

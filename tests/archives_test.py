@@ -1,5 +1,6 @@
 """Archives of images: their members, and those that mean harm."""
 
+import contextlib
 import io
 import os
 import struct
@@ -88,6 +89,36 @@ def test_a_zip_whose_directory_lies_gives_no_more_than_it_says(tmp_path):
   (tmp_path / 'a.zip').write_bytes(data)
   with pytest.raises(ValueError, match='broken'):
     archives.read(path, 'a.png')
+
+
+@pytest.mark.parametrize('place', [0, 512])
+def test_a_tar_that_leads_back_into_itself_ends(tmp_path, monkeypatch, place):
+  path = _tar(tmp_path / 'a.tar', a_png=b'', b_png=b'')
+  data = bytearray((tmp_path / 'a.tar').read_bytes())
+  # The member is as long as its own header, backwards.
+  header = data[place : place + 512]
+  header[124:136] = (-512).to_bytes(12, 'big', signed=True)
+  header[148:156] = b' ' * 8
+  header[148:156] = b'%06o\0 ' % sum(header)
+  data[place : place + 512] = header
+  (tmp_path / 'a.tar').write_bytes(data)
+  step, steps = tarfile.TarFile.next, []
+
+  def count(file):
+    steps.append(1)
+    assert len(steps) < 10
+    return step(file)
+
+  monkeypatch.setattr(tarfile.TarFile, 'next', count)
+  # A later tarfile takes the broken header for the end, unless it is the first.
+  with (
+    contextlib.suppress(ValueError)
+    if place
+    else pytest.raises(
+      ValueError, match=r'is not a readable archive: .* Make it anew'
+    )
+  ):
+    assert archives.members(path, ('.png',)) == [f'{path}!a.png']
 
 
 @pytest.mark.parametrize('make', [_zip, _tar])

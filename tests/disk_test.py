@@ -38,6 +38,25 @@ def test_a_value_is_read_back_from_json(tmp_path):
   assert text.count('\n') > 3
 
 
+def test_a_sealed_value_is_read_back_or_refused(tmp_path):
+  path = tmp_path / 'a.json'
+  value = {'rows': 21, 'b': [1.5, {'ü': None}]}
+  disk.write_sealed(path, value)
+  assert disk.read_sealed(path) == value
+  text = path.read_text()
+  assert text.count('\n') > 3
+  path.write_text(text.replace('21', '22'))
+  with pytest.raises(ValueError, match=r'^a.json is not as it was written$'):
+    disk.read_sealed(path)
+  disk.write_json(path, value)
+  with pytest.raises(ValueError, match=r'^a.json has no seal$'):
+    disk.read_sealed(path)
+  for data in (b'', b'\xff', b'[]', b'7', b'[' * 10**6, text.encode()[:-1]):
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r'^a.json holds no sealed JSON$'):
+      disk.read_sealed(path)
+
+
 @pytest.mark.usefixtures('full')
 def test_a_full_disk_leaves_the_old_file_and_says_which_it_was(tmp_path):
   (tmp_path / 'a').write_bytes(b'old')

@@ -1,6 +1,8 @@
 """Stage 1 on a handful of crops of real photographs."""
 
+import errno
 import json
+import os
 import pathlib
 import shutil
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from chimera import export, images, latents, optics, poincare
+from chimera import export, images, latents, optics, poincare, preemption
 from configs import chimera as chimera_config
 from tests import tiny
 
@@ -301,6 +303,39 @@ def test_path_params_of_others_are_split_and_streamed(tmp_path):
   np.testing.assert_array_equal(
     np.sort(together[:, 0, 0, 0]), np.sort(paths[:, 0, 0, 0])
   )
+
+
+@pytest.mark.parametrize(
+  'error', [OSError(errno.ENOSPC, 'No space left'), preemption.Stopped(15, '')]
+)
+@pytest.mark.parametrize('name', ['fsync', 'replace'])
+def test_what_fails_gives_its_room_back(tmp_path, monkeypatch, error, name):
+  source = str(tmp_path / 'mine.npy')
+  np.save(source, np.full((21, 4, 4, 3), 0.5, np.float32))
+  config = _config()
+  config.data.source = source
+  run = tmp_path / 'run'
+  run.mkdir()
+  temporary = run / 'latents.npy.tmp'
+  temporary.write_bytes(b'of a process that was killed')
+  split, act = latents.split_path_params, getattr(os, name)
+
+  def look(config):
+    assert not temporary.exists()
+    return split(config)
+
+  def fail(*args):
+    if temporary.exists():
+      raise error
+    return act(*args)
+
+  monkeypatch.setattr(latents, 'split_path_params', look)
+  monkeypatch.setattr(os, name, fail)
+  with pytest.raises(type(error)):
+    latents.prepare(config, str(run))
+  assert [p.name for p in run.iterdir()] == ['optics']
+  monkeypatch.undo()
+  assert latents.prepare(config, str(run)).paths_NxHxWxC.shape[0] == 16
 
 
 @pytest.mark.parametrize('samples', [1, 12])

@@ -45,6 +45,16 @@ def test_a_second_process_is_refused_by_the_pid_of_the_first(tmp_path):
   assert os.listdir(tmp_path) == []
 
 
+def test_a_folder_that_was_made_in_vain_is_removed(tmp_path):
+  folder = tmp_path / 'a' / 'b'
+  with lock.hold(folder), pytest.raises(ValueError, match='another --out'):
+    lock.hold(folder, '--out').__enter__()
+  assert not folder.exists()
+  with lock.hold(folder):
+    (folder / 'c').touch()
+  assert os.listdir(folder) == ['c']
+
+
 def test_a_process_that_was_killed_holds_nothing(tmp_path):
   with _holder(tmp_path) as first:
     first.send_signal(signal.SIGKILL)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from chimera import disk, export, images, tokens
+from chimera import disk, export, images, lock, tokens
 from configs import chimera as chimera_config
 from tests import tiny
 
@@ -45,6 +45,12 @@ def config():
   c.tokens.batch_size = 4
   c.tokens.shard = 7
   return c
+
+
+def _change(path, old, new):
+  text = path.read_text()
+  assert old in text
+  path.write_text(text.replace(old, new, 1))
 
 
 def _tokenize(folder, tokenizer, out, config):
@@ -166,6 +172,50 @@ def test_a_finished_folder_is_left_as_it_is(
     _tokenize(folder, tokenizer, tmp_path, config)
 
 
+def test_a_journal_that_a_killed_process_left_goes_with_the_next(
+  folder, tokenizer, config, tmp_path
+):
+  _, meta = _tokenize(folder, tokenizer, tmp_path, config)
+  disk.write_sealed(tmp_path / tokens.PARTIAL, meta)
+  _tokenize(folder, tokenizer, tmp_path, config)
+  assert not (tmp_path / tokens.PARTIAL).exists()
+
+
+def test_a_journal_with_another_digit_is_not_gone_on_with(
+  folder, tokenizer, config, tmp_path, monkeypatch
+):
+  write = disk.write
+
+  def die(path, data):
+    if path.name == 'tokens-00001.npy':
+      raise KeyboardInterrupt
+    write(path, data)
+
+  monkeypatch.setattr(disk, 'write', die)
+  with pytest.raises(KeyboardInterrupt):
+    _tokenize(folder, tokenizer, tmp_path, config)
+  monkeypatch.undo()
+  _change(tmp_path / tokens.PARTIAL, '"count": 7', '"count": 9')
+  before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+  with pytest.raises(ValueError, match=r'not as it was written.*--out') as e:
+    _tokenize(folder, tokenizer, tmp_path, config)
+  assert '\n' not in str(e.value)
+  assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_folder_is_written_by_one_process_at_a_time(
+  folder, tokenizer, config, tmp_path
+):
+  made, out = tmp_path / 'tokens', tmp_path / 'out'
+  _tokenize(folder, tokenizer, made, config)
+  with lock.hold(out):
+    with pytest.raises(ValueError, match=r'at work in it.*another --out'):
+      _tokenize(folder, tokenizer, out, config)
+    with pytest.raises(ValueError, match=r'at work in it.*another --out'):
+      tokens.detokenize(str(made), str(tokenizer), str(out))
+    assert [p.name for p in out.iterdir()] == ['.lock']
+
+
 def test_pictures_come_back_in_their_own_size(
   folder, tokenizer, config, tmp_path
 ):
@@ -200,7 +250,9 @@ def test_no_picture_is_drawn_outside_of_its_folder(
 ):
   _tokenize(folder, tokenizer, tmp_path / 'tokens', config)
   path = tmp_path / 'tokens' / tokens.META
-  path.write_text(path.read_text().replace('"0.png"', '"../../0.png"'))
+  meta = disk.read_sealed(path)
+  meta['sources'][0]['file'] = '../../0.png'
+  disk.write_sealed(path, meta)
   with pytest.raises(ValueError, match='drawn within'):
     tokens.detokenize(
       str(tmp_path / 'tokens'), str(tokenizer), str(tmp_path / 'p' / 'q')
@@ -250,6 +302,16 @@ def test_reconstructions_lie_beside_the_original(
     (lambda out: (out / tokens.META).write_text('no'), 'not hold whole tokens'),
     (lambda out: (out / tokens.META).unlink(), 'No tokens in'),
     (lambda out: (out / 'tokens-00001.npy').unlink(), 'No tokens in'),
+    (
+      lambda out: _change(out / tokens.META, '"rows": 1', '"rows": 3'),
+      'tokens.json is not as it was written',
+    ),
+    (
+      lambda out: disk.write_json(
+        out / tokens.META, disk.read_sealed(out / tokens.META)
+      ),
+      'tokens.json has no seal.*tokenize anew',
+    ),
     (
       lambda out: (out / 'tokens-00000.npy').write_bytes(b'\x93NUMPY'),
       'tokens-00000.npy is not as it was written',

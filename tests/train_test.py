@@ -16,6 +16,7 @@ from chimera import (
   history,
   keeper,
   latents,
+  lock,
   poincare,
   provenance,
   report,
@@ -72,6 +73,15 @@ def test_the_exported_tokenizer_is_the_master(finished):
   assert (
     came_from['evaluation']['master/path_l1'] == (figures['master/path_l1'])
   )
+
+
+def test_a_folder_that_another_process_writes_is_not_exported_to(
+  finished, tmp_path
+):
+  workdir, config, data, _ = finished
+  with lock.hold(tmp_path), pytest.raises(ValueError, match='another --out'):
+    train.export_workdir(config, workdir, data, str(tmp_path))
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_export_takes_the_average_where_told(finished, tmp_path):
