@@ -28,7 +28,8 @@ def hold(folder: str | os.PathLike) -> Iterator[None]:
     yield
   finally:
     # Before it is let go of: what another process makes now is its own.
-    path.unlink(missing_ok=True)
+    if _is_at(path, file):
+      path.unlink(missing_ok=True)
     os.close(file)
 
 
@@ -38,7 +39,7 @@ def _acquire(path: pathlib.Path) -> int:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       # The last holder may have removed it between our two calls.
-      if os.path.exists(path) and os.path.samestat(os.fstat(file), path.stat()):
+      if _is_at(path, file):
         os.ftruncate(file, 0)
         os.write(file, str(os.getpid()).encode())
         return file
@@ -54,3 +55,11 @@ def _acquire(path: pathlib.Path) -> int:
       os.close(file)
       raise
     os.close(file)
+
+
+def _is_at(path: pathlib.Path, file: int) -> bool:
+  """Whether the open file is the one at the path: somebody may remove it."""
+  try:
+    return os.path.samestat(os.fstat(file), path.stat())
+  except FileNotFoundError:
+    return False
