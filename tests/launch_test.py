@@ -605,13 +605,18 @@ exit "$code"
 """,
   )
   (venv / 'requirements.installed').write_text('jax\n')
+  script = desk.repository / 'launch' / 'until_done.sh'
+  # What pytest was started to ignore, a shell cannot trap.
+  heard = f"""
+import os, signal, sys
+signal.signal({signum:d}, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
   with subprocess.Popen(
-    ['/bin/bash', desk.repository / 'launch' / 'until_done.sh'],
+    [sys.executable, '-c', heard, '/bin/bash', script],
     env={k: v for k, v in os.environ.items() if 'CHIMERA' not in k},
     stdout=subprocess.PIPE,
     start_new_session=True,
-    # What this process ignores, a shell cannot trap.
-    preexec_fn=lambda: signal.signal(signum, signal.SIG_DFL),
   ) as process:
     try:
       assert process.stdout.readline() == b'begun\n'
