@@ -68,8 +68,18 @@ def _remove(folder: pathlib.Path, name: str) -> None:
     for path in folder.glob('*-cache')
     if re.fullmatch(rf'{re.escape(name)}(-[0-9a-f]+)?-cache', path.name)
   ]
-  for path in entries:
-    path.unlink(missing_ok=True)
+  try:
+    for path in entries:
+      path.unlink(missing_ok=True)
+  except OSError as e:
+    logging.log_first_n(
+      logging.WARNING,
+      'A broken entry of the compilation cache cannot be removed, and what it '
+      'held is compiled at every start: %s.',
+      1,
+      e,
+    )
+    return
   logging.warning(
     'A broken entry of the compilation cache was removed from %s: %s is '
     'compiled and kept anew.',

@@ -133,7 +133,7 @@ class Rollbacks:
       try:
         with open(self._path, encoding='utf-8') as f:
           self.reasons = [str(reason) for reason in json.load(f)]
-      except (ValueError, TypeError) as e:
+      except (ValueError, TypeError, RecursionError) as e:
         raise ValueError(
           f'{self._path} must be a list of what made the run go back, but {e}: '
           'mend by deleting it.'

@@ -36,7 +36,8 @@ def hold(folder: str | os.PathLike, flag: str = '--workdir') -> Iterator[None]:
     yield
   finally:
     # Before it is let go of: what another process makes now is its own.
-    path.unlink(missing_ok=True)
+    if _is_at(path, file):
+      path.unlink(missing_ok=True)
     os.close(file)
     if not was_there:
       with contextlib.suppress(OSError):
@@ -49,7 +50,7 @@ def _acquire(path: pathlib.Path, flag: str) -> int:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       # The last holder may have removed it between our two calls.
-      if os.path.exists(path) and os.path.samestat(os.fstat(file), path.stat()):
+      if _is_at(path, file):
         os.ftruncate(file, 0)
         os.write(file, str(os.getpid()).encode())
         return file
@@ -65,3 +66,11 @@ def _acquire(path: pathlib.Path, flag: str) -> int:
       os.close(file)
       raise
     os.close(file)
+
+
+def _is_at(path: pathlib.Path, file: int) -> bool:
+  """Whether the open file is the one at the path: somebody may remove it."""
+  try:
+    return os.path.samestat(os.fstat(file), path.stat())
+  except FileNotFoundError:
+    return False

@@ -14,12 +14,14 @@ import select
 import signal
 import socket
 import threading
+import time
 from typing import Any, NoReturn
 
 from absl import logging
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PATIENCE = 3.0  # seconds that the main thread has to answer
+_ECHO = 1.0  # seconds within which the same signal comes but once
 _STOPPED = 'Stopped: the same command goes on from here.'
 
 # Called before a process ends without unwinding: a terminal is given back.
@@ -54,11 +56,14 @@ class Watch:
   A signal raises: SIGINT KeyboardInterrupt, the others Stopped. Within
   `deferred` the first one is but noted in `signum`, and within `interruptible`
   inside of it the block is left. A second signal ends the process at once, with
-  exit code 128 + signum. A signal that was ignored before stays so (nohup).
+  exit code 128 + signum; the same one within a second is the first one's echo,
+  by a wrapper that passes on what the whole process group has had. A signal
+  that was ignored before stays so (nohup).
   """
 
   def __init__(self):
     self.signum: int | None = None
+    self._has_come = False
     self._is_deferred = False
     self._is_interruptible = False
     self._before: dict[int, Any] = {}
@@ -130,12 +135,14 @@ class Watch:
 
   def _handle(self, signum: int, _: Any) -> None:
     """In the main thread, once it is back in Python."""
+    # The others are the listener's: they must not break into the unwinding.
+    if self._has_come:
+      return
+    self._has_come = True
     if not self._is_deferred:
       if signum == signal.SIGINT:
         raise KeyboardInterrupt
       raise Stopped(signum, _STOPPED)
-    if self.signum is not None:
-      return
     self.signum = signum
     logging.info(
       '%s: finishing the dispatch, then saving; a second one ends it at once.',
@@ -145,7 +152,7 @@ class Watch:
       raise _Left
 
   def _listen(self) -> None:
-    first, patience = None, None
+    first, since, patience = None, 0.0, None
     while True:
       if not select.select([self._ours], [], [], patience)[0]:
         if self.signum is None and not self._is_deferred:
@@ -159,7 +166,9 @@ class Watch:
         if signum not in self._before:
           continue
         if first is None:
-          first, patience = signum, _PATIENCE
+          first, since, patience = signum, time.monotonic(), _PATIENCE
+        elif signum == first and time.monotonic() - since < _ECHO:
+          continue
         # A shell passes on to its children the hang-up that they have had.
         elif signum != signal.SIGHUP:
           _end(signum)

@@ -4,31 +4,60 @@
 # Starts launch/local.sh again after what a run does not bring on itself: a
 # SIGTERM (143), a kill -9 or want of memory (137), an abort of XLA's (134), a
 # hang-up (129). It ends when the run does (0), when there is something to mend
-# (2), at Ctrl-C (130), when it was sent a SIGTERM or a hang-up itself, as where
-# the machine goes down, and after three deaths in a row within a minute each.
+# (2), at Ctrl-C (130), at a SIGTERM or a hang-up of its own, which it passes on
+# to the run and whose checkpoint it waits for, and after three deaths in a row,
+# each within a minute or without a new checkpoint in the workdir: what always
+# dies before it saves would never be done.
 #
 #   CHIMERA_QUICK  seconds that a death is quick within; default 60
 set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+
+# The checkpoints in the workdir: whatever a word, or the value of a flag, names.
+committed() {
+  local word
+  [[ $* == *--workdir* ]] || printf '%s\n' runs/*/checkpoints/*/digests.json
+  for word; do
+    printf '%s\n' "${word#*=}"/checkpoints/*/digests.json
+  done
+}
 
 quick=${CHIMERA_QUICK:-60}
 deaths=0
 stopped=
-# Bash waits for the run, which had its own, before it looks at them.
-trap 'stopped=143' TERM
-trap 'stopped=129' HUP
-while :; do
+child=
+trap 'stopped=143 heard=1; kill -TERM "$child" 2> /dev/null' TERM
+trap 'stopped=129 heard=1; kill -HUP "$child" 2> /dev/null' HUP
+# Bash has what it runs in the background ignore SIGINT.
+trap 'stopped=130 heard=1; kill -TERM "$child" 2> /dev/null' INT
+while [[ ! $stopped ]]; do
   SECONDS=0
-  bash "$(dirname "${BASH_SOURCE[0]}")/local.sh" "$@"
-  code=$?
-  [[ ! $stopped ]] || exit "$stopped"
+  before=$(committed "$@")
+  bash launch/local.sh "$@" &
+  child=$!
+  # It came while there was nobody to pass it on to.
+  [[ ! $stopped ]] || kill -TERM "$child" 2> /dev/null
+  # A signal ends bash's wait, not the run.
+  heard=1
+  while [[ $heard ]]; do
+    heard=
+    wait "$child"
+    code=$?
+  done
+  [[ ! $stopped ]] || exit $((code == 143 ? stopped : code))
   case $code in
     129 | 134 | 137 | 143) ;;
     *) exit "$code" ;;
   esac
-  deaths=$((SECONDS < quick ? deaths + 1 : 0))
+  if ((SECONDS < quick)) || [[ $(committed "$@") == "$before" ]]; then
+    deaths=$((deaths + 1))
+  else
+    deaths=0
+  fi
   if ((deaths == 3)); then
-    echo "Error: three runs in a row ended within $quick s, the last with exit code $code: see what they said, then start it again." >&2
+    echo "Error: three runs in a row ended within $quick s or without a new checkpoint, the last with exit code $code: see what they said, then start it again." >&2
     exit "$code"
   fi
   echo "The run ended with exit code $code: it is started again." >&2
 done
+exit "$stopped"

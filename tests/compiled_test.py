@@ -64,6 +64,18 @@ def test_a_broken_entry_is_removed_and_written_anew(tmp_path):
   assert _run(XDG_CACHE_HOME=str(tmp_path)).stderr == ''
 
 
+def test_a_broken_entry_that_cannot_be_removed_is_one_warning(tmp_path):
+  _run(JAX_COMPILATION_CACHE_DIR=str(tmp_path))
+  names = _entries(tmp_path).keys()
+  assert len(names) >= 2
+  for name in names:
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+  error = _run(JAX_COMPILATION_CACHE_DIR=str(tmp_path)).stderr
+  assert error.count('\n') == 1
+  assert 'cannot be removed' in error
+
+
 def test_the_variable_names_another_folder_or_none(tmp_path):
   home = {'XDG_CACHE_HOME': str(tmp_path / 'home')}
   _run(**home, JAX_COMPILATION_CACHE_DIR=str(tmp_path / 'mine'))

@@ -352,8 +352,9 @@ def test_the_record_counts_and_changes_the_key(tmp_path):
   assert divergence.Rollbacks(str(tmp_path), 2).reasons == ['one', 'two']
 
 
-def test_a_broken_record_is_one_line_that_says_how_to_mend_it(tmp_path):
-  (tmp_path / divergence.NAME).write_text('{')
+@pytest.mark.parametrize('text', ['{', '7', '[' * 100_000])
+def test_a_broken_record_is_one_line_that_says_how_to_mend_it(tmp_path, text):
+  (tmp_path / divergence.NAME).write_text(text)
   with pytest.raises(ValueError, match=r'rollbacks\.json .* mend by deleting'):
     divergence.Rollbacks(str(tmp_path), 2)
 

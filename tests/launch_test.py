@@ -1,9 +1,11 @@
 """The launch scripts, against a gcloud that only records what it is told."""
 
+import contextlib
 import os
 import pathlib
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -512,8 +514,11 @@ def test_tensorboard_serves_a_folder_from_the_environment(desk):
     assert last == f'-m tensorboard.main {words}'
 
 
-def _until_done(desk, codes, **variables):
-  """Runs it where one run after the other ends with the next of the codes."""
+def _until_done(desk, codes, workdir='--workdir=a b', **variables):
+  """Runs it where one run after the other ends with the next of the codes.
+
+  Each but those that end with 134 commits a checkpoint.
+  """
   venv = desk.repository / '.venv'
   _script(
     venv / 'bin' / 'python',
@@ -522,6 +527,9 @@ def _until_done(desk, codes, **variables):
 echo "${@:3}" >> told
 code=$(head -n 1 codes)
 sed -i 1d codes
+folder=${3:-runs/chimera}
+folder=${folder#*=}/checkpoints/$(wc -l < told)
+[[ $code == 134 ]] || { mkdir -p "$folder" && touch "$folder/digests.json"; }
 [[ $code != 9 ]] || kill -9 $$
 exit "$code"
 """,
@@ -529,9 +537,10 @@ exit "$code"
   (venv / 'requirements.installed').write_text('jax\n')
   (desk.repository / 'codes').write_text('\n'.join(map(str, codes)) + '\n')
   (desk.repository / 'told').write_text('')
-  ran = desk.run('--workdir=a b', script='until_done.sh', **variables)
+  argv = (workdir,) if workdir else ()
+  ran = desk.run(*argv, script='until_done.sh', **variables)
   told = (desk.repository / 'told').read_text().splitlines()
-  assert set(told) == {'--workdir=a b'}
+  assert set(told) == {workdir}
   return ran, len(told)
 
 
@@ -557,6 +566,67 @@ def test_after_three_quick_deaths_it_is_not_started_again(desk):
   ran, told = _until_done(desk, (143, 134, 143, 0), CHIMERA_QUICK='3600')
   assert (ran.returncode, told) == (143, 3)
   assert 'Error: three runs in a row ended within 3600 s' in ran.stderr
+
+
+@pytest.mark.parametrize('workdir', ['--workdir=a b', ''])
+def test_after_three_deaths_without_a_checkpoint_it_is_not_started_again(
+  desk, workdir
+):
+  codes = (134, 134, 143, 134, 134, 134, 0)
+  ran, told = _until_done(desk, codes, workdir, CHIMERA_QUICK='0')
+  assert (ran.returncode, told) == (134, 6)
+  assert 'without a new checkpoint' in ran.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+  ('signum', 'told', 'code'),
+  [
+    (signal.SIGTERM, 'TERM', 143),
+    (signal.SIGHUP, 'HUP', 129),
+    (signal.SIGINT, 'TERM', 130),
+  ],
+)
+def test_a_signal_to_the_script_alone_reaches_the_run_which_is_waited_for(
+  desk, signum, told, code
+):
+  venv = desk.repository / '.venv'
+  _script(
+    venv / 'bin' / 'python',
+    """#!/bin/bash
+[[ $1 == -m ]] || exit 0
+trap 'echo TERM >> told; code=143' TERM
+trap 'echo HUP >> told; code=129' HUP
+code=
+echo begun
+until [[ $code ]]; do sleep 0.02; done
+sleep 0.2
+echo saved >> told
+exit "$code"
+""",
+  )
+  (venv / 'requirements.installed').write_text('jax\n')
+  script = desk.repository / 'launch' / 'until_done.sh'
+  # What pytest was started to ignore, a shell cannot trap.
+  heard = f"""
+import os, signal, sys
+signal.signal({signum:d}, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+  with subprocess.Popen(
+    [sys.executable, '-c', heard, '/bin/bash', script],
+    env={k: v for k, v in os.environ.items() if 'CHIMERA' not in k},
+    stdout=subprocess.PIPE,
+    start_new_session=True,
+  ) as process:
+    try:
+      assert process.stdout.readline() == b'begun\n'
+      process.send_signal(signum)
+      assert process.wait(timeout=60) == code
+    finally:
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+  words = (desk.repository / 'told').read_text().split()
+  assert words == [told, 'saved']
 
 
 def test_shellcheck_finds_nothing():

@@ -217,8 +217,8 @@ with preemption.Watch() as watch, show(){deferred}:
     log = tmp_path / 'train.log'
     while 'finishing the dispatch' not in log.read_text():
       terminal.read(0.1)
-    terminal.process.send_signal(signal.SIGTERM)
-    code = 128 + signal.SIGTERM
+    terminal.process.send_signal(signal.SIGINT)
+    code = 128 + signal.SIGINT
   assert terminal.end() == (code, True)
   _is_restored(terminal.text)
 

@@ -1,6 +1,7 @@
 """A workdir and the processes that want it."""
 
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -87,3 +88,31 @@ def test_an_error_lets_go(tmp_path):
     raise KeyError
   with lock.hold(tmp_path):
     pass
+
+
+def test_the_next_holders_lock_is_not_removed(tmp_path):
+  first = lock.hold(tmp_path)
+  first.__enter__()
+  # As a user does who takes it for one that was left behind.
+  (tmp_path / '.lock').unlink()
+  with lock.hold(tmp_path):
+    first.__exit__(None, None, None)
+    with pytest.raises(ValueError, match='one process'):
+      lock.hold(tmp_path).__enter__()
+
+
+def test_a_lock_that_goes_while_it_is_looked_at_is_taken_anew(
+  tmp_path, monkeypatch
+):
+  stat = pathlib.Path.stat
+  gone = []
+
+  def remove_first(path, **kwargs):
+    if path.name == '.lock' and not gone:
+      gone.append(path.unlink())
+    return stat(path, **kwargs)
+
+  monkeypatch.setattr(pathlib.Path, 'stat', remove_first)
+  with lock.hold(tmp_path):
+    assert gone
+    assert os.listdir(tmp_path) == ['.lock']

@@ -113,18 +113,47 @@ def test_a_second_signal_ends_it_at_once_after_the_last_act():
   assert _program(body) == (130, b'the last act')
 
 
-def test_a_second_hang_up_is_none():
+def test_the_same_signal_ends_it_at_once_where_it_is_no_echo():
   body = """
+  preemption._ECHO = 0.0
+  with watch.deferred():
+    send(signal.SIGTERM)
+    send(signal.SIGTERM)
+    wait()
+"""
+  assert _program(body) == (143, b'the last act')
+
+
+@pytest.mark.parametrize(
+  ('signum', 'echo'),
+  [(signal.SIGTERM, 1e9), (signal.SIGINT, 1e9), (signal.SIGHUP, 0.0)],
+)
+def test_an_echo_is_no_second_signal_and_a_hang_up_never_is(signum, echo):
+  body = f"""
+  preemption._ECHO = {echo}
   try:
     with watch.deferred():
-      send(signal.SIGHUP)
-      send(signal.SIGHUP)
+      send({signum:d})
+      send({signum:d})
       import time; time.sleep(0.5)
       sys.stdout.write('saved')
   except preemption.Stopped as e:
     sys.exit(128 + e.signum)
 """
-  assert _program(body) == (129, b'saved')
+  assert _program(body) == (128 + signum, b'saved')
+
+
+def test_an_echo_does_not_break_into_the_unwinding():
+  body = """
+  preemption._PATIENCE, preemption._ECHO = 1e6, 1e9
+  try:
+    send(signal.SIGTERM)
+  except preemption.Stopped as e:
+    send(signal.SIGTERM)
+    sys.stdout.write('unwound')
+    sys.exit(128 + e.signum)
+"""
+  assert _program(body) == (143, b'unwound')
 
 
 def test_who_does_not_answer_is_ended_where_nothing_can_be_lost():
