@@ -11,21 +11,21 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(
-  ('command', 'count', 'last'),
+  ('command', 'last'),
   [
-    ('kills', 4, 'bit for bit as never killed'),
-    ('cuts', 2, 'and the history the same'),
-    ('twins', 6, 'arrays the same'),
-    ('signals', 2, 'at most'),
-    ('flips', 24, 'noticed, in one line each'),
-    ('limits', 0, 'then on from 8'),
+    ('kills --count=4', 'bit for bit as never killed'),
+    ('cuts --count=2', 'and the history the same'),
+    ('twins --count=6', 'arrays the same'),
+    ('signals --count=2', 'at most'),
+    ('flips --count=24', 'noticed, in one line each'),
+    ('limits', 'then on from 8'),
+    ('soak --cycles=24 --seed=6', 'SIGTERM while saving'),
   ],
 )
-def test_nothing_is_lost(command, count, last):
+def test_nothing_is_lost(command, last):
   env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   done = subprocess.run(
-    [sys.executable, '-m', 'tests.nothing_is_lost', command]
-    + [f'--count={count}'],
+    [sys.executable, '-m', 'tests.nothing_is_lost', *command.split()],
     capture_output=True,
     text=True,
     cwd=ROOT,
