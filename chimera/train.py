@@ -87,7 +87,7 @@ def train(
 
   Raises:
     preemption.Stopped: a signal; what was done is saved.
-    OSError: the last checkpoint cannot be written.
+    OSError: the last checkpoint, or the tokenizer, cannot be written.
   """
   watch = watch or preemption.Watch()
   bins = prepare_curriculum(config, workdir, data)
@@ -172,8 +172,6 @@ def train(
       )
     if not is_over:
       host = step_lib.fetch(engine.state)
-  with disk.spared('The tokenizer'):
-    save_tokenizer(config, workdir, spec, host.master, data, cycles)
   rows = keeper.extra['rows']
   save_report(
     config,
@@ -192,6 +190,13 @@ def train(
   )
   record = exam_lib.protocol(config, held_out, cycles)
   mission_control.show(mission_control.summary(rows, exam.figures, record))
+  try:
+    save_tokenizer(config, workdir, spec, host.master, data, cycles)
+  except OSError as e:
+    raise OSError(
+      f'The tokenizer is not exported: {e}. All cycles are saved: mend that, '
+      'and give the same command again.'
+    ) from e
   return exam_lib.flat(exam.figures)
 
 

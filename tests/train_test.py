@@ -1,5 +1,6 @@
 """The loop: files of the contract, resumption, held-out samples kept apart."""
 
+import errno
 import json
 import os
 import pickle
@@ -239,6 +240,26 @@ def test_a_signal_in_the_last_evaluation_is_made_up_for_once(
 
   monkeypatch.setattr(keeper.Keeper, 'restore', not_judged)
   assert train.train(config, str(tmp_path / 'w'), data)
+  assert train.train(config, str(tmp_path / 'w'), data) == {}
+
+
+def test_a_tokenizer_that_finds_no_room_is_an_error_and_made_up_for(
+  finished, tmp_path, monkeypatch
+):
+  workdir, config, data, _ = finished
+  shutil.copytree(workdir, tmp_path / 'w')
+  shutil.rmtree(tmp_path / 'w' / 'tokenizer')
+
+  def full(*_, **__):
+    raise OSError(errno.ENOSPC, 'No space left on device', 'weights')
+
+  with monkeypatch.context() as patched:
+    patched.setattr(export, 'save', full)
+    with pytest.raises(OSError, match=r'not exported: .* No space left'):
+      train.train(config, str(tmp_path / 'w'), data)
+  assert (tmp_path / 'w' / 'report.html').exists()
+  assert train.train(config, str(tmp_path / 'w'), data)
+  assert (tmp_path / 'w' / 'tokenizer').exists()
   assert train.train(config, str(tmp_path / 'w'), data) == {}
 
 
