@@ -1,6 +1,6 @@
 """Curriculum files that mean harm: what they may do is to be refused.
 
-  python tests/hostile_curricula.py --count=100000
+  python -m tests.hostile_curricula --count=100000
 
 writes mutations of a curriculum, and the handmade ones below, and loads each:
 nothing may run, nothing but a ValueError of one line may be raised, and memory

@@ -1,6 +1,6 @@
 """Trains six short runs, five of them spoilt, and asks the doctor of each.
 
-  python tests/spoilt_runs.py --out=DIR
+  python -m tests.spoilt_runs --out=DIR
 
 Exits with 1 where the doctor does not name the fault, or names one in the run
 that is as it should be. Some minutes on two cores; no part of the test suite.
