@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from chimera import export, keeper, latents, origin, train
+from chimera import divergence, export, keeper, latents, origin, train
 from chimera import state as state_lib
 from tests import tiny
 
@@ -88,7 +88,7 @@ def test_from_a_workdir_critics_and_agents_go_on_bit_for_bit(elder, tmp_path):
   config = _config(os.path.join(os.path.dirname(workdir), 'fewer.npy'))
   config.init_from = workdir
   config.seed = 5
-  _, _, newborn = _newborn(config, tmp_path)
+  data, _, newborn = _newborn(config, tmp_path)
   clones = train.inherit(config, newborn)
   for name in ('generator', 'critic', 'master', 'pid', 'q', 'own_loss'):
     _assert_equal(getattr(clones, name), getattr(trained, name))
@@ -98,6 +98,16 @@ def test_from_a_workdir_critics_and_agents_go_on_bit_for_bit(elder, tmp_path):
   assert clones.step.tolist() == [0] * 4
   samples = clones.school.varentropy_N.shape[1]
   assert samples < trained.school.varentropy_N.shape[1]
+  # And where the run goes back further than its first checkpoint.
+  workdir = str(tmp_path)
+  bins = train.prepare_curriculum(config, workdir, data)
+  kept = keeper.Keeper(config, workdir, bins)
+  rollbacks = divergence.Rollbacks(workdir, 2)
+  rollbacks.add('diverged')
+  done, again, _ = train.set_out(config, kept, rollbacks, newborn)
+  assert done == 0
+  _assert_equal(again.master, trained.master)
+  assert (np.asarray(again.rng) != np.asarray(newborn.rng)).any()
 
 
 def test_a_workdir_without_its_latents_is_refused(elder, tmp_path):
