@@ -64,15 +64,16 @@ def _prepare(path: pathlib.Path, chunk: int) -> tuple[float, float]:
   """Seconds and peak MB of all that prepare-curriculum does here."""
   import numpy as np
 
-  from chimera import school
+  from chimera.school import curriculum as curriculum_lib
+  from chimera.school import curriculum_file
 
   latents = np.load(path, mmap_mode='r')
   start = time.perf_counter()
-  scores = school.score(latents, metric='mean_radius', chunk=chunk)
-  school.save_curriculum(
+  scores = curriculum_lib.score(latents, metric='mean_radius', chunk=chunk)
+  curriculum_file.save_curriculum(
     path.with_name('curriculum_bins_benchmark.pkl'),
-    school.bin_samples(scores),
-    digest=school.digest(latents, scores),
+    curriculum_lib.bin_samples(scores),
+    digest=curriculum_lib.digest(latents, scores),
     metric='mean_radius',
   )
   return time.perf_counter() - start, _peak_mb()
@@ -110,11 +111,11 @@ def curriculum(args: argparse.Namespace) -> None:
 
 def radius(args: argparse.Namespace) -> None:
   """Prints PSNR and rank correlation of both encoders for each seed."""
-  from chimera import latents
+  from chimera.optics import stage_1
   from configs import chimera as chimera_config
 
   config = chimera_config.get_config()
-  rows = latents.compare_radius(
+  rows = stage_1.compare_radius(
     args.train,
     args.held_out,
     seeds=args.seeds,
@@ -147,17 +148,18 @@ class _Program:
     import jax
     import numpy as np
 
-    from chimera import school
-    from chimera import state as state_lib
     from chimera import step as step_lib
+    from chimera.clones import state as state_lib
+    from chimera.school import curriculum as curriculum_lib
+    from chimera.school import lessons
 
     rng = np.random.default_rng(0)
     paths = rng.random((1000, *_GRID), np.float32)
-    bins = school.bin_samples(paths[..., 2].mean((1, 2)))
+    bins = curriculum_lib.bin_samples(paths[..., 2].mean((1, 2)))
     spec = state_lib.create_spec(config)
     states = state_lib.create_states(config, spec, bins, _GRID[:2])
     missions = state_lib.create_missions(config, bins)
-    (whole,) = school.make_shards(
+    (whole,) = lessons.make_shards(
       paths, [], resident_mb=64, rotating_samples=0, rotation=0, seed=0
     )
     chosen = jax.devices()[:devices]
@@ -212,7 +214,7 @@ def dashboard(args: argparse.Namespace) -> None:
 
   On a terminal of 160x48 of its own; a row of the history every ten cycles.
   """
-  from chimera import history, live
+  from chimera.monitor import history, live
   from configs import chimera as chimera_config
 
   config = chimera_config.get_config(args.variant)
@@ -251,8 +253,9 @@ def tokens(args: argparse.Namespace) -> None:
   import numpy as np
   from PIL import Image
 
-  from chimera import export, images
-  from chimera import tokens as tokens_lib
+  from chimera.data import images
+  from chimera.tokenizer import export
+  from chimera.tokenizer import tokens as tokens_lib
   from configs import chimera as chimera_config
 
   config = chimera_config.get_config()

@@ -25,7 +25,8 @@ import rich.console
 import rich.table
 from scipy import stats
 
-from chimera import preflight, provenance
+from chimera.run import preflight
+from chimera.system import provenance
 from configs import chimera as chimera_config
 
 # name -> (variant, what is changed in it).
@@ -100,7 +101,8 @@ def run(
   """
   import jax
 
-  from chimera import latents, train
+  from chimera import train
+  from chimera.optics import stage_1 as stage_1_lib
 
   home.mkdir(parents=True, exist_ok=True)
   path = home / 'ledger.jsonl'
@@ -112,7 +114,7 @@ def run(
       if key not in done:
         stage_1 = home / f'stage_1_seed_{seed}'
         stage_1.mkdir(exist_ok=True)
-        data = latents.prepare(config, str(stage_1))
+        data = stage_1_lib.prepare(config, str(stage_1))
         workdir = home / f'{method}_seed_{seed}_{key[2]}'
         workdir.mkdir(exist_ok=True)
         figures = train.train(config, str(workdir), data)

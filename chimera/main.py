@@ -20,7 +20,9 @@ from absl import flags, logging
 import ml_collections
 from ml_collections import config_flags
 
-from chimera import compiled, live, preemption, preflight, writers
+from chimera.monitor import live, writers
+from chimera.run import preflight
+from chimera.system import compiled, preemption
 
 _HOME = os.path.dirname(os.path.abspath(__file__))
 _CONFIG = os.path.join(os.path.dirname(_HOME), 'configs', 'chimera.py')
@@ -63,59 +65,63 @@ class Job(NamedTuple):
 
 def _train(job: Job) -> None:
   """prepares what is missing, trains, resumes what it finds (the default)"""
-  from chimera import latents, train
+  from chimera import train
+  from chimera.optics import stage_1
 
-  data = latents.prepare(job.config, job.workdir)
+  data = stage_1.prepare(job.config, job.workdir)
   train.train(job.config, job.workdir, data, job.watch)
 
 
 def _rehearse(job: Job) -> None:
-  from chimera import rehearsal
+  from chimera.doctor import dry_run as dry_run_lib
 
-  rehearsal.rehearse(job.config, job.workdir)
+  dry_run_lib.rehearse(job.config, job.workdir)
 
 
 def _prepare_latents(job: Job) -> None:
   """stage 1: trains the optics and writes the path_params of every sample"""
-  from chimera import latents
+  from chimera.optics import stage_1
 
-  latents.prepare(job.config, job.workdir)
+  stage_1.prepare(job.config, job.workdir)
 
 
 def _prepare_curriculum(job: Job) -> None:
   """scores, sorts and bins the samples, afresh"""
-  from chimera import latents, train
+  from chimera import train
+  from chimera.optics import stage_1
 
-  data = latents.prepare(job.config, job.workdir)
+  data = stage_1.prepare(job.config, job.workdir)
   train.prepare_curriculum(job.config, job.workdir, data, afresh=True)
 
 
 def _evaluate(job: Job) -> None:
   """the newest checkpoint on held-out images: evaluation.json"""
-  from chimera import latents, train
+  from chimera import train
+  from chimera.optics import stage_1
 
-  data = latents.prepare(job.config, job.workdir)
+  data = stage_1.prepare(job.config, job.workdir)
   train.evaluate_workdir(job.config, job.workdir, data)
 
 
 def _export(job: Job) -> None:
   """the newest checkpoint's tokenizer as one folder: --out, or tokenizer/"""
-  from chimera import latents, train
+  from chimera import train
+  from chimera.optics import stage_1
 
-  data = latents.prepare(job.config, job.workdir)
+  data = stage_1.prepare(job.config, job.workdir)
   train.export_workdir(job.config, job.workdir, data, job.out)
 
 
 def _reconstruct(job: Job) -> None:
   """images, and what becomes of them: a PNG each in --out"""
-  from chimera import tokens
+  from chimera.tokenizer import tokens
 
   tokens.reconstruct(job.arguments, job.tokenizer, job.out)
 
 
 def _tokenize(job: Job) -> None:
   """a folder of images to tokens in --out"""
-  from chimera import tokens
+  from chimera.tokenizer import tokens
 
   (source,) = job.arguments
   tokens.tokenize(source, job.tokenizer, job.out, job.config)
@@ -123,7 +129,7 @@ def _tokenize(job: Job) -> None:
 
 def _detokenize(job: Job) -> None:
   """tokens back to images in --out"""
-  from chimera import tokens
+  from chimera.tokenizer import tokens
 
   (folder,) = job.arguments
   tokens.detokenize(folder, job.tokenizer, job.out)
@@ -136,7 +142,7 @@ def _mission_control(job: Job) -> None:
 
 def _doctor(job: Job) -> int:
   """says what is wrong with the run in --workdir; exit code 1 if anything is"""
-  from chimera import doctor
+  from chimera.doctor import doctor
 
   diagnosis = doctor.diagnose(job.workdir)
   sys.stdout.write(doctor.describe(diagnosis))

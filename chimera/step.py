@@ -17,8 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from chimera import agents, divergence, losses, meld, models, poincare, school
-from chimera import state as state_lib
+from chimera.agents import pid as pid_lib
+from chimera.agents import q_learning
+from chimera.clones import losses, models
+from chimera.clones import state as state_lib
+from chimera.meld import average as meld
+from chimera.meld import quarantine
+from chimera.optics import poincare
+from chimera.school import lessons as lessons_lib
 
 AXES = ('devices', 'clones')
 
@@ -28,7 +34,7 @@ Metrics = dict[str, jax.Array]
 def train_step(
   state: state_lib.CloneState,
   mission: state_lib.Mission,
-  shard: school.Shard,
+  shard: lessons_lib.Shard,
   *,
   spec: state_lib.StepSpec,
 ) -> tuple[state_lib.CloneState, Metrics]:
@@ -38,25 +44,25 @@ def train_step(
   rngs = jax.random.split(jax.random.fold_in(cycle_rng, mission.clone), 5)
 
   # Assign: this clone's lesson, from its own shard.
-  ids_B, paths = school.draw_lesson(
+  ids_B, paths = lessons_lib.draw_lesson(
     rngs[0], state.school, shard, batch_size=spec.batch_size, mix=spec.mix
   )
   x = poincare.normalize(paths)
 
   # The agents act.
-  lambda_K = agents.conserve(
-    agents.pid_act(state.pid, mission.pid),
+  lambda_K = pid_lib.conserve(
+    pid_lib.act(state.pid, mission.pid),
     state.pid,
     mission.pid,
     exempt=losses.ADV,
   )
-  epsilon = agents.exploration(
+  epsilon = q_learning.exploration(
     state.q.decisions,
     start=spec.q_epsilon,
     end=spec.q_epsilon_end,
     decay=spec.q_epsilon_decay,
   )
-  q = agents.q_act(
+  q = q_learning.act(
     rngs[1],
     state.q,
     mission.q,
@@ -77,7 +83,7 @@ def train_step(
   # Sick by its gradients: it must not reach the moments in common.
   usual_S, bounds_S = state.health.usual_S, spec.bounds
   fit_M, before_S = _judge(
-    [base_loss, *map(divergence.size, gradients.values())],
+    [base_loss, *map(quarantine.size, gradients.values())],
     (state.generator, state.critic),
     usual_S[:-1],
     bounds_S[:-1],
@@ -93,7 +99,7 @@ def train_step(
   )
   # Sick by where that leads.
   arrived_M, after_S = _judge(
-    [divergence.length(_minus(learned.params, 1.0, state.master.params))],
+    [quarantine.length(_minus(learned.params, 1.0, state.master.params))],
     (learned, critic),
     usual_S[-1:],
     bounds_S[-1:],
@@ -112,7 +118,7 @@ def train_step(
 
   # The agents observe what happened.
   target = mission.pid.target_K[losses.ADV]
-  pid = agents.pid_observe(
+  pid = pid_lib.observe(
     state.pid,
     mission.pid,
     # Signed and unbounded, adv has no log: its error is log(target / share).
@@ -128,7 +134,7 @@ def train_step(
     own_loss = effect * jnp.where(step % spec.q_every == 0, 1, state.own_loss)
   else:
     own_loss = state.own_loss
-  q = agents.q_observe(
+  q = q_learning.observe(
     q,
     own_loss if spec.q_history == 'own' else base_loss,
     every=spec.q_every,
@@ -166,7 +172,7 @@ def train_step(
     'shared' if spec.average_gradients else 'local',
   )
   critic = _where(stays, critic, new_critic)
-  health = divergence.remember(
+  health = quarantine.remember(
     state.health,
     healthy_M,
     jnp.concatenate([before_S, after_S]),
@@ -443,7 +449,7 @@ def _own_effect(
     learned.params,
     state.generator.params,
   )
-  _, paths = school.draw_lesson(
+  _, paths = lessons_lib.draw_lesson(
     rng, state.school, shard, batch_size=spec.batch_size, mix=spec.mix
   )
   x = poincare.normalize(paths)
@@ -472,7 +478,7 @@ def _own_effect(
 
 def _remember(rng, lessons, mission, step, ids_B, seen, spec):
   """Tracks every clone's varentropy; re-enrols whose mission it is."""
-  lessons = school.record(
+  lessons = lessons_lib.record(
     lessons, _gather(ids_B), _gather(seen['varentropy_B']), step
   )
   if not spec.enrol_from:
@@ -486,7 +492,7 @@ def _remember(rng, lessons, mission, step, ids_B, seen, spec):
   def re_enrol(is_due, rng, lessons, step):
     return lax.cond(
       is_due,
-      lambda s: school.re_enrol(
+      lambda s: lessons_lib.re_enrol(
         rng, s, step, half_life=spec.half_life, floor=spec.floor
       ),
       lambda s: s,
@@ -545,19 +551,19 @@ def _judge(
   usual_S: jax.Array,
   bounds_S: Sequence[float],
 ) -> tuple[jax.Array, jax.Array]:
-  """`divergence.judge`; where a tree is not finite no size counts."""
-  is_whole = jnp.isfinite(divergence.size(trees))
+  """`quarantine.judge`; where a tree is not finite no size counts."""
+  is_whole = jnp.isfinite(quarantine.size(trees))
   sizes_S = jnp.where(is_whole, jnp.stack(sizes), jnp.nan)
-  return divergence.judge(_gather(sizes_S[None]), usual_S, bounds_S)
+  return quarantine.judge(_gather(sizes_S[None]), usual_S, bounds_S)
 
 
 def _new_agents(
-  pid: agents.PidState, q: agents.QState
-) -> tuple[agents.PidState, agents.QState, jax.Array]:
+  pid: pid_lib.State, q: q_learning.State
+) -> tuple[pid_lib.State, q_learning.State, jax.Array]:
   """Both as at birth, and the loss that the second is told of."""
   return (
-    agents.pid_init(len(pid.error_K)),
-    agents.q_init(window=len(q.history_W), actions=q.table_SxA.shape[1]),
+    pid_lib.init(len(pid.error_K)),
+    q_learning.init(window=len(q.history_W), actions=q.table_SxA.shape[1]),
     jnp.float32(1.0),
   )
 

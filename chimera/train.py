@@ -11,39 +11,35 @@ import jax
 import ml_collections
 import numpy as np
 
-from chimera import (
-  disk,
-  divergence,
-  export,
-  images,
-  lock,
-  losses,
-  mission_control,
-  origin,
-  preemption,
-  report,
-  school,
-)
-from chimera import exam as exam_lib
-from chimera import keeper as keeper_lib
-from chimera import observers as observers_lib
-from chimera import snapshot as snapshot_lib
-from chimera import state as state_lib
 from chimera import step as step_lib
+from chimera.clones import losses
+from chimera.clones import state as state_lib
+from chimera.data import images
+from chimera.evaluation import exam as exam_lib
+from chimera.meld import quarantine
+from chimera.monitor import observers as observers_lib
+from chimera.monitor import report, summary
+from chimera.monitor import snapshot as snapshot_lib
+from chimera.run import init_from
+from chimera.run import keeper as keeper_lib
+from chimera.run import rollbacks as rollbacks_lib
+from chimera.school import curriculum, curriculum_file, lessons
+from chimera.system import disk, lock, preemption
+from chimera.tokenizer import export
 
 if TYPE_CHECKING:
-  from chimera import latents
+  from chimera.optics import stage_1
 
 
 def prepare_curriculum(
   config: ml_collections.ConfigDict,
   workdir: str,
-  data: 'latents.Prepared',
+  data: 'stage_1.Prepared',
   *,
   afresh: bool = False,
 ) -> dict[int, list[int]]:
   """Scores, sorts and bins latents.npy, or loads the curriculum it finds."""
-  bins, scores_N = school.prepare_curriculum(
+  bins, scores_N = curriculum_file.prepare_curriculum(
     os.path.join(workdir, f'curriculum_bins_{config.basename}.pkl'),
     data.paths_NxHxWxC,
     metric=config.school.metric,
@@ -53,7 +49,7 @@ def prepare_curriculum(
   if data.gradients_N is not None:
     logging.info(
       'Rank correlation of complexity with gradient magnitude: %.3f.',
-      school.radius_check(scores_N, data.gradients_N),
+      curriculum.radius_check(scores_N, data.gradients_N),
     )
   images.write_manifest(
     os.path.join(workdir, 'manifest.csv'), data.crops, scores_N
@@ -64,7 +60,7 @@ def prepare_curriculum(
 def train(
   config: ml_collections.ConfigDict,
   workdir: str,
-  data: 'latents.Prepared',
+  data: 'stage_1.Prepared',
   watch: preemption.Watch | None = None,
 ) -> dict[str, float]:
   """Trains to the last cycle, from wherever the workdir stands.
@@ -94,7 +90,7 @@ def train(
   devices = choose_devices(config.devices)
   spec, born = newborn(config, data, bins)
   keeper = keeper_lib.Keeper(config, workdir, bins)
-  rollbacks = divergence.Rollbacks(workdir, config.train.rollbacks)
+  rollbacks = rollbacks_lib.Rollbacks(workdir, config.train.rollbacks)
   done, host, specialists = set_out(config, keeper, rollbacks, born)
   if done:
     logging.info('Resuming from cycle %d.', done)
@@ -189,7 +185,7 @@ def train(
     rows,
   )
   record = exam_lib.protocol(config, held_out, cycles)
-  mission_control.show(mission_control.summary(rows, exam.figures, record))
+  summary.show(summary.summary(rows, exam.figures, record))
   try:
     save_tokenizer(config, workdir, spec, host.master, data, cycles)
   except OSError as e:
@@ -218,7 +214,7 @@ def has_results(workdir: str, done: int) -> bool:
 def set_out(
   config: ml_collections.ConfigDict,
   keeper: keeper_lib.Keeper,
-  rollbacks: divergence.Rollbacks,
+  rollbacks: rollbacks_lib.Rollbacks,
   born: state_lib.CloneState,
 ) -> tuple[int, state_lib.CloneState, Any]:
   """From where the run goes on: the newest whole checkpoint, else birth."""
@@ -237,7 +233,7 @@ def has_diverged(
   config: ml_collections.ConfigDict,
   done: int,
   seen: dict[str, np.ndarray],
-  rollbacks: divergence.Rollbacks,
+  rollbacks: rollbacks_lib.Rollbacks,
 ) -> bool:
   """Whether the run must go back, which is noted then; warns before that.
 
@@ -255,7 +251,7 @@ def has_diverged(
     )
   ]
   reason = (
-    f'Fewer than {divergence.QUORUM} clones were healthy for {sick} cycles in '
+    f'Fewer than {quarantine.QUORUM} clones were healthy for {sick} cycles in '
     f'a row, seen at cycle {done} ({"; ".join(clones)})'
   )
   logging.warning('%s.', reason)
@@ -267,7 +263,7 @@ def has_diverged(
 
 def newborn(
   config: ml_collections.ConfigDict,
-  data: 'latents.Prepared',
+  data: 'stage_1.Prepared',
   bins: dict[int, list[int]],
 ) -> tuple[state_lib.StepSpec, state_lib.CloneState]:
   """The step's constants and four clones, host arrays with a leading M."""
@@ -283,21 +279,21 @@ def inherit(
 ) -> state_lib.CloneState:
   """Newborn clones with what `config.init_from` has learned."""
   folder = config.init_from
-  if origin.is_exported(folder):
-    return origin.from_tokenizer(born, folder)
+  if init_from.is_exported(folder):
+    return init_from.from_tokenizer(born, folder)
   restored = keeper_lib.open_checkpoints(config, folder).restore(
-    keeper_lib.saved(origin.school_of(born, folder))
+    keeper_lib.saved(init_from.school_of(born, folder))
   )
   if restored is None:
     raise ValueError(
       f'There must be a trained tokenizer, got none in {folder}: mend '
       '--config.init_from.'
     )
-  return origin.from_workdir(born, restored[1]['state'])
+  return init_from.from_workdir(born, restored[1]['state'])
 
 
 def evaluate_workdir(
-  config: ml_collections.ConfigDict, workdir: str, data: 'latents.Prepared'
+  config: ml_collections.ConfigDict, workdir: str, data: 'stage_1.Prepared'
 ) -> dict[str, float]:
   """Evaluates the newest whole checkpoint and rewrites evaluation.json."""
   bins = prepare_curriculum(config, workdir, data)
@@ -309,14 +305,14 @@ def evaluate_workdir(
   )
   record = exam_lib.protocol(config, held_out, done)
   exam_lib.save_figures(workdir, exam.figures, record)
-  mission_control.show(mission_control.summary([], exam.figures, record))
+  summary.show(summary.summary([], exam.figures, record))
   return exam_lib.flat(exam.figures)
 
 
 def export_workdir(
   config: ml_collections.ConfigDict,
   workdir: str,
-  data: 'latents.Prepared',
+  data: 'stage_1.Prepared',
   out: str,
 ) -> None:
   """Exports the newest whole checkpoint to `out`; '' is `tokenizer/`."""
@@ -386,9 +382,9 @@ class Shards:
     self._devices = devices
     self.resident = paths_NxHxWxC.nbytes <= config.school.resident_mb << 20
 
-  def deal(self, enrolled_MxL: np.ndarray, cycle: int) -> school.Shard:
+  def deal(self, enrolled_MxL: np.ndarray, cycle: int) -> lessons.Shard:
     """The shards from `cycle` on, a function of it and who is enrolled then."""
-    shards = school.make_shards(
+    shards = lessons.make_shards(
       self._paths,
       enrolled_MxL,
       resident_mb=self._config.school.resident_mb,
@@ -463,7 +459,7 @@ def save_tokenizer(
   workdir: str,
   spec: state_lib.StepSpec,
   master: state_lib.Master,
-  data: 'latents.Prepared',
+  data: 'stage_1.Prepared',
   done: int,
   out: str = '',
 ) -> None:

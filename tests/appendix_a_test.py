@@ -15,9 +15,13 @@ import numpy as np
 import optax
 import pytest
 
-from chimera import agents, losses, models, poincare, school
-from chimera import state as state_lib
 from chimera import step as step_lib
+from chimera.agents import pid as pid_lib
+from chimera.agents import q_learning
+from chimera.clones import losses, models
+from chimera.clones import state as state_lib
+from chimera.optics import poincare
+from chimera.school import lessons
 from tests import tiny
 
 CYCLES = 20
@@ -51,18 +55,18 @@ def appendix_a(config, spec, bins, paths, total_steps):
 
   get_specialized_batch = jax.jit(
     functools.partial(
-      school.draw_lesson, batch_size=spec.batch_size, mix=spec.mix
+      lessons.draw_lesson, batch_size=spec.batch_size, mix=spec.mix
     )
   )
-  remember = jax.jit(school.record)
+  remember = jax.jit(lessons.record)
   calculate_lambdas = jax.jit(
-    lambda state, mission: agents.conserve(
-      agents.pid_act(state, mission), state, mission, exempt=losses.ADV
+    lambda state, mission: pid_lib.conserve(
+      pid_lib.act(state, mission), state, mission, exempt=losses.ADV
     )
   )
   update_pid = jax.jit(
     functools.partial(
-      agents.pid_observe,
+      pid_lib.observe,
       smoothing=spec.pid_smoothing,
       limit=spec.pid_limit,
       slew=spec.pid_slew,
@@ -70,14 +74,14 @@ def appendix_a(config, spec, bins, paths, total_steps):
   )
   choose_action = jax.jit(
     functools.partial(
-      agents.q_act,
+      q_learning.act,
       actions=spec.q_actions,
       every=spec.q_every,
     )
   )
   update_q = jax.jit(
     functools.partial(
-      agents.q_observe,
+      q_learning.observe,
       every=spec.q_every,
       rate=spec.q_rate,
       discount=spec.q_discount,

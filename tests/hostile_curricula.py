@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from chimera import school
+from chimera.school import curriculum, curriculum_file
 
 SAMPLES = 2000
-CAP = 16 * SAMPLES + 4096  # bytes; see school.load_curriculum
+CAP = 16 * SAMPLES + 4096  # bytes; see curriculum_file.load_curriculum
 RAN = 'RAN'  # what a file that is executed leaves in the current folder
 
 
@@ -48,7 +48,7 @@ def whole(samples=SAMPLES, protocol=4):
   order = np.random.default_rng(0).permutation(samples)
   scores = np.empty(samples, np.float32)
   scores[order] = np.arange(samples)
-  return pickle.dumps(school.bin_samples(scores), protocol)
+  return pickle.dumps(curriculum.bin_samples(scores), protocol)
 
 
 def _bins(**changes):
@@ -150,10 +150,12 @@ def load(folder, data, *, tied):
   """
   path = pathlib.Path(folder, 'c.pkl')
   path.write_bytes(data)
-  tie = school._tie(data if tied else b'other', 'd', 'mean_radius', SAMPLES)
+  tie = curriculum_file._tie(
+    data if tied else b'other', 'd', 'mean_radius', SAMPLES
+  )
   path.with_suffix('.json').write_bytes(tie)
   try:
-    return school.load_curriculum(path, samples=SAMPLES, digest='d')
+    return curriculum_file.load_curriculum(path, samples=SAMPLES, digest='d')
   except ValueError as e:
     line = str(e)
   assert '\n' not in line

@@ -1,6 +1,7 @@
 """The map of the design document's section 3, and the house rules, kept."""
 
 import ast
+import graphlib
 import os
 import pathlib
 import re
@@ -8,55 +9,22 @@ import re
 import ml_collections
 import pytest
 
-from chimera import preflight
+from chimera.run import preflight
 from configs import chimera as chimera_config
 
 ROOT = pathlib.Path(__file__).parent.parent
-LEVELS = (
-  (
-    'poincare',
-    'perceptual',
-    'frechet',
-    'provenance',
-    'disk',
-    'rules',
-    'agents',
-    'meld',
-    'arrays',
-    'archives',
-    'lock',
-    'compiled',
-    'mission_control',
-    'preemption',
-    'writers',
-    'history',
-  ),
-  (
-    'images',
-    'optics',
-    'models',
-    'losses',
-    'divergence',
-    'school',
-    'checkpoint',
-    'snapshot',
-    'sheets',
-  ),
-  ('state', 'preflight', 'export', 'gallery', 'curves'),
-  ('step', 'evaluate', 'origin', 'reference', 'keeper', 'dashboard'),
-  ('latents', 'exam', 'report', 'symptoms', 'live'),
-  ('tokens', 'doctor', 'observers'),
-  ('train',),
-  ('rehearsal',),
-  ('main', 'benchmark', 'ledger'),
+# From the bottom up: a package imports from those before it, and within itself.
+ORDER = (
+  *('system', 'data', 'school', 'agents', 'meld', 'clones', 'optics'),
+  *('evaluation', 'tokenizer', 'step', 'run', 'monitor', 'train', 'doctor'),
+  *('benchmark', 'ledger', 'main'),
 )
-LEVEL_OF = {name: i for i, names in enumerate(LEVELS) for name in names}
 MODULES = {
-  path.stem: path
-  for path in sorted((ROOT / 'chimera').glob('*.py'))
+  '.'.join(path.relative_to(ROOT / 'chimera').with_suffix('').parts): path
+  for path in sorted((ROOT / 'chimera').rglob('*.py'))
   if path.stem != '__init__'
 }
-TESTS = sorted((ROOT / 'tests').glob('*.py'))
+TESTS = sorted((ROOT / 'tests').rglob('*.py'))
 
 
 def _parse(path):
@@ -72,13 +40,13 @@ def _without_type_checking(tree):
 
 
 def imports(tree):
-  """Names of the modules of ours that a module imports."""
+  """Dotted names, without `chimera.`, of what a module of ours imports."""
   for node in ast.walk(_without_type_checking(tree)):
-    if isinstance(node, ast.ImportFrom) and node.module == 'chimera':
-      yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom) and node.module:
-      if node.module.startswith('chimera.'):
-        yield node.module.removeprefix('chimera.')
+    if isinstance(node, ast.ImportFrom) and node.module:
+      package, _, inner = node.module.partition('.')
+      if package == 'chimera':
+        for alias in node.names:
+          yield f'{inner}.{alias.name}' if inner else alias.name
     elif isinstance(node, ast.Import):
       for alias in node.names:
         if alias.name.startswith('chimera.'):
@@ -86,10 +54,16 @@ def imports(tree):
 
 
 @pytest.mark.parametrize('name', MODULES)
-def test_a_module_imports_only_from_lower_levels(name):
-  assert name in LEVEL_OF, f'{name}.py has no place on the map'
+def test_a_package_imports_only_from_those_below_it(name):
+  home = name.partition('.')[0]
   for other in imports(_parse(MODULES[name])):
-    assert LEVEL_OF[other] < LEVEL_OF[name], f'{name} imports {other}'
+    there = other.partition('.')[0]
+    assert there == home or ORDER.index(there) < ORDER.index(home), other
+
+
+def test_no_imports_run_in_a_circle():
+  needs = {name: set(imports(_parse(path))) for name, path in MODULES.items()}
+  assert list(graphlib.TopologicalSorter(needs).static_order())
 
 
 @pytest.mark.parametrize('name', MODULES)
@@ -97,12 +71,14 @@ def test_modules_are_imported_and_not_names(name):
   for node in ast.walk(_parse(MODULES[name])):
     if isinstance(node, ast.ImportFrom):
       assert node.level == 0, 'relative import'
-      assert not (node.module or '').startswith('chimera.'), node.module
+  for other in imports(_parse(MODULES[name])):
+    assert other in MODULES, other
 
 
 @pytest.mark.parametrize('name', MODULES)
 def test_every_module_has_its_test(name):
-  assert (ROOT / 'tests' / f'{name}_test.py').exists()
+  test = ROOT / 'tests' / f'{name.replace(".", "/")}_test.py'
+  assert test.exists()
 
 
 def test_pmap_is_written_on_one_line():
@@ -129,10 +105,16 @@ def test_the_top_level_is_the_design_cards():
   }
 
 
-def test_the_package_is_flat_and_has_no_drawer_for_odds_and_ends():
-  folders = [p.name for p in (ROOT / 'chimera').iterdir() if p.is_dir()]
-  assert set(folders) <= {'__pycache__'}
-  assert not {'utils', 'util', 'common', 'helpers', 'misc'} & set(MODULES)
+def test_the_pillars_are_folders_and_no_drawer_holds_odds_and_ends():
+  folders = {name.partition('.')[0] for name in MODULES if '.' in name}
+  assert folders == set(ORDER) - {n for n in MODULES if '.' not in n}
+  stems = {name.rpartition('.')[2] for name in MODULES} | folders
+  assert not {'utils', 'util', 'common', 'helpers', 'misc'} & stems
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_no_file_outgrows_its_one_line(name):
+  assert len(MODULES[name].read_text().splitlines()) <= 450
 
 
 @pytest.mark.parametrize('name', MODULES)
@@ -158,7 +140,7 @@ def test_no_test_is_skipped(path):
 
 def _terms():
   """losses.TERMS, without importing jax."""
-  for node in _parse(MODULES['losses']).body:
+  for node in _parse(MODULES['clones.losses']).body:
     if isinstance(node, ast.Assign) and node.targets[0].id == 'TERMS':
       return ast.literal_eval(node.value)
   raise AssertionError('losses.TERMS is gone')
@@ -257,7 +239,7 @@ def test_every_key_of_the_config_is_read():
   read = set()
   for name, path in MODULES.items():
     # Its rules name every key, but that is not to use it.
-    if name != 'preflight':
+    if name != 'run.preflight':
       for names, texts, _ in reads(_parse(path), _terms()):
         read |= _read_keys(names, texts)
   assert sorted(KEYS.keys() - read) == []

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from chimera import history, main
+from chimera import main
+from chimera.monitor import history
 from tests import written
 
 ROOT = pathlib.Path(__file__).parent.parent

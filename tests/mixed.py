@@ -11,7 +11,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from chimera import images
+from chimera.data import images
 
 _ROTATE_90 = 6  # EXIF: the camera was turned
 _ORIENTATION = 0x0112

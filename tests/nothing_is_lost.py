@@ -33,7 +33,8 @@ import traceback
 
 import jax
 
-from chimera import checkpoint, writers
+from chimera.monitor import writers
+from chimera.run import checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
 PATIENCE = 300.0  # seconds that a run may be silent for
@@ -139,8 +140,9 @@ class Run:
 
 def run(fd, limit, argv):
   """What the run does: chimera.main, saying what it is at."""
-  from chimera import exam, main
+  from chimera import main
   from chimera import step as step_lib
+  from chimera.evaluation import exam
 
   def say(word, cycle=0):
     with contextlib.suppress(BrokenPipeError):
@@ -411,7 +413,10 @@ def flips(home, count, rng):
 
 
 def _flips(home, setting, count, rng):
-  from chimera import export, keeper, latents, main, train
+  from chimera import main, train
+  from chimera.optics import stage_1
+  from chimera.run import keeper
+  from chimera.tokenizer import export
 
   workdir = home / 'damaged'
   _, job = main.parse(
@@ -419,7 +424,7 @@ def _flips(home, setting, count, rng):
     + [f'--config.{k}={v}' for k, v in setting.items()]
   )
   config = job.config
-  data = latents.prepare(config, str(workdir))
+  data = stage_1.prepare(config, str(workdir))
   bins = train.prepare_curriculum(config, str(workdir), data)
   _, target = train.newborn(config, data, bins)
   checkpoints = keeper.open_checkpoints(config, str(workdir))
@@ -446,7 +451,7 @@ def _flips(home, setting, count, rng):
 
   readers = {
     'checkpoints/8': restores,
-    'latents': refuses(lambda: latents.prepare(config, str(workdir))),
+    'latents': refuses(lambda: stage_1.prepare(config, str(workdir))),
     'curriculum': refuses(
       lambda: train.prepare_curriculum(config, str(workdir), data)
     ),
@@ -688,7 +693,6 @@ def main():
   import numpy as np
   import tensorflow as tf  # noqa: F401
 
-  from chimera import latents, train  # noqa: F401
   from tests import tiny
 
   with tempfile.TemporaryDirectory(prefix='nothing-is-lost-') as home:

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from chimera import main, tokens
+from chimera import main
+from chimera.tokenizer import tokens
 from configs import chimera as chimera_config
 from tests import tiny
 

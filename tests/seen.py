@@ -6,8 +6,8 @@ import json
 import numpy as np
 import rich.console
 
-from chimera import dashboard, history
-from chimera import snapshot as snapshot_lib
+from chimera.monitor import dashboard, history
+from chimera.monitor import snapshot as snapshot_lib
 from configs import chimera as chimera_config
 
 CONFIG = json.loads(chimera_config.get_config().to_json())

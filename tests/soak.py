@@ -29,8 +29,12 @@ import jax
 import numpy as np
 import tensorstore
 
-from chimera import checkpoint, divergence, exam, history, losses, main, sheets
+from chimera import main
 from chimera import step as step_lib
+from chimera.clones import losses
+from chimera.evaluation import exam, sheets
+from chimera.monitor import history
+from chimera.run import checkpoint, rollbacks
 from tests import tiny
 
 # By what the greatest measure of the last quarter of the cycles may exceed that
@@ -320,7 +324,7 @@ def missing(workdir, setting, tally):
     for name in (
       *('config.json', 'evaluation.json', 'report.html', 'tokenizer'),
       *('latents.npy', 'manifest.csv'),
-      *((divergence.NAME,) if tally['rolled back'] else ()),
+      *((rollbacks.NAME,) if tally['rolled back'] else ()),
       *(f'previews/{cycles:07d}.png', f'checkpoints/{cycles}'),
     )
     if not (workdir / name).exists()

@@ -20,7 +20,8 @@ from PIL import Image, PngImagePlugin
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from chimera import doctor, images, symptoms  # noqa: E402
+from chimera.data import images  # noqa: E402
+from chimera.doctor import doctor, symptoms  # noqa: E402
 from configs import chimera as chimera_config  # noqa: E402
 
 # The default, short and small.

@@ -11,9 +11,11 @@ import numpy as np
 import optax
 import pytest
 
-from chimera import losses, poincare, school
-from chimera import state as state_lib
 from chimera import step as step_lib
+from chimera.clones import losses
+from chimera.clones import state as state_lib
+from chimera.optics import poincare
+from chimera.school import lessons as lessons_lib
 from tests import tiny
 
 CYCLES = 20
@@ -179,7 +181,7 @@ def test_a_q_agent_is_judged_by_what_its_clone_brought_to_the_mean(
     before, metrics, after = trajectory[step]
     cycle_rng = jax.random.fold_in(jax.random.key(four.config.seed), step)
     for i, mission in enumerate(missions):
-      _, paths = school.draw_lesson(
+      _, paths = lessons_lib.draw_lesson(
         jax.random.split(jax.random.fold_in(cycle_rng, i), 5)[3],
         jax.tree.map(jnp.asarray, clone(before.school, i)),
         tiny.shard(PATHS),

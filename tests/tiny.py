@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chimera import export, losses, models, optics, school
-from chimera import state as state_lib
 from chimera import step as step_lib
+from chimera.clones import losses, models
+from chimera.clones import state as state_lib
+from chimera.optics import modules as optics
+from chimera.school import lessons
+from chimera.tokenizer import export
 from configs import chimera as chimera_config
 
 SAMPLES = 120
@@ -45,7 +48,7 @@ def bins_and_paths():
 
 
 def shard(paths):
-  return school.make_shards(
+  return lessons.make_shards(
     paths, [], resident_mb=1, rotating_samples=0, rotation=0, seed=0
   )[0]
 

@@ -10,21 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from chimera import (
-  checkpoint,
-  evaluate,
-  export,
-  history,
-  keeper,
-  latents,
-  lock,
-  poincare,
-  provenance,
-  report,
-  sheets,
-  train,
-)
 from chimera import step as step_lib
+from chimera import train
+from chimera.evaluation import evaluate, sheets
+from chimera.monitor import history, report
+from chimera.optics import poincare, stage_1
+from chimera.run import checkpoint, keeper
+from chimera.system import lock, provenance
+from chimera.tokenizer import export
 from tests import tiny
 
 
@@ -52,7 +45,7 @@ def finished(config, tmp_path_factory):
   config.data.source = str(home / 'source.npy')
   workdir = str(home / 'workdir')
   os.makedirs(workdir)
-  data = latents.prepare(config, workdir)
+  data = stage_1.prepare(config, workdir)
   figures = train.train(config, workdir, data)
   return workdir, config, data, figures
 

@@ -5,7 +5,9 @@ import math
 
 import numpy as np
 
-from chimera import history, images, losses
+from chimera.clones import losses
+from chimera.data import images
+from chimera.monitor import history
 from configs import chimera as chimera_config
 
 TERMS = losses.TERMS

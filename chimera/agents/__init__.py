@@ -1,0 +1,1 @@
+"""The Agents: loss weights by PID, learning rate by Q-learning."""

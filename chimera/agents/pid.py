@@ -1,0 +1,153 @@
+"""The PID lambda controller: a clone's loss weights.
+
+Design document, section 5.2. Pure functions of one clone's state, for use
+inside the compiled step: `act` before the clone learns, `observe` after; so
+what it does in a cycle rests on the cycles before it.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+# What a falling loss takes off a weight, as a share of what one that rises as
+# fast would put on: a slight easing against a sharp kick.
+EASE = 0.25
+# Greatest log error that counts, a factor of about 150: one absurd measurement
+# must not take the filter longer to forget than a bad one.
+MAX_ERROR = 5.0
+
+
+class Mission(NamedTuple):
+  """What tells one clone's controller from another's, float32.
+
+  Attributes:
+    base_K: weights of the loss terms before any adjustment.
+    target_K: where each measured loss ought to be, above 0.
+    proportional_K: log weight per unit of log error.
+    integral_K: log weight per unit of log error and cycle.
+    derivative_K: log weight per unit of log error a cycle, in cycles.
+  """
+
+  base_K: jax.Array
+  target_K: jax.Array
+  proportional_K: jax.Array
+  integral_K: jax.Array
+  derivative_K: jax.Array
+
+
+class State(NamedTuple):
+  """What the controller remembers of each loss term.
+
+  Attributes:
+    error_K: filtered log(measured / target), float32.
+    integral_K: the grudge, its share of the adjustment, float32.
+    derivative_K: change of error_K in the last cycle, float32.
+    adjustment_K: log(weight / base weight), float32.
+    started_K: whether anything was measured yet, bool.
+  """
+
+  error_K: jax.Array
+  integral_K: jax.Array
+  derivative_K: jax.Array
+  adjustment_K: jax.Array
+  started_K: jax.Array
+
+
+def init(k: int) -> State:
+  """A controller of `k` terms that has seen nothing."""
+  zeros_K = jnp.zeros(k, jnp.float32)
+  return State(zeros_K, zeros_K, zeros_K, zeros_K, jnp.zeros(k, bool))
+
+
+def act(state: State, mission: Mission) -> jax.Array:
+  """`lambda_K = base_K exp(adjustment_K)`: base_K itself at first."""
+  return mission.base_K * jnp.exp(state.adjustment_K)
+
+
+def conserve(
+  lambda_K: jax.Array, state: State, mission: Mission, *, exempt: int
+) -> jax.Array:
+  """Scales a clone's weights until its objective is as large as by base_K.
+
+  The controller then moves a clone's emphasis and not its voice: where Adam's
+  second moment is common, a clone of threefold weights would have threefold
+  say in the mean, and its lesson with it.
+
+  Args:
+    lambda_K: from `act`.
+    state: whose filtered errors tell how large each term is.
+    mission: this clone's.
+    exempt: index of the term that is no loss of its own size (adversarial).
+
+  Returns:
+    lambda_K times a scalar: 1 where lambda_K is base_K.
+  """
+  size_K = mission.target_K * jnp.exp(state.error_K)
+  size_K = size_K.at[exempt].set(0)
+  return lambda_K * (
+    jnp.vdot(mission.base_K, size_K) / jnp.vdot(lambda_K, size_K)
+  )
+
+
+def observe(
+  state: State,
+  mission: Mission,
+  measured_K: jax.Array,
+  *,
+  smoothing: float,
+  limit: float,
+  slew: float,
+) -> State:
+  """Moves the weights by what was measured.
+
+  In log space, so that terms of any scale share one set of gains:
+
+    e = EMA of log(measured / target)       d = e - e of the cycle before
+    I <- I + Ki e, no further than where Kp e + I reaches the limit
+    u = Kp e + I + Kd (d if d > 0 else EASE d)
+    adjustment <- u within +-limit, at most slew from where it was
+
+  The target is constant, so d is the derivative of the filtered measurement.
+  The clamp on I is conditional integration: an error held for however long
+  winds up nothing that its reversal must first unwind (Astrom and Hagglund,
+  "Advanced PID Control", 2006, section 3.5).
+
+  Args:
+    state: as it was before this cycle.
+    mission: this clone's.
+    measured_K: the losses of this cycle. One at or below 0 counts as far below
+      its target; one that is not finite leaves its term as it was.
+    smoothing: of the filter, in [0, 1): the share that e keeps of itself.
+    limit: greatest |log(weight / base weight)|.
+    slew: greatest change of it in one cycle.
+
+  Returns:
+    The state from which the next cycle acts.
+  """
+  chex.assert_equal_shape([measured_K, *mission, *state])
+  measured_K = measured_K.astype(state.error_K.dtype)
+  ratio_K = jnp.maximum(measured_K, 1e-30) / mission.target_K
+  raw_K = jnp.clip(jnp.log(ratio_K), -MAX_ERROR, MAX_ERROR)
+  error_K = smoothing * state.error_K + (1 - smoothing) * raw_K
+  error_K = jnp.where(state.started_K, error_K, raw_K)
+  derivative_K = jnp.where(state.started_K, error_K - state.error_K, 0.0)
+  present_K = mission.proportional_K * error_K
+  integral_K = jnp.clip(
+    state.integral_K + mission.integral_K * error_K,
+    jnp.minimum(state.integral_K, -limit - present_K),
+    jnp.maximum(state.integral_K, limit - present_K),
+  )
+  kick_K = jnp.where(derivative_K > 0, derivative_K, EASE * derivative_K)
+  wanted_K = present_K + integral_K + mission.derivative_K * kick_K
+  step_K = jnp.clip(wanted_K, -limit, limit) - state.adjustment_K
+  moved = State(
+    error_K,
+    integral_K,
+    derivative_K,
+    state.adjustment_K + jnp.clip(step_K, -slew, slew),
+    jnp.ones_like(state.started_K),
+  )
+  finite_K = jnp.isfinite(measured_K)
+  return State(*(jnp.where(finite_K, m, s) for m, s in zip(moved, state)))

@@ -1,0 +1,251 @@
+"""The Q-learner of a clone's learning rate.
+
+Design document, section 5.3. Pure functions of one clone's state, for use
+inside the compiled step: `act` before the clone learns, `observe` after.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+# Classes of the loss trend.
+TRENDS = ('rapidly improving', 'improving', 'stagnated', 'worsening')
+# Between them: change of the loss a cycle, as a share of the loss.
+RAPID = 5e-3
+STILL = 5e-4
+# Trims between which the learning rate counts as low, as configured and high:
+# a state of the trend alone cannot tell where to stop.
+LOW, HIGH = 0.85, 1.15
+# Of the reward: what stagnation costs, what ascent costs beside its slope, and
+# the greatest number of RAPIDs that a slope is worth.
+STAGNATION_COST = 0.1
+ASCENT_COST = 1.0
+MAX_REWARD = 10.0
+
+
+class Mission(NamedTuple):
+  """Bounds of one clone's trim of the learning rate, float32.
+
+  Attributes:
+    low: least.
+    high: greatest. Both 1 switch the agent off.
+  """
+
+  low: jax.Array
+  high: jax.Array
+
+
+class State(NamedTuple):
+  """One clone's Q-learner.
+
+  Attributes:
+    table_SxA: value of each action in each state, float32.
+    history_W: the last W losses, the newest last, float32.
+    filled: how many of them were observed, int32.
+    trim: of the learning rate, float32.
+    settled: the trim that no exploration moved, float32.
+    state: `trend + 4 zone`: index into `TRENDS` of the last trend, and whether
+      the trim settled low (0), as configured (1) or high (2), int32.
+    action: the one that is held, int32.
+    reward: of the last one that was held to its end, float32.
+    usual: running mean of the rewards, float32.
+    decisions: how many were taken, int32.
+  """
+
+  table_SxA: jax.Array
+  history_W: jax.Array
+  filled: jax.Array
+  trim: jax.Array
+  settled: jax.Array
+  state: jax.Array
+  action: jax.Array
+  reward: jax.Array
+  usual: jax.Array
+  decisions: jax.Array
+
+
+def init(*, window: int, actions: int) -> State:
+  """A learner that knows nothing and leaves the learning rate alone.
+
+  Raises:
+    ValueError: where there is no trend to see or nothing to choose.
+  """
+  if window < 2:
+    raise ValueError(
+      f'A trend needs a window of at least 2 cycles, got window = {window}: '
+      'mend --config.q.window.'
+    )
+  if actions < 1:
+    raise ValueError('There must be an action: mend --config.q.actions.')
+  zero, none = jnp.float32(0.0), jnp.int32(0)
+  return State(
+    table_SxA=jnp.zeros((3 * len(TRENDS), actions), jnp.float32),
+    history_W=jnp.zeros(window, jnp.float32),
+    filled=none,
+    trim=jnp.float32(1.0),
+    settled=jnp.float32(1.0),
+    state=none,
+    action=none,
+    reward=zero,
+    usual=zero,
+    decisions=none,
+  )
+
+
+def exploration(
+  decisions: jax.Array, *, start: float, end: float, decay: float
+) -> jax.Array:
+  """Chance that a decision explores.
+
+  Args:
+    decisions: taken before it.
+    start: at the first decision.
+    end: at last.
+    decay: decisions in which the excess over the end falls by e.
+  """
+  return end + (start - end) * jnp.exp(-decisions / decay)
+
+
+def act(
+  rng: jax.Array,
+  state: State,
+  mission: Mission,
+  *,
+  actions: tuple[float, ...],
+  every: int,
+  cycle: jax.Array,
+  epsilon: jax.Array,
+) -> State:
+  """Every `every` cycles chooses a multiplier and moves the trim by it.
+
+  Epsilon-greedy. A random action is a trial: the next decision starts from
+  where the trim was before it, else exploration alone would walk the learning
+  rate from bound to bound. Actions of equal value, as all are at first, are
+  taken the gentlest first: by how near their multiplier is to 1.
+
+  Args:
+    rng: key of this clone and cycle.
+    state: as it was before this cycle.
+    mission: this clone's.
+    actions: A multipliers of the learning rate.
+    every: cycles that an action is held. The trend that judges it is its own
+      work only where the window is no longer.
+    cycle: now, scalar int32; decisions fall on its multiples of `every`, from
+      the first at which the window is full.
+    epsilon: chance of a random action, see `exploration`.
+
+  Returns:
+    The state, whose `trim` multiplies this cycle's learning rate.
+  """
+  multiplier_A = jnp.asarray(actions, state.trim.dtype)
+  chex.assert_shape(multiplier_A, state.table_SxA.shape[1:])
+  explore_rng, action_rng = jax.random.split(rng)
+  # Far below the least reward that tells two actions apart.
+  preference_A = -1e-4 * jnp.abs(jnp.log(multiplier_A))
+  explores = jax.random.uniform(explore_rng) < epsilon
+  action = jnp.where(
+    explores,
+    jax.random.randint(action_rng, (), 0, len(actions)),
+    jnp.argmax(state.table_SxA[state.state] + preference_A),
+  ).astype(jnp.int32)
+  trim = state.settled * multiplier_A[action]
+  trim = jnp.clip(trim, mission.low, mission.high)
+  decides = (cycle % every == 0) & (state.filled == state.history_W.shape[0])
+  return state._replace(
+    trim=jnp.where(decides, trim, state.trim),
+    settled=jnp.where(decides & ~explores, trim, state.settled),
+    action=jnp.where(decides, action, state.action),
+    decisions=state.decisions + decides,
+  )
+
+
+def observe(
+  state: State,
+  loss: jax.Array,
+  *,
+  every: int,
+  cycle: jax.Array,
+  rate: float,
+  discount: float,
+) -> State:
+  """Notes a loss; where an action's time is over, learns what it was worth.
+
+    Q[s, a] <- Q[s, a] + rate (r - u + discount max_a' Q[s', a'] - Q[s, a])
+    u       <- u + rate (r - u)
+
+  with r the reward of the window's trend, s' the state it leads to, and u the
+  usual reward: a loss falls at any sane rate, and the first action that is
+  tried must not earn that. Watkins and Dayan, "Q-learning", 1992,
+  https://doi.org/10.1007/BF00992698; the baseline as in Wan et al., "Learning
+  and planning in average-reward Markov decision processes", 2021,
+  https://arxiv.org/abs/2006.16318
+
+  Args:
+    state: as `act` left it in this cycle.
+    loss: of this cycle, positive, of any scale. One that is not finite is not
+      noted.
+    every: cycles that an action is held.
+    cycle: now, scalar int32.
+    rate: of learning, in (0, 1].
+    discount: of the future, in [0, 1).
+
+  Returns:
+    The state from which the next cycle acts.
+  """
+  finite = jnp.isfinite(loss)
+  window = state.history_W.shape[0]
+  pushed_W = jnp.append(state.history_W[1:], loss.astype(state.history_W.dtype))
+  history_W = jnp.where(finite, pushed_W, state.history_W)
+  filled = jnp.minimum(state.filled + finite, window)
+
+  slope = trend(history_W)
+  reward = reward_of(slope)
+  next_state = state_of(slope, state.settled)
+  due = ((cycle + 1) % every == 0) & (filled == window)
+  judges = due & (state.decisions > 0)
+  at = (state.state, state.action)
+  usual = jnp.where(state.decisions > 1, state.usual, reward)
+  future = jnp.max(state.table_SxA[next_state])
+  error = reward - usual + discount * future - state.table_SxA[at]
+  learned = state._replace(
+    table_SxA=state.table_SxA.at[at].add(rate * error),
+    reward=reward,
+    usual=usual + rate * (reward - usual),
+  )
+  state = jax.tree.map(lambda a, b: jnp.where(judges, a, b), learned, state)
+  return state._replace(
+    history_W=history_W,
+    filled=filled,
+    state=jnp.where(due, next_state, state.state),
+  )
+
+
+def trend(history_W: jax.Array) -> jax.Array:
+  """Least-squares slope of the losses a cycle, as a share of their mean."""
+  time_W = jnp.arange(history_W.shape[0], dtype=history_W.dtype)
+  time_W = time_W - jnp.mean(time_W)
+  slope = jnp.vdot(time_W, history_W) / jnp.sum(time_W**2)
+  return slope / jnp.maximum(jnp.mean(jnp.abs(history_W)), 1e-30)
+
+
+def state_of(slope: jax.Array, settled: jax.Array) -> jax.Array:
+  """`trend + 4 zone`, int32: the slope's class and the settled trim's zone."""
+  bounds = jnp.array([-RAPID, -STILL, STILL], slope.dtype)
+  zone = (settled > LOW).astype(jnp.int32) + (settled > HIGH)
+  return jnp.searchsorted(bounds, slope).astype(jnp.int32) + 4 * zone
+
+
+def reward_of(slope: jax.Array) -> jax.Array:
+  """Descent in units of RAPID; stagnation costs a little, ascent a lot.
+
+  From `MAX_REWARD` at a fall of 5 % a cycle, 1 at RAPID and 0.1 at STILL, to
+  -STAGNATION_COST within +-STILL and to -(1.1 to 11) above.
+  """
+  descent = jnp.clip(-slope / RAPID, -MAX_REWARD, MAX_REWARD)
+  return jnp.where(
+    slope > STILL,
+    descent - ASCENT_COST,
+    jnp.where(slope < -STILL, descent, -STAGNATION_COST),
+  )

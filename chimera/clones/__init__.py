@@ -1,0 +1,1 @@
+"""The Clones: networks, losses, and what tells specialists apart."""

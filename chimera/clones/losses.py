@@ -1,0 +1,131 @@
+"""The K terms that the PID weighs, and WGAN-GP.
+
+Design document 4.3 names the terms and 5.1 the critic's protocol: Gulrajani et
+al., Improved Training of Wasserstein GANs, 2017,
+https://arxiv.org/abs/1704.00028.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from chimera.clones import perceptual
+
+if TYPE_CHECKING:
+  from chimera.clones import models
+
+TERMS = (
+  'l1',
+  'vq',
+  'adv',
+  'varentropy',
+  'ssim',
+  'edge',
+  'autocorrelation',
+  'moments',
+  'spectrum',
+  'color_covariance',
+)
+ADV = TERMS.index('adv')
+
+Score = Callable[[jax.Array], jax.Array]
+
+
+def vq(codes: 'models.Codes', *, commitment: float) -> jax.Array:
+  """|sg(z) - q|^2 + commitment |z - sg(q)|^2, a mean over cells.
+
+  van den Oord et al., VQ-VAE, 2017, eq. 3, https://arxiv.org/abs/1711.00937.
+  """
+  z, q = codes.z_BxhxwxD, codes.q_BxhxwxD
+  stop = jax.lax.stop_gradient
+  codebook = jnp.mean(jnp.sum((stop(z) - q) ** 2, axis=-1))
+  return codebook + commitment * jnp.mean(jnp.sum((z - stop(q)) ** 2, axis=-1))
+
+
+def varentropy(codes: 'models.Codes', *, temperature: float) -> jax.Array:
+  """The "Stink Field" of each sample, (B,), in nats squared.
+
+  Var[-log p] of the softmax assignment of a cell over the codes, a mean over
+  the cells: 0 where a cell is decided or where it has no opinion.
+  """
+  log_p = jax.nn.log_softmax(codes.logits_BxhxwxV / temperature, axis=-1)
+  p = jnp.exp(log_p)
+  entropy = -jnp.sum(p * log_p, axis=-1)
+  # Centred: E[s^2] - E[s]^2 would lose all its digits where p is nearly flat.
+  return jnp.mean(
+    jnp.sum(p * (log_p + entropy[..., None]) ** 2, axis=-1), axis=(1, 2)
+  )
+
+
+def reconstruction_terms(
+  x: jax.Array, x_hat: jax.Array
+) -> dict[str, jax.Array]:
+  """The terms that compare two images (B, H, W, C) in [-1, 1], each (B,)."""
+  return {
+    'l1': jnp.mean(jnp.abs(x - x_hat), axis=(1, 2, 3)),
+    'ssim': perceptual.ssim(x, x_hat),
+    'edge': perceptual.edge(x, x_hat),
+    'autocorrelation': perceptual.autocorrelation(x, x_hat),
+    'moments': perceptual.moments(x, x_hat),
+    'spectrum': perceptual.spectrum(x, x_hat),
+    'color_covariance': perceptual.color_covariance(x, x_hat),
+  }
+
+
+def terms(
+  x: jax.Array,
+  x_hat: jax.Array,
+  x_adv: jax.Array,
+  codes: 'models.Codes',
+  score: Score,
+  *,
+  commitment: float,
+  temperature: float,
+) -> tuple[jax.Array, jax.Array]:
+  """(terms_K in the order of TERMS, varentropy_B).
+
+  x_adv is x_hat again: as an argument of its own, so that the adversarial
+  gradient at the reconstruction can be told from the rest.
+  """
+  varentropy_B = varentropy(codes, temperature=temperature)
+  by_name = {k: jnp.mean(v) for k, v in reconstruction_terms(x, x_hat).items()}
+  by_name['vq'] = vq(codes, commitment=commitment)
+  by_name['adv'] = -jnp.mean(score(x_adv))
+  by_name['varentropy'] = jnp.mean(varentropy_B)
+  return jnp.stack([by_name[name] for name in TERMS]), varentropy_B
+
+
+def gradient_penalty(
+  score: Score, real: jax.Array, fake: jax.Array, epsilon_B: jax.Array
+) -> jax.Array:
+  """mean_B (|grad score(e real + (1 - e) fake)| - 1)^2, one e a sample."""
+  e = epsilon_B[:, None, None, None]
+  gradient = jax.grad(lambda x: jnp.sum(score(x)))(e * real + (1 - e) * fake)
+  norm_B = jnp.sqrt(jnp.sum(gradient**2, axis=(1, 2, 3)) + 1e-12)
+  return jnp.mean((norm_B - 1) ** 2)
+
+
+def critic_loss(
+  params: Any,
+  apply: Callable[[Any, jax.Array], jax.Array],
+  real: jax.Array,
+  fake: jax.Array,
+  epsilon_B: jax.Array,
+  *,
+  penalty: float,
+  drift: float,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """WGAN-GP with the drift term of Karras et al. (2017, A.1,
+  https://arxiv.org/abs/1710.10196): (loss, its parts).
+  """
+
+  def score(x: jax.Array) -> jax.Array:
+    return apply(params, x)
+
+  real_B, fake_B = score(real), score(fake)
+  wasserstein = jnp.mean(real_B) - jnp.mean(fake_B)
+  gp = gradient_penalty(score, real, fake, epsilon_B)
+  loss = -wasserstein + penalty * gp + drift * jnp.mean(real_B**2)
+  return loss, {'wasserstein': wasserstein, 'penalty': gp}

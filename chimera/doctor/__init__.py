@@ -1,0 +1,1 @@
+"""A run examined: afterwards and beforehand."""

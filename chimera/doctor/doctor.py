@@ -1,0 +1,149 @@
+"""The doctor: what is wrong with a run, in plain words, and which key to turn.
+
+Reads a workdir, changes nothing in it, and needs no JAX. A run is held against
+invariants, and against the reference curves of the default run: by quantities
+without a scale, unless its config is the default's. What is wrong with the data
+comes first, for the rest may follow from it.
+"""
+
+from collections.abc import Iterator
+import math
+import textwrap
+from typing import NamedTuple
+
+from chimera.doctor import reference as reference_lib
+from chimera.doctor import symptoms
+
+
+class Diagnosis(NamedTuple):
+  """What the doctor found.
+
+  Attributes:
+    workdir: of the run.
+    findings: what is wrong, the likeliest cause first.
+    notes: what is to be known beside it.
+    table: (quantity, this run's, the reference's).
+  """
+
+  workdir: str
+  findings: list[symptoms.Finding]
+  notes: list[str]
+  table: list[tuple[str, str, str]]
+
+
+def diagnose(workdir: str) -> Diagnosis:
+  """Examines a run.
+
+  Raises:
+    ValueError: there is no run in the workdir, or a file of it is broken.
+  """
+  reference = reference_lib.load()
+  run = reference_lib.read_run(workdir, reference.settings)
+  samples = reference_lib.read_samples(run)
+  case = symptoms.Case(
+    run,
+    reference_lib.curves(run),
+    reference_lib.figures(run, samples) if samples else {},
+    reference,
+    run.cycles >= symptoms.CYCLES and len(run.rows) >= symptoms.ROWS,
+    reference_lib.differences(
+      reference_lib.binding(run.settings), reference.settings
+    ),
+  )
+  findings = [finding for check in symptoms.CHECKS for finding in check(case)]
+  if not findings:
+    findings = list(symptoms.against(case))
+  return Diagnosis(workdir, findings, list(_notes(case)), list(_table(case)))
+
+
+def describe(diagnosis: Diagnosis) -> str:
+  """The diagnosis as plain text of 80 columns."""
+  count = len(diagnosis.findings)
+  if not count:
+    head = f'Nothing is wrong with {diagnosis.workdir}.'
+  elif count == 1:
+    head = f'One thing is wrong with {diagnosis.workdir}:'
+  else:
+    head = (
+      f'{count} things are wrong with {diagnosis.workdir}. Mend the first one '
+      'first: those below it may follow from it.'
+    )
+  blocks = [_wrap(head, '')]
+  for i, (name, seen, why, turn) in enumerate(diagnosis.findings, 1):
+    number = f'{i}. ' if count > 1 else ''
+    blocks.append(_wrap(f'{number}{name}. {seen} {why} Turn: {turn}', '  '))
+  blocks += [_wrap(f'Note: {note}', '  ') for note in diagnosis.notes]
+  rows = [('late in the run', 'this run', 'reference'), *diagnosis.table]
+  widths = [max(len(row[i]) for row in rows) for i in range(3)]
+  blocks.append(
+    '\n'.join(
+      f'{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}'
+      for a, b, c in rows
+    )
+  )
+  return '\n\n'.join(blocks) + '\n'
+
+
+def _wrap(text: str, indent: str) -> str:
+  return textwrap.fill(
+    text,
+    80,
+    subsequent_indent=indent,
+    break_long_words=False,
+    break_on_hyphens=False,
+  )
+
+
+def _notes(case: symptoms.Case) -> Iterator[str]:
+  run, s = case.run, case.settings
+  if run.cycles < s['train.cycles']:
+    yield (
+      f'the run stands at cycle {run.cycles} of {s["train.cycles"]}: it goes '
+      'on, or was interrupted; the same train command resumes it.'
+    )
+  if not case.long:
+    yield (
+      f'{run.cycles} cycles and {len(run.rows)} log cycles are too few for '
+      f'the curves ({symptoms.CYCLES} and {symptoms.ROWS} are needed): only '
+      'what must never be was looked for.'
+    )
+  if case.differences:
+    more = len(case.differences) - 6
+    yield (
+      'it is not the default config, so only quantities without a scale were '
+      'compared. Of the reference differ: '
+      + '; '.join(case.differences[:6])
+      + (f'; and {more} more.' if more > 0 else '.')
+    )
+  if not case.figures:
+    yield 'the workdir holds no latents and manifest: the data were not seen.'
+  elif 'gradient' not in case.figures:
+    yield 'it trains on path_params: there were no images to look at.'
+  elif not case.figures['looked_at']:
+    yield 'its photographs are gone: copies among them were not looked for.'
+
+
+def _table(case: symptoms.Case) -> Iterator[tuple[str, str, str]]:
+  same = not case.differences
+  for name, label, form, scaled in (
+    ('base_loss', 'loss by base weights', '.3f', True),
+    ('fallen', 'loss over the first one', '.2f', False),
+    ('perplexity', 'perplexity over codes', '.1%', False),
+    ('saturated', 'weights at the PID limit', '.0%', False),
+    ('penalty', 'critic penalty', '.2g', False),
+    ('held_out_l1', 'held-out L1', '.4f', True),
+    ('held_out_psnr', 'held-out PSNR, dB', '.2f', True),
+    ('gap', 'held-out over training L1', '.2f', False),
+  ):
+    value = case.late(name)
+    if (same or not scaled) and math.isfinite(value):
+      yield label, format(value, form), case.shown(name, form)
+  known = case.reference.figures
+  for name, label, form in (
+    ('correlation', 'radius with gradient, rank', '.2f'),
+    ('photographs', 'photographs', '.0f'),
+    ('lesson', 'samples in the least lesson', '.0f'),
+  ):
+    if name in case.figures:
+      value = format(case.figures[name], form)
+      yield label, value, symptoms.span(known[name], form)

@@ -1,0 +1,510 @@
+"""What can be wrong with a run, and by what it shows: a check each.
+
+Each check looks at a case and yields findings: the figure and what the
+reference shows, why it matters, and which key to turn. The thresholds stand in
+README.md, "What good looks like"; none of them is near to what the three
+reference runs do.
+"""
+
+from collections.abc import Callable, Iterator
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from chimera.doctor import reference as reference_lib
+
+CONSTANT = 'Images that show nothing'
+COPIES = 'The same images over and over'
+FEW = 'Too few photographs'
+BINS = 'Bins that do not differ'
+RADIUS = 'A radius without meaning'
+LESSONS = 'Lessons too small'
+RATE = 'Learning rate too high'
+LOSS = 'A loss that does not fall'
+COLLAPSED = 'Collapsed codebook'
+UNREACHABLE = 'PID targets out of reach'
+SATURATED = 'Saturated PID'
+AGENT = 'Dead Q-agent'
+CRITIC = 'Exploding critic'
+OVERFIT = 'Learned by heart'
+WORSE = 'Worse than the reference'
+
+# A run of fewer cycles, or log cycles, is judged by what must never be.
+CYCLES, ROWS = 200, 8
+# Log cycles in which a trim that stays at its bound is pinned there.
+_PINNED = 6
+_LATE = 0.75  # the share of a run after which it is late
+_WRONG_RATE = 3.0  # factor from the reference's that is suspect
+_FAR = math.log(10.0)  # error of a term that no weight will mend
+_MOST = 4.99  # error at which the PID counts no further
+
+
+class Finding(NamedTuple):
+  """One thing that is wrong.
+
+  Attributes:
+    name: one of this module's.
+    seen: with the figure, and what the reference shows.
+    why: it matters.
+    turn: which keys.
+  """
+
+  name: str
+  seen: str
+  why: str
+  turn: str
+
+
+class Case(NamedTuple):
+  """All that a check looks at.
+
+  Attributes:
+    run: itself.
+    curves: of it.
+    figures: of its data; none where the workdir does not hold them.
+    reference: what it is held against.
+    long: whether it went far enough to be judged by how it went.
+    differences: of its config from the reference's.
+  """
+
+  run: reference_lib.Run
+  curves: dict[str, reference_lib.Curve]
+  figures: dict[str, float]
+  reference: reference_lib.Reference
+  long: bool
+  differences: list[str]
+
+  @property
+  def settings(self) -> dict[str, Any]:
+    return self.run.settings
+
+  def late(self, name: str) -> float:
+    """Median of a curve in the last quarter of what was done; NaN aside."""
+    cycles, values = self.curves[name]
+    chosen = values[(cycles > _LATE * self.run.cycles) & np.isfinite(values)]
+    return float(np.median(chosen)) if len(chosen) else math.nan
+
+  def usual(self, name: str) -> tuple[float, float]:
+    """What the reference shows late, its least and greatest."""
+    band = self.reference.bands[name]
+    late = band.cycles > _LATE * band.cycles[-1]
+    return float(np.median(band.low[late])), float(np.median(band.high[late]))
+
+  def shown(self, name: str, form: str = '.2g') -> str:
+    """What the reference shows late, as '0.1 to 0.2'."""
+    return span(self.usual(name), form)
+
+
+def _data(case: Case) -> Iterator[Finding]:
+  """What is trained on; where it shows nothing, the rest says nothing."""
+  figures, known = case.figures, case.reference.figures
+  if not figures:
+    return
+  if figures['flat'] > 0.5:
+    yield Finding(
+      CONSTANT,
+      f'{figures["flat"]:.0%} of the training crops are one flat color; the '
+      f'reference has {span(known["flat"], ".1%")}.',
+      'There is nothing to learn from them, and nothing for the School to sort '
+      'by.',
+      'point --config.data.source at photographs that hold pictures (were '
+      'they read or exported wrongly?), and give another --workdir.',
+    )
+    return
+  if figures.get('copies', 0) > 0.1:
+    yield Finding(
+      COPIES,
+      f'{figures["copies"]:.0%} of the photographs are copies of others, in '
+      'other files; the reference has none.',
+      'Copies stand on both sides of the split, so the held-out figures are of '
+      'what was trained on, and there is less to learn than it seems.',
+      'take the copies out of --config.data.source, or hold out a folder of '
+      'its own by --config.data.held_out_source.',
+    )
+  elif figures['identical'] > 0.05:
+    yield Finding(
+      COPIES,
+      f'{figures["identical"]:.0%} of the training samples equal another one '
+      f'exactly; in the reference {span(known["identical"], ".1%")} do.',
+      'They are learned by heart, and held-out ones may be among them.',
+      'take the copies out of --config.data.source; where the photographs are '
+      'hardly larger than a crop, lower --config.data.train_count.',
+    )
+  if figures.get('photographs', math.inf) < 8:
+    yield Finding(
+      FEW,
+      f'All crops come from {figures["photographs"]} photograph(s); the '
+      f'reference has {span(known["photographs"], ".0f")}.',
+      'A tokenizer for other images cannot be learned from so few.',
+      'more photographs in --config.data.source.',
+    )
+  if case.settings['school.enabled']:
+    yield from _school(case)
+
+
+def _school(case: Case) -> Iterator[Finding]:
+  """Whether the bins mean something and hold enough."""
+  figures, known, s = case.figures, case.reference.figures, case.settings
+  if figures['spread'] < 0.05:
+    yield Finding(
+      BINS,
+      'Complexity goes from the 10th to the 90th percentile by '
+      f'{figures["spread"]:.1%} of its median; in the reference by '
+      f'{span(known["spread"], ".0%")}.',
+      'The ten bins then hold the same, and so do the four lessons.',
+      'more varied images in --config.data.source, or another '
+      '--config.school.metric.',
+    )
+  elif figures.get('correlation', 1.0) < 0.5:
+    yield Finding(
+      RADIUS,
+      'Complexity follows the gradient magnitude of the images by a rank '
+      f'correlation of {figures["correlation"]:.2f}; 0.5 is the least, the '
+      f'reference shows {span(known["correlation"], ".2f")}.',
+      'Easy and hard then mean nothing, and the School sorts by chance.',
+      '--config.optics.radius=contrast and --config.school.metric=mean_radius, '
+      'in another --workdir.',
+    )
+  batch = s['train.batch_size']
+  if figures['lesson'] < 4 * batch or figures['repeats'] > 300:
+    yield Finding(
+      LESSONS,
+      f'The smallest lesson has {figures["lesson"]} samples for batches of '
+      f'{batch}, each drawn {figures["repeats"]:.0f} times in the run; the '
+      f'reference has {span(known["lesson"], ".0f")}, drawn '
+      f'{span(known["repeats"], ".0f")} times.',
+      'Its clone learns them by heart and pulls the master along.',
+      'raise --config.data.train_count (with more photographs), give the clone '
+      'more bins by --config.school.lessons, or raise --config.school.mix.',
+    )
+
+
+def _loss(case: Case) -> Iterator[Finding]:
+  """Whether it is finite, falls, and stays down."""
+  s, known = case.settings, case.reference.settings
+  base = case.curves['base_loss'].values
+  dropped = _most(case.run.of_master('meld/dropped'))
+  signs = []
+  if not np.isfinite(case.run.of_clones('loss/base')).all():
+    signs.append('the loss of a clone is not a number')
+  if dropped > 0:
+    signs.append(f'a clone was not finite and left out {dropped:.0f} time(s)')
+  finite = base[np.isfinite(base)]
+  fallen = case.late('fallen')
+  if case.long and len(finite) >= ROWS:
+    if fallen > 0.85:
+      signs.append(
+        f'late in the run the loss is {fallen:.0%} of what it was at first'
+      )
+    least = float(np.min(_smooth(finite)))
+    if case.late('base_loss') > 1.4 * least:
+      signs.append(
+        f'the loss rose from {least:.3g} to {case.late("base_loss"):.3g}'
+      )
+  if not signs:
+    return
+  rate, usual = s['train.learning_rate'], known['train.learning_rate']
+  seen = (
+    f'{_sentence(signs)}; the reference comes down to '
+    f'{case.shown("fallen", ".0%")}, and leaves out none. '
+    f'--config.train.learning_rate is {rate:g}, the reference learns at '
+    f'{usual:g}.'
+  )
+  if rate >= _WRONG_RATE * usual:
+    yield Finding(
+      RATE,
+      seen,
+      'Steps that are too long leap over what they should descend into.',
+      f'--config.train.learning_rate={usual:g}, in another --workdir.',
+    )
+  else:
+    slow = rate <= usual / _WRONG_RATE and not dropped > 0
+    yield Finding(
+      LOSS,
+      seen,
+      'What does not come down is not learned.',
+      f'--config.train.learning_rate={rate * 4:g}, or more --config.train.'
+      'cycles.'
+      if slow
+      else f'--config.train.learning_rate={rate / 4:g}, a longer '
+      '--config.train.warmup; then the weights in --config.loss.',
+    )
+
+
+def _codebook(case: Case) -> Iterator[Finding]:
+  """Whether its codes are in use."""
+  share, codes = case.late('perplexity'), case.run.codes
+  usual = case.shown('perplexity', '.0%')
+  peak = _most(_smooth(case.curves['perplexity'].values))
+  shrunk = case.long and share < 0.4 * peak
+  if share * codes > 2 and (not case.long or share > 0.1) and not shrunk:
+    return
+  if math.isnan(share):
+    return
+  fell = f', after {peak * codes:.0f} at its best' if shrunk else ''
+  s, known = case.settings, case.reference.settings
+  turns = []
+  if not s['model.revive_after']:
+    cycles = known['model.revive_after']
+    turns.append(f'--config.model.revive_after={cycles} (it is 0: never)')
+  for key in ('loss.vq', 'loss.commitment', 'loss.varentropy'):
+    if s[key] > _WRONG_RATE * known[key]:
+      turns.append(f'--config.{key}={known[key]:g} (it is {s[key]:g})')
+  yield Finding(
+    COLLAPSED,
+    f'The lessons use {share * codes:.1f} codes of {codes} (perplexity, '
+    f'{share:.1%}){fell}; the reference keeps {usual}.',
+    'Images that become the same few codes cannot be told apart again.',
+    _sentence(
+      turns
+      or [
+        'lower --config.loss.vq, --config.loss.commitment and '
+        '--config.train.learning_rate, or fewer --config.model.codes'
+      ]
+    )
+    + '.',
+  )
+
+
+def _pid(case: Case) -> Iterator[Finding]:
+  """Whether the controllers still control."""
+  run, s = case.run, case.settings
+  if not (s['pid.enabled'] and s['pid.limit'] and case.long):
+    return
+  half = np.array([row.cycle for row in run.rows]) > run.cycles / 2
+  # How long each term of each clone stood at the upper and the lower limit.
+  held_MxK = reference_lib.saturation(run)[half].mean(0)
+  error_MxK = np.median(
+    [run.of_clones(f'pid/error/{t}')[half] for t in run.terms], axis=1
+  ).T
+  weighed_K = np.array([s[f'loss.{t}'] > 0 for t in run.terms])
+  stuck_MxK = (np.abs(held_MxK) >= 0.8) & weighed_K
+  # A target that is met by far holds its weight down, but it is met.
+  far_MxK = stuck_MxK & (error_MxK >= _FAR)
+  usual = case.shown('saturated', '.0%')
+  if far_MxK.any():
+    i, k = np.unravel_index(np.argmax(error_MxK * far_MxK), far_MxK.shape)
+    term = run.terms[k]
+    # The adversarial share is to be no less than its target.
+    side = 'below' if term == 'adv' else 'above'
+    more = 'and more ' if error_MxK[i, k] > _MOST else ''
+    yield Finding(
+      UNREACHABLE,
+      f'{far_MxK.sum()} of {far_MxK.size} loss weights stand at their upper '
+      'limit with a loss more than ten times from its target: '
+      f'{_terms(run, far_MxK)}. The farthest is {term} of {run.clones[i]}, '
+      f'{math.exp(error_MxK[i, k]):.0f} times {more}{side} '
+      f'{s[f"pid.target.{term}"][i]:g}. In the reference {usual} of the '
+      'weights are at a limit, and none so far off.',
+      'A weight at its limit is a constant: nothing is controlled any more.',
+      'set --config.pid.target.TERM to about what loss/TERM comes to in this '
+      'run (adv: loss/adv_share), a value for each clone.',
+    )
+  stuck_M = stuck_MxK.sum(1) / max(weighed_K.sum(), 1)
+  if not far_MxK.any() and stuck_M.max() > 0.6:
+    yield Finding(
+      SATURATED,
+      f'{stuck_MxK.sum()} of {stuck_MxK.size} loss weights stand at their '
+      f'limit for the second half of the run: {_terms(run, stuck_MxK)}; in '
+      f'the reference {usual} do.',
+      'A weight at its limit is a constant: nothing is controlled any more.',
+      'move --config.pid.target.TERM towards what loss/TERM comes to in this '
+      'run, or widen --config.pid.limit.',
+    )
+
+
+def _agents(case: Case) -> Iterator[Finding]:
+  """Whether the Q-learners still learn."""
+  run, s = case.run, case.settings
+  if not s['q.enabled'] or not case.long:
+    return
+  half = np.array([row.cycle for row in run.rows]) > run.cycles / 2
+  signs, pinned, idle = [], set(), False
+  for i, name in enumerate(run.clones):
+    low, high = s['q.low'][i], s['q.high'][i]
+    if low == high:
+      continue
+    trim = run.of_clones('agent/trim')[:, i]
+    reward = run.of_clones('agent/reward')[:, i]
+    action = run.of_clones('agent/action')[:, i]
+    for bound, word in ((low, 'least'), (high, 'greatest')):
+      at_bound = np.abs(trim[half] / bound - 1) < 0.01
+      if len(at_bound) >= _PINNED and at_bound.all():
+        signs.append(f'{name} keeps its {word} trim, {bound:g}')
+        pinned.add(word)
+    if np.ptp(reward[1:]) < 1e-6:
+      signs.append(f'the reward of {name} is always {reward[-1]:.3g}')
+      idle |= reward[-1] == 0
+    elif len(action) >= 2 * _PINNED and np.ptp(action) == 0:
+      signs.append(f'{name} always takes action {action[-1]:.0f}')
+      idle = True
+  if not signs:
+    return
+  trims = [
+    bound
+    for name in case.reference.bands
+    if name.startswith('trim_')
+    for bound in case.usual(name)
+  ]
+  turns = ['where the loss does not fall, mend that first']
+  if 'least' in pinned:
+    turns.append('lower --config.train.learning_rate')
+  if 'greatest' in pinned:
+    turns.append('raise --config.train.learning_rate or --config.q.high')
+  if idle:
+    turns.append(
+      'lower --config.q.every and --config.q.window, raise --config.q.epsilon'
+    )
+  yield Finding(
+    AGENT,
+    f'{_sentence(signs)}; in the reference trims come to rest between '
+    f'{min(trims):.2g} and {max(trims):.2g}, rewards and actions vary.',
+    'Who is always told the same, or stands at a bound, has nothing to choose: '
+    'the learning rate follows its schedule alone.',
+    f'{"; ".join(turns)}; or switch it off by --config.q.enabled=False.',
+  )
+
+
+def _critic(case: Case) -> Iterator[Finding]:
+  """Whether it is still a slope of about 1."""
+  run = case.run
+  penalty, share = case.late('penalty'), case.late('adv_share')
+  late = np.array([row.cycle for row in run.rows]) > _LATE * run.cycles
+  # A critic of slope 1 tells real from made by no more than their distance,
+  # and that is of the order of the L1 times the root of their size.
+  reach = math.sqrt(math.prod(run.shape)) * run.of_clones('loss/l1')
+  ratio = np.abs(run.of_clones('critic/wasserstein')) / np.maximum(reach, 1e-6)
+  beyond = float(np.median(ratio[late].max(1)))
+  signs = []
+  if not np.isfinite(run.of_clones('critic/loss')).all():
+    signs.append('the critic of a clone is not a number')
+  if case.long and penalty > 0.5:
+    signs.append(
+      f'its slope is off by {math.sqrt(penalty):.2g} (root of critic/penalty), '
+      'where it should be 1'
+    )
+  if case.long and beyond > 3:
+    signs.append(
+      f'it tells images apart by {beyond:.0f} times what they differ by'
+    )
+  if signs:
+    yield Finding(
+      CRITIC,
+      f'{_sentence(signs)}; the reference shows a penalty of '
+      f'{case.shown("penalty")}.',
+      'Its gradient then drowns what the other losses say.',
+      'lower --config.critic.learning_rate or raise --config.critic.penalty.',
+    )
+  elif case.long and share > 0.5:
+    yield Finding(
+      CRITIC,
+      f"The critic has {share:.0%} of a clone's gradient; the reference "
+      f'{case.shown("adv_share", ".0%")}.',
+      'It drowns what the other losses say.',
+      'lower --config.loss.adv and --config.pid.target.adv.',
+    )
+
+
+def _held_out(case: Case) -> Iterator[Finding]:
+  """Whether held-out samples come out as training ones do."""
+  at, gap = case.curves['gap']
+  held_out = case.curves['held_out_l1'].values
+  if not case.long or not len(at):
+    return
+  signs = []
+  if gap[-1] > 1.75:
+    signs.append(
+      f'held-out samples have {gap[-1]:.2f} times the L1 of training ones'
+    )
+  if held_out[-1] > 1.15 * held_out.min():
+    signs.append(
+      f'the held-out L1 rose from {held_out.min():.3g} to {held_out[-1]:.3g}'
+    )
+  if signs:
+    yield Finding(
+      OVERFIT,
+      f'{_sentence(signs)}; the reference comes to {case.shown("gap")} times, '
+      'and falls.',
+      'What is learned holds for the training images alone.',
+      'more photographs in --config.data.source (and --config.data.'
+      'train_count), fewer --config.train.cycles, a smaller '
+      '--config.model.width.',
+    )
+
+
+def against(case: Case) -> Iterator[Finding]:
+  """The default run is held against the curves themselves."""
+  if case.differences or not case.long:
+    return
+  signs = []
+  for name, label, factor in (
+    ('base_loss', 'loss', 1.15),
+    ('held_out_l1', 'held-out L1', 1.1),
+    ('perplexity', 'perplexity', 0.8),
+  ):
+    cycles, values = case.curves[name]
+    band = case.reference.bands[name]
+    late = (cycles > _LATE * case.run.cycles) & (cycles >= band.cycles[0])
+    if not late.any():
+      continue
+    edge = band.high if factor > 1 else band.low
+    ratio = float(
+      np.median(values[late] / np.interp(cycles[late], band.cycles, edge))
+    )
+    if not (ratio < factor if factor > 1 else ratio > factor):
+      side = 'highest' if factor > 1 else 'lowest'
+      signs.append(f'the {label} is {ratio:.2f} times the {side} reference')
+  if signs:
+    yield Finding(
+      WORSE,
+      f'{_sentence(signs)}, at the same cycles and by the same config.',
+      'Nothing else stands out: the code, the machine or JAX may differ.',
+      'none; compare with the three reference runs by '
+      '`python -m chimera.ledger`.',
+    )
+
+
+CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
+  _data,
+  _loss,
+  _codebook,
+  _pid,
+  _agents,
+  _critic,
+  _held_out,
+)
+
+
+def _terms(run: reference_lib.Run, chosen_MxK: np.ndarray) -> str:
+  """'l1, vq of perceptual; all of structural'."""
+  names = [
+    'all' if row.all() else ', '.join(np.array(run.terms)[row])
+    for row in chosen_MxK
+  ]
+  if len(set(names)) == 1:
+    return f'{names[0]} of every clone'
+  return '; '.join(f'{a} of {b}' for a, b in zip(names, run.clones) if a)
+
+
+def _most(values: np.ndarray) -> float:
+  """The greatest that is a number."""
+  return float(max(values[np.isfinite(values)], default=math.nan))
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+  """Running median of three."""
+  if len(values) < 3:
+    return values
+  return np.median(np.stack([values[:-2], values[1:-1], values[2:]]), axis=0)
+
+
+def span(bounds: tuple[float, float], form: str) -> str:
+  """'0.1 to 0.2', or one figure where both read alike."""
+  low, high = (format(v, form) for v in bounds)
+  return low if low == high else f'{low} to {high}'
+
+
+def _sentence(parts: list[str]) -> str:
+  text = ', '.join(parts)
+  return text[0].upper() + text[1:] if not text.startswith('--') else text

@@ -1,0 +1,1 @@
+"""The Brain Meld: four clones into one master."""

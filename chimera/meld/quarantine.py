@@ -1,0 +1,109 @@
+"""Quarantine: which clones are too sick for the meld.
+
+A clone is healthy when its sizes (loss, gradients, step) are finite and within
+bounds of their median over the clones. Pure functions, for use inside the
+compiled step.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+# Healthy clones without which a cycle counts as sick: the median of one is
+# itself, and nothing would speak against it.
+QUORUM = 2
+
+
+class Health(NamedTuple):
+  """What is remembered of the clones' health, the same on every clone.
+
+  Attributes:
+    usual_S: the clones' median sizes when a quorum was last healthy, float32;
+      0 before that.
+    sick: cycles in a row without a quorum. It stays, once it has come to the
+      number that calls for a roll-back. int32.
+  """
+
+  usual_S: jax.Array
+  sick: jax.Array
+
+
+def healthy_at_birth(sizes: int) -> Health:
+  return Health(jnp.zeros(sizes, jnp.float32), jnp.int32(0))
+
+
+def size(tree: Any) -> jax.Array:
+  """Euclidean norm of all leaves but integers, scalar.
+
+  Not finite where a leaf is not, nor where one is beyond some 1e19, whose
+  square float32 does not hold.
+  """
+  return optax.tree.norm(
+    [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+  )
+
+
+def length(step: Any) -> jax.Array:
+  """Sum of the absolute values of all leaves, scalar.
+
+  What a step is measured by: over a second moment in common a few entries,
+  where the clones' gradients cancel, are a thousand times the rest, and would
+  be all that a Euclidean norm sees.
+  """
+  return optax.tree.norm(step, ord=1)
+
+
+def judge(
+  sizes_MxS: jax.Array, usual_S: jax.Array, bounds_S: Sequence[float]
+) -> tuple[jax.Array, jax.Array]:
+  """Compares the clones' sizes, all at least 0.
+
+  A size is within its bound where it is at most bound times the clones' median,
+  and that median counts as at most bound times the usual one: four clones that
+  leap together have nobody to tell them by. Of an even number of finite sizes
+  the median is the lesser of the two in the middle: two absurd ones of four
+  must not move it.
+
+  Args:
+    sizes_MxS: of M clones.
+    usual_S: their median when it was last trusted; 0 where there is none.
+    bounds_S: above 1, or 0 for none.
+
+  Returns:
+    Whether each clone's sizes are finite and within all bounds, bool (M,), and
+    the medians of what is finite, (S,).
+  """
+  bounds_S = np.asarray(bounds_S, np.float32)
+  finite_MxS = jnp.isfinite(sizes_MxS)
+  rising_MxS = jnp.sort(jnp.where(finite_MxS, sizes_MxS, jnp.inf), axis=0)
+  middle_S = jnp.maximum(jnp.sum(finite_MxS, axis=0) - 1, 0) // 2
+  median_S = jnp.take_along_axis(rising_MxS, middle_S[None], axis=0)[0]
+  trusted_S = jnp.where(
+    usual_S > 0, jnp.minimum(median_S, bounds_S * usual_S), median_S
+  )
+  within_MxS = sizes_MxS <= (bounds_S * trusted_S)[None]
+  within_MxS |= (bounds_S == 0)[None]
+  return jnp.all(finite_MxS & within_MxS, axis=1), median_S
+
+
+def remember(
+  health: Health, healthy_M: jax.Array, median_S: jax.Array, *, patience: int
+) -> Health:
+  """Counts the cycle; the medians are remembered where there is a quorum.
+
+  Args:
+    health: before this cycle.
+    healthy_M: of this cycle.
+    median_S: of this cycle.
+    patience: sick cycles in a row that call for a roll-back.
+  """
+  quorum = jnp.sum(healthy_M) >= QUORUM
+  recovered = jnp.where(health.sick < patience, 0, health.sick)
+  return Health(
+    jnp.where(quorum, median_S, health.usual_S),
+    jnp.where(quorum, recovered, health.sick + 1),
+  )

@@ -1,0 +1,1 @@
+"""Mission Control: what people see of a run."""

@@ -1,0 +1,438 @@
+"""The live dashboard: four columns, one a specialist, and the master below.
+
+The design document's section 7. A snapshot is plain data, drawn by a pure
+function. Nothing here knows of a device, and nothing here imports JAX, so that
+another process can watch at once.
+"""
+
+from collections.abc import Iterator, Sequence
+import math
+from typing import NamedTuple
+
+import rich.cells
+import rich.console
+from rich.segment import Segment
+import rich.style
+
+from chimera.monitor import gallery
+from chimera.monitor import snapshot as snapshot_lib
+from chimera.system import progress
+
+_HUES = ('cyan', 'green', 'magenta', 'yellow')
+_BARS = '▁▂▃▄▅▆▇█'
+
+Line = list[Segment]
+
+
+# What stands on a line.
+
+
+def sparkline(
+  values: Sequence[float], width: int, reach: float | None = None
+) -> str:
+  """The newest `width` values as bars.
+
+  A value that is not finite is a '!'; values all alike lie low.
+
+  Args:
+    values: in their order.
+    width: cells.
+    reach: the bars go from -reach to reach; None is from the least value to
+      the greatest.
+  """
+  values = values[-width:] if width > 0 else ()
+  finite = [v for v in values if math.isfinite(v)]
+  low, high = min(finite, default=0.0), max(finite, default=0.0)
+  if reach is not None:
+    low, high = -reach, reach
+  step = (high - low) / len(_BARS) or math.inf
+  return ''.join(
+    _BARS[max(0, min(int((v - low) / step), len(_BARS) - 1))]
+    if math.isfinite(v)
+    else '!'
+    for v in values
+  )
+
+
+def _text(text: str, style: str = '') -> Segment:
+  return Segment(text, rich.style.Style.parse(style))
+
+
+def _width(line: Line) -> int:
+  return sum(rich.cells.cell_len(segment.text) for segment in line)
+
+
+def _fit(line: Line, width: int) -> Line:
+  return Segment.adjust_line_length(line, width)
+
+
+def _ends(left: Line, right: Line, width: int) -> Line:
+  """Both ends of a line; the left one gives way."""
+  return _fit(left, max(0, width - _width(right))) + _fit(
+    right, min(width, _width(right))
+  )
+
+
+def _words(words: Sequence[str], width: int) -> str:
+  """As many words as fit, and how many do not."""
+  for count in range(len(words), 0, -1):
+    text = ' '.join(words[:count])
+    if count < len(words):
+      text += f' +{len(words) - count}'
+    if rich.cells.cell_len(text) <= width:
+      return text
+  return ''
+
+
+def _number(value: float | None, form: str) -> str:
+  if value is None:
+    return '-'
+  return format(value, form) if math.isfinite(value) else str(value)
+
+
+def _short(value: float | None, form: str) -> str:
+  """In some seven cells, whatever it is."""
+  text = _number(value, form)
+  return text if len(text) <= 7 else _number(value, '.1e')
+
+
+def _last(values: Sequence[float]) -> float | None:
+  return values[-1] if values else None
+
+
+def _log(ratio: float | None) -> float:
+  return math.log(ratio) if ratio and 0 < ratio < math.inf else math.nan
+
+
+def _gauge(ratio: float | None, limit: float, half: int) -> Line:
+  """A weight over its base on a log scale, from the middle outwards."""
+  share = _log(ratio) / max(limit, 1e-9)
+  filled = 0
+  if math.isfinite(share):
+    filled = round(half * max(-1.0, min(1.0, share)))
+  below, above = max(-filled, 0), max(filled, 0)
+  return [
+    _text('─' * (half - below), 'bright_black'),
+    _text('━' * below, 'blue'),
+    _text('┼', 'bright_black'),
+    _text('━' * above, 'red'),
+    _text('─' * (half - above), 'bright_black'),
+  ]
+
+
+# The picture as a whole.
+
+
+class Screen(NamedTuple):
+  """What `render` returns: lines that rich prints, of one width."""
+
+  lines: list[Line]
+
+  def __rich_console__(
+    self, console: rich.console.Console, options: rich.console.ConsoleOptions
+  ) -> Iterator[Segment]:
+    for line in self.lines:
+      yield from line
+      yield Segment.line()
+
+
+def render(snapshot: snapshot_lib.Snapshot, width: int, height: int) -> Screen:
+  """The dashboard, of `height` lines of `width` cells.
+
+  From 115x36 on every lambda has a line of its own, below it the row is one of
+  bars; under 72 columns each specialist has but a line. What is left over goes
+  to the pictures.
+  """
+  inner = (width - 3) // 4
+  tall = height >= 36 and inner >= 28
+  drawn = [
+    (student, chr(ord('A') + i), _HUES[i % len(_HUES)])
+    for i, student in enumerate(snapshot.students)
+  ]
+  if inner < 17:
+    students = [_summary(*one) for one in drawn]
+  else:
+    columns = [_column(*one, snapshot.limit, inner - 2, tall) for one in drawn]
+    students = _side_by_side(columns, width)
+  rule = [_text('─' * width, 'bright_black')]
+  lines = [_header(snapshot, width), rule, *students]
+  room = height - len(lines) - 2
+  lines.append(rule)
+  lines += _below(snapshot, _master(snapshot, tall), width, max(room, 0))
+  lines = lines[: height - 1]
+  lines += [[]] * (height - 1 - len(lines))
+  lines.append(_progress(snapshot, width))
+  return Screen([_fit(line, width) for line in lines[-height:]])
+
+
+def _header(snapshot: snapshot_lib.Snapshot, width: int) -> Line:
+  return _ends(
+    [_text(' Chimera', 'bold'), _text(f'  {snapshot.title}', 'bright_black')],
+    [_text(f'{snapshot.note} ')],
+    width,
+  )
+
+
+def _side_by_side(columns: Sequence[list[Line]], width: int) -> list[Line]:
+  """Columns of one height with a stroke between them."""
+  wide, more = divmod(width - len(columns) + 1, len(columns))
+  widths = [wide + (i < more) for i in range(len(columns))]
+  lines = []
+  for row in zip(*columns):
+    line = []
+    for cells, w in zip(row, widths):
+      if line:
+        line = [*line, _text('│', 'bright_black')]
+      line = [*line, *_fit([_text(' '), *_fit(cells, w - 2)], w)]
+    lines.append(line)
+  return lines
+
+
+def _summary(student: snapshot_lib.Student, letter: str, hue: str) -> Line:
+  """One specialist in a line."""
+  top = '-'
+  if student.dominant is not None:
+    weight = student.weights[student.dominant]
+    top = f'{weight.term} x{_number(weight.ratio, ".2f")}'
+  return [
+    _text(f' {letter} ', f'bold {hue}'),
+    _text(f'{_short(_last(student.g_loss), ".4f")} ', 'bold'),
+    _text(f'{_short(_last(student.critic), "+.3f")} '),
+    *_labelled('lr', _number(student.learning_rate, '.2e')),
+    *_labelled(' λ', top),
+  ]
+
+
+def _column(
+  student: snapshot_lib.Student,
+  letter: str,
+  hue: str,
+  limit: float,
+  width: int,
+  tall: bool,
+) -> list[Line]:
+  """One specialist, in lines of at most `width` cells."""
+  name = [_text(f'{letter} {student.name}', f'bold {hue}')]
+  bins = (
+    f'bins {student.bins}' if len(student.bins) > 1 else f'bin {student.bins}'
+  )
+  if tall:
+    head = [
+      _ends(name, [_text(bins)], width),
+      [_text(_words(student.mission, width) or '-', 'bright_black')],
+    ]
+  else:
+    mission = _words(student.mission, width - len(bins) - 1)
+    if student.mission and not mission:
+      bins = student.bins
+      mission = _words(student.mission, width - len(bins) - 1)
+    head = [name, [_text(bins), _text(f' {mission}', 'bright_black')]]
+  forms, cells = (('.4f', '+.3f'), 7) if tall else (('.3f', '+.2f'), 5)
+  losses = [
+    [
+      _text(f'{label:7}', 'bright_black'),
+      _text(f'{_short(_last(values), form):>{cells}} ', 'bold'),
+      _text(sparkline(values, width - cells - 8), hue),
+    ]
+    for label, values, form in zip(
+      ('g-loss', 'critic'), (student.g_loss, student.critic), forms
+    )
+  ]
+  gap = [[]] if tall else []
+  return [
+    *head,
+    *gap,
+    *losses,
+    *gap,
+    *_lambdas(student, limit, width, tall),
+    *gap,
+    *_learning(student, width, tall),
+  ]
+
+
+def _lambdas(
+  student: snapshot_lib.Student, limit: float, width: int, tall: bool
+) -> list[Line]:
+  """The dominant weight with its P, I and D, and the whole row."""
+  top, ratio, pid = None, '-', ''
+  if student.dominant is not None:
+    top = student.weights[student.dominant]
+    ratio = f'x{_number(top.ratio, ".2f")}'
+    pid = 'PID off'
+  if student.pid is not None:
+    form, gap = ('+.2f', ' ') if width >= 24 else ('+.1f', '')
+    parts = zip('PID', student.pid)
+    pid = ' '.join(f'{k}{gap}{_number(v, form)}' for k, v in parts)
+  name = [_text(top.term if top else '-', 'bold')]
+  if _width(name) + 2 <= width:
+    name.insert(0, _text('λ ', 'bright_black'))
+  if not tall:
+    bars = sparkline(
+      [_log(w.ratio) for w in student.weights], width - 7, reach=limit
+    )
+    return [name, [_text(f'{ratio:6} '), _text(bars, 'red')], [_text(pid)]]
+  lines = [_ends(name, [_text(ratio, 'bold')], width), [_text(pid)]]
+  longest = max(len(w.term) for w in student.weights)
+  half = max(1, (width - longest - 7) // 2)
+  for weight in student.weights:
+    style = 'bold' if weight is top else 'bright_black'
+    lines.append(
+      [
+        _text(f'{weight.term:{longest}}', style),
+        _text(f' {_number(weight.ratio, ".2f"):>4} '),
+        *_gauge(weight.ratio, limit, half),
+      ]
+    )
+  return lines
+
+
+def _learning(
+  student: snapshot_lib.Student, width: int, tall: bool
+) -> list[Line]:
+  """The learning rate and the agent that trims it."""
+  rate = _number(student.learning_rate, '.2e')
+  trim = f'x{_number(student.trim, ".2f")}'
+  action = f'x{_number(student.action, ".2f")}' if student.action else '-'
+  reward = _number(student.reward, '+.1f')
+  if len(reward) > 4:
+    reward = _number(student.reward, '+.0f')
+  explores = '-'
+  if student.epsilon is not None:
+    explores = f'{_number(100 * student.epsilon, ".0f")} %'
+  if not tall:
+    return [
+      [_text('lr ', 'bright_black'), _text(rate, 'bold'), _text(f' {trim}')],
+      [_text(student.trend)],
+      [_text(f'{action} ', ''), *_labelled('reward', reward)],
+      _labelled('explores', explores),
+    ]
+  zone = f'trim {student.zone}' if student.zone else ''
+  if len(student.trend) + 1 + len(zone) > width:
+    zone = student.zone
+  return [
+    _ends(
+      [_text('lr ', 'bright_black'), _text(rate, 'bold')],
+      _labelled('trim', trim),
+      width,
+    ),
+    _ends([_text(student.trend)], [_text(zone, 'bright_black')], width),
+    _ends(_labelled('action', action), _labelled('reward', reward), width),
+    _labelled('explores', explores),
+  ]
+
+
+def _labelled(label: str, value: str, style: str = '') -> Line:
+  return [_text(f'{label} ', 'bright_black'), _text(value, style)]
+
+
+def _master(snapshot: snapshot_lib.Snapshot, tall: bool) -> list[Line]:
+  """The master's figures and what the meld and the machine do."""
+  used = f'{_number(snapshot.used, ".0f")} of {snapshot.codes}'
+  perplexity = _number(_last(snapshot.perplexity), '.1f')
+  dropped = _number(snapshot.dropped, '.0f')
+  drift = [_text('drift', 'bright_black')]
+  for student, hue in zip(snapshot.students, _HUES):
+    drift.append(_text(f' {_number(student.drift, ".2f")}', hue))
+  rate = _number(snapshot.rate, '.3g')
+  images = _number(snapshot.images_rate, '.3g')
+  speed = f'{rate} cycles/s  {images} images/s'
+  if not tall:
+    figures = []
+    for f in snapshot.figures:
+      value, best = _figure(f)
+      figures += [*_labelled(f.name, value, 'bold'), *_best(best), _text('  ')]
+    return [
+      [_text(' '), *figures],
+      [
+        _text(' '),
+        *_labelled('codes', used),
+        *_labelled('  perplexity', perplexity),
+        _text('  '),
+        *drift,
+      ],
+      [*_labelled(' dropped', dropped), _text(f'  {speed}')],
+    ]
+  lines = [
+    [
+      _text(' Master', 'bold'),
+      _text(f'  held-out {snapshot.kind}', 'bright_black'),
+    ]
+  ]
+  for f in snapshot.figures:
+    value, best = _figure(f)
+    at = '' if f.best_cycle is None else f'at {f.best_cycle}'
+    lines.append(
+      [
+        _text(f' {f.name:10} ', 'bright_black'),
+        _text(f'{value:>6}', 'bold'),
+        *_best(f'{best:>6} {at:8}'),
+        # Of one width, so that the pictures stay where they are.
+        _text(f' {sparkline(f.values, 6):6}'),
+      ]
+    )
+  return [
+    *lines,
+    [_text(' codes used ', 'bright_black'), _text(used)],
+    [
+      _text(' perplexity ', 'bright_black'),
+      _text(f'{perplexity:>6}', 'bold'),
+      _text(f'  {sparkline(snapshot.perplexity, 20)}'),
+    ],
+    [_text(' '), *drift, *_labelled('  dropped', dropped)],
+    [_text(f' {speed}')],
+  ]
+
+
+def _figure(figure: snapshot_lib.Figure) -> tuple[str, str]:
+  """Its value so far and its best, as text."""
+  form = '.2f' if figure.name == 'PSNR' else '.4f'
+  return _number(_last(figure.values), form), _number(figure.best, form)
+
+
+def _best(best: str) -> Line:
+  return [_text('  best ', 'bright_black'), _text(best)]
+
+
+def _below(
+  snapshot: snapshot_lib.Snapshot, master: list[Line], width: int, height: int
+) -> list[Line]:
+  """The master, with the pictures beside it or below it."""
+  if snapshot.pictures is None or height <= 0:
+    return master[:height]
+  side = max(map(_width, master)) + 3
+  beside = gallery.draw(snapshot.pictures, snapshot.turn, width - side, height)
+  under = gallery.draw(
+    snapshot.pictures, snapshot.turn, width - 1, height - len(master)
+  )
+  if max(map(_width, beside), default=0) * len(beside) < max(
+    map(_width, under), default=0
+  ) * len(under):
+    return [*master, *([_text(' '), *line] for line in under)]
+  lines = []
+  for i in range(height):
+    left = master[i] if i < len(master) else []
+    right = beside[i] if i < len(beside) else []
+    lines.append([*_fit(left, side), *right])
+  return lines
+
+
+def _progress(snapshot: snapshot_lib.Snapshot, width: int) -> Line:
+  done = min(1.0, snapshot.cycle / snapshot.cycles)
+  text = f' {snapshot.cycle} of {snapshot.cycles}  {100 * done:.0f} %'
+  if snapshot.left is not None and done < 1:
+    text += f'  {progress.format_seconds(snapshot.left)} left'
+  room = max(0, width - len(text) - 2)
+  filled = round(done * room)
+  return [
+    _text(' '),
+    _text('━' * filled, 'green'),
+    _text('─' * (room - filled), 'bright_black'),
+    _text(f'{text} '),
+  ]
+
+
+def plain(snapshot: snapshot_lib.Snapshot) -> str:
+  """The dashboard in print: no colors, no pictures, no empty lines."""
+  lines = render(snapshot._replace(pictures=None), 120, 40).lines
+  texts = (''.join(segment.text for segment in line) for line in lines)
+  return ''.join(f'{text.rstrip()}\n' for text in texts if text.strip(' │'))

@@ -1,0 +1,198 @@
+"""Who is told what happens: the dashboard, TensorBoard and the history."""
+
+from collections.abc import Iterator
+import contextlib
+import json
+import os
+import time
+from typing import Any
+
+from absl import logging
+import ml_collections
+import numpy as np
+
+from chimera.clones import losses
+from chimera.clones import state as state_lib
+from chimera.evaluation import evaluate
+from chimera.evaluation import exam as exam_lib
+from chimera.monitor import history, live, writers
+from chimera.monitor import snapshot as snapshot_lib
+from chimera.run import preflight
+from chimera.system import progress
+
+
+class Observers:
+  """Who is told what happens: the dashboard, TensorBoard and the history.
+
+  Args:
+    config: the run's.
+    workdir: the run's.
+    spec: of the step.
+    first: cycle from which the run goes on.
+  """
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    spec: state_lib.StepSpec,
+    first: int,
+  ):
+    self._config = config
+    self._spec = spec
+    self._progress = progress.Progress(config.train.cycles, first)
+    self._last_time = snapshot_lib.compile_seconds(history.scan(workdir))
+    self._compile_seconds: float | None = None
+    self._since = time.time()
+    self._history = history.History(workdir, first)
+    self._history_is_whole = True
+    self._look = live.Look(
+      workdir, json.loads(config.to_json()), self._history.rows
+    )
+    self._live = live.Live(
+      self._look,
+      os.path.join(workdir, 'train.log'),
+      wanted=config.train.dashboard,
+    )
+    self._workdir = workdir
+    self._open = contextlib.ExitStack()
+
+  def __enter__(self) -> 'Observers':
+    with contextlib.ExitStack() as opened:
+      opened.enter_context(self._live)
+      self._board = opened.enter_context(
+        writers.Writers(self._workdir, self._config.clone_names)
+      )
+      self._open = opened.pop_all()
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    self._open.__exit__(*error)
+
+  def introduce(
+    self, held_out: evaluate.HeldOut, scores_N: np.ndarray, first: int
+  ) -> None:
+    """Once: what the run is."""
+    self._board.introduce(
+      preflight.keys(self._config),
+      {
+        'config': self._config.to_dict(),
+        'protocol': exam_lib.protocol(
+          self._config, held_out, self._config.train.cycles
+        ),
+      },
+      losses.TERMS,
+    )
+    self._board.histograms(first, {'school/complexity': scores_N})
+
+  def compiling(self, devices: int) -> None:
+    doing, last_time = f'compiling the step for {devices} device(s)', ''
+    if self._last_time is not None:
+      seconds = progress.format_seconds(self._last_time)
+      last_time = f' ({seconds} last time)'
+    logging.info('%s%s.', doing.capitalize(), last_time)
+    self._look.say(doing, last_time)
+    self._start = time.monotonic()
+
+  def compiled(self) -> None:
+    self._compile_seconds = time.monotonic() - self._start
+    self._since = time.time()
+    self._look.say('training')
+
+  @contextlib.contextmanager
+  def during(self, doing: str) -> Iterator[None]:
+    """The dashboard says what keeps the training waiting."""
+    self._look.say(doing)
+    yield
+    self._look.say('training', since=self._since)
+
+  def rewind(self, done: int) -> None:
+    """The run went back; what follows was not seen."""
+    self._progress = progress.Progress(self._config.train.cycles, done)
+    self._history.rewind(done)
+
+  def saw(self, done: int, seen: dict[str, np.ndarray]) -> None:
+    """A log cycle."""
+    rate = self._progress.update(done, f'loss {seen["base_loss"].mean():.4f}')
+    names = self._config.clone_names
+    clones = [clone_scalars(seen, i) for i in range(len(names))]
+    master = master_scalars(seen, rate, self._spec)
+    if self._compile_seconds is not None:
+      # In the row whose rate it is a part of.
+      master['perf/compile_seconds'] = self._compile_seconds
+      self._compile_seconds = None
+    self._tell(done, dict(zip(names, clones)), master)
+
+  def judged(self, done: int, exam: exam_lib.Exam, sheet: np.ndarray) -> None:
+    """An evaluation, and the contact sheet that was saved of it."""
+    of = {name: eval_scalars(row) for name, row in exam.figures.items()}
+    names = self._config.clone_names
+    self._tell(done, {n: of[n] for n in names if n in of}, of['master'])
+    of_clones, of_master = exam_lib.reconstructions(self._config, exam)
+    self._board.images(done, of_clones, {**of_master, 'contact_sheet': sheet})
+    self._board.histograms(
+      done, {'codebook/usage': exam_lib.even_shares(exam.counts_V)}
+    )
+
+  def _tell(
+    self,
+    done: int,
+    clones: dict[str, dict[str, float]],
+    master: dict[str, float],
+  ) -> None:
+    self._board.write(
+      done, [clones.get(n, {}) for n in self._config.clone_names], master
+    )
+    try:
+      self._history.append(done, clones, master)
+    except OSError as e:
+      if self._history_is_whole:
+        logging.warning('%s lacks rows, training goes on: %s', history.NAME, e)
+      self._history_is_whole = False
+
+
+def clone_scalars(seen: dict[str, np.ndarray], i: int) -> dict[str, float]:
+  """Clone i's row of TensorBoard scalars."""
+  return {
+    **{f'loss/{t}': v for t, v in _terms(seen['terms_K'][i])},
+    **{f'lambda/{t}': v for t, v in _terms(seen['lambda_K'][i])},
+    **{f'pid/error/{t}': v for t, v in _terms(seen['error_K'][i])},
+    **{f'pid/integral/{t}': v for t, v in _terms(seen['integral_K'][i])},
+    **{f'pid/derivative/{t}': v for t, v in _terms(seen['derivative_K'][i])},
+    'loss/total': float(seen['g_loss'][i]),
+    'loss/base': float(seen['base_loss'][i]),
+    'loss/adv_share': float(seen['adv_share'][i]),
+    'agent/lr': float(seen['learning_rate'][i]),
+    'agent/epsilon': float(seen['epsilon'][i]),
+    'agent/reward': float(seen['reward'][i]),
+    'agent/state': float(seen['q_state'][i]),
+    'agent/action': float(seen['q_action'][i]),
+    'agent/trim': float(seen['trim'][i]),
+    'critic/loss': float(seen['critic_loss'][i]),
+    'critic/wasserstein': float(seen['wasserstein'][i]),
+    'critic/penalty': float(seen['penalty'][i]),
+    'grads/rms': float(seen['grads_rms'][i]),
+    'meld/drift': float(seen['drift'][i]),
+    'meld/dropped': float(seen['dropped'][i]),
+  }
+
+
+def master_scalars(
+  seen: dict[str, np.ndarray], rate: float, spec: state_lib.StepSpec
+) -> dict[str, float]:
+  clones = len(seen['g_loss'])
+  return {
+    'codebook/perplexity': float(seen['perplexity'][0]),
+    'codebook/used': float(seen['used'][0]),
+    'meld/dropped': float(seen['dropped'].sum()),
+    'perf/cycles_per_sec': rate,
+    'perf/images_per_sec': rate * clones * spec.batch_size,
+  }
+
+
+def eval_scalars(figures: dict[str, float]) -> dict[str, float]:
+  return {f'eval/{k}': v for k, v in figures.items()}
+
+
+def _terms(values_K: np.ndarray) -> Iterator[tuple[str, float]]:
+  return zip(losses.TERMS, map(float, values_K))

@@ -1,0 +1,440 @@
+"""report.html: a finished run on one page that needs nothing but itself.
+
+The curves of the clones, contact sheets, the codebook as patches, the bins from
+easy to hard, the last table and the protocol. Curves come from history.jsonl,
+sheets from previews/, figures from evaluation.json; every picture is inline.
+"""
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+import functools
+import html
+import io
+import json
+import math
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from chimera.clones import models
+from chimera.data import images
+from chimera.evaluation import evaluate
+from chimera.monitor import curves, history
+from chimera.optics import poincare
+from chimera.school import curriculum
+from chimera.system import disk
+
+# What may go wrong with a report and must not cost a finished run.
+FAILURES = (
+  OSError,
+  ValueError,
+  TypeError,
+  LookupError,
+  ArithmeticError,
+  RuntimeError,
+  ImportError,
+)
+_SHEETS = 6  # at most, the last one among them
+_SAMPLES = 10  # of each bin
+_GRID = 6  # tokens a side of the constant grid that shows a code
+_FIGURES = {
+  'psnr': 'PSNR (dB)',
+  'psnr_worst_bin': 'PSNR, worst bin',
+  'ssim': 'SSIM',
+  'ms_ssim': 'MS-SSIM',
+  'pixel_l1': 'L1 pixels',
+  'edge': 'edge distance',
+  'spectrum': 'spectrum distance',
+  'rfd-random': 'rfd-random',
+  'rfid': 'rFID',
+  'path_psnr': 'PSNR path (dB)',
+  'path_l1': 'L1 path',
+  'path_l1_worst_bin': 'L1 path, worst bin',
+  'codes_used': 'codes used',
+  'perplexity': 'perplexity',
+}
+_CARDS = (
+  'psnr',
+  'ssim',
+  'ms_ssim',
+  'pixel_l1',
+  'rfd-random',
+  'path_l1',
+  'codes_used',
+  'perplexity',
+)
+_STYLE = """
+:root { color-scheme: light; }
+body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 70rem;
+  background: #fff; color: #222; line-height: 1.5;
+  font-family: system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif; }
+h1 { margin: 0; font-size: 1.9rem; }
+h2 { margin: 3rem 0 .5rem; padding-top: 1rem; border-top: 1px solid #ddd;
+  font-size: 1.3rem; }
+p { max-width: 46rem; color: #555; }
+img { max-width: 100%; display: block; }
+figure { margin: 1.2rem 0; }
+figcaption { color: #555; font-size: .9rem; }
+table { border-collapse: collapse; margin: 1rem 0; font-size: .92rem; }
+caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
+th, td { padding: .3rem .9rem .3rem 0; text-align: right; }
+th { font-weight: 600; border-bottom: 1px solid #999; vertical-align: bottom; }
+td { border-bottom: 1px solid #eee; font-variant-numeric: tabular-nums; }
+th:first-child, td:first-child { text-align: left; white-space: nowrap; }
+pre { padding: 1rem; background: #f6f6f6; overflow-x: auto; }
+.dot { display: inline-block; width: .75em; height: .75em; margin-right: .45em;
+  border-radius: 50%; }
+.cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
+.card { padding: .5rem 1.1rem .6rem; border-radius: .4rem;
+  background: #f6f6f6; }
+.card b { display: block; font-size: 1.5rem;
+  font-variant-numeric: tabular-nums; }
+.card span { color: #555; font-size: .85rem; }
+.pixels { width: 100%; image-rendering: pixelated; }
+.bin { display: grid; grid-template-columns: 13rem 1fr; gap: 1rem;
+  align-items: center; margin: .5rem 0; font-size: .9rem; }
+.bin small { color: #555; display: block; }
+"""
+
+
+class Subject(NamedTuple):
+  """What a report shows of a run beside what the workdir holds.
+
+  Attributes:
+    tokenizer: the module.
+    params: the master's.
+    eyes: the optics; None where the data are path_params.
+    counts_V: uses of each code by the master on the held-out samples.
+    paths_NxHxWxC: path_params of the training set.
+    crops: which crop of which photograph each of them is.
+    scores_N: their complexity.
+    bins: sample indices by bin, easy to hard.
+  """
+
+  tokenizer: models.Tokenizer
+  params: Any
+  eyes: evaluate.Eyes | None
+  counts_V: np.ndarray
+  paths_NxHxWxC: np.ndarray
+  crops: Sequence[images.Crop]
+  scores_N: np.ndarray
+  bins: Mapping[int, Sequence[int]]
+
+
+def write(
+  workdir: str | os.PathLike,
+  subject: Subject,
+  rows: Sequence[Mapping[str, Any]],
+  *,
+  base: Mapping[str, float],
+  image_size: int,
+  chunk: int,
+) -> str:
+  """Writes report.html.
+
+  Args:
+    workdir: with history.jsonl, evaluation.json and previews/.
+    subject: what else is shown.
+    rows: each clone's of the last table, see `mission_control.summary`.
+    base: base weight of each loss term.
+    image_size: pixels, side of a crop.
+    chunk: codes decoded at a time.
+
+  Returns:
+    The path.
+  """
+  workdir = pathlib.Path(workdir)
+  seen = history.read(str(workdir))
+  evaluation = json.loads((workdir / 'evaluation.json').read_text())
+  protocol = evaluation.pop('protocol')
+  figures: dict[str, dict[str, float]] = {}
+  for key, value in evaluation.items():
+    name, figure = key.split('/')
+    figures.setdefault(name, {})[figure] = value
+  colors = curves.palette([row['name'] for row in rows])
+  title = f'Chimera: {workdir.resolve().name}'
+  body = [
+    f'<h1>{html.escape(title)}</h1>',
+    _lead(protocol),
+    _cards(figures['master']),
+    _section('Summary', _summary(rows, figures, colors)),
+    _section('Curves', _curves(seen, figures, colors, base)),
+    _section('Contact sheets', _sheets(workdir / 'previews')),
+    _section('Codebook', _codebook(subject, chunk)),
+    _section('Curriculum', _curriculum(subject, rows, colors, image_size)),
+    _section('Protocol', _protocol(protocol)),
+  ]
+  page = (
+    '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width">'
+    f'<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n'
+    f'<body>\n{chr(10).join(body)}\n</body></html>\n'
+  )
+  path = workdir / 'report.html'
+  disk.write(path, page.encode())
+  return str(path)
+
+
+def codebook(
+  tokenizer: models.Tokenizer,
+  params: Any,
+  eyes: evaluate.Eyes | None,
+  *,
+  chunk: int,
+) -> np.ndarray:
+  """Each code as a patch: what a grid of nothing but it decodes to.
+
+  Returns:
+    patches_VxPxPx3, uint8, the innermost 2x2 tokens, away from the border.
+  """
+  decode = jax.jit(functools.partial(tokenizer.apply, method='detokenize'))
+  patches = []
+  for start in range(0, tokenizer.codes, chunk):
+    # The last chunk is filled up, so that one shape is compiled.
+    ids_X = np.arange(start, start + min(chunk, tokenizer.codes))
+    tokens_Xxhxw = jnp.broadcast_to(
+      jnp.asarray(ids_X % tokenizer.codes, jnp.int32)[:, None, None],
+      (len(ids_X), _GRID, _GRID),
+    )
+    pixels = evaluate.draw(decode({'params': params}, tokens_Xxhxw), eyes)
+    side = pixels.shape[1] // _GRID
+    inner = slice((_GRID // 2 - 1) * side, (_GRID // 2 + 1) * side)
+    patches.append(pixels[:, inner, inner])
+  return np.concatenate(patches)[: tokenizer.codes]
+
+
+def mosaic(
+  tiles_NxPxPx3: np.ndarray, *, columns: int, gap: int = 1
+) -> np.ndarray:
+  """Tiles row by row on white, uint8 (height, width, 3)."""
+  n, side, *_ = tiles_NxPxPx3.shape
+  step = side + gap
+  lines = -(-n // columns)
+  shape = (lines * step - gap, columns * step - gap, 3)
+  picture = np.full(shape, 255, np.uint8)
+  for i, tile in enumerate(tiles_NxPxPx3):
+    top, left = i // columns * step, i % columns * step
+    picture[top : top + side, left : left + side] = tile
+  return picture
+
+
+def _section(title: str, parts: Iterable[str]) -> str:
+  inside = '\n'.join(parts)
+  return f'<section><h2>{html.escape(title)}</h2>\n{inside}\n</section>'
+
+
+def _lead(protocol: Mapping[str, Any]) -> str:
+  return (
+    f'<p>{protocol["cycles"]} cycles, {protocol["images_seen"]} images seen, '
+    f'seed {protocol["seed"]}. All held-out figures are means over '
+    f'{protocol["count"]} samples, {html.escape(protocol["split"])}.</p>'
+  )
+
+
+def _cards(master: Mapping[str, float]) -> str:
+  cards = ''.join(
+    f'<div class="card"><b>{_number(master[key])}</b><span>{label}</span></div>'
+    for key, label in _FIGURES.items()
+    if key in _CARDS and key in master
+  )
+  return f'<div class="cards">{cards}</div>'
+
+
+def _summary(
+  rows: Sequence[Mapping[str, Any]],
+  figures: Mapping[str, Mapping[str, float]],
+  colors: Mapping[str, str],
+) -> Iterable[str]:
+  yield _table(
+    'The four clones, at the last cycle',
+    (
+      *('student', 'bins', 'samples', 'g-loss', 'critic loss'),
+      *('dominant lambda', 'learning rate'),
+    ),
+    [
+      (
+        _name(row['name'], colors),
+        ', '.join(str(b) for b in sorted(row['bins'])),
+        str(row['samples']),
+        f'{row["g_loss"]:.4f}',
+        f'{row["critic_loss"]:+.4f}',
+        f'{html.escape(row["dominant"])} x{row["dominance"]:.2f}',
+        f'{row["learning_rate"]:.2e}',
+      )
+      for row in rows
+    ],
+  )
+  shown = {k: v for k, v in _FIGURES.items() if k in figures['master']}
+  yield _table(
+    'Held out',
+    ('tokenizer', *shown.values()),
+    [
+      (_name(name, colors), *(_number(of[k]) for k in shown))
+      for name, of in figures.items()
+    ],
+  )
+  yield (
+    '<p>The master is the tokenizer. The ema is its average over cycles, for '
+    'evaluation only. Each clone is shown by its own weights, as they were '
+    'before the last meld; the lower the learning rate has come down by then, '
+    'the nearer to the master. Pixel figures compare the photograph and its '
+    'reconstruction at 8 bits. rfd-random is a Frechet distance over the '
+    'features of a random network, and no FID.</p>'
+  )
+
+
+def _curves(
+  seen: Sequence[history.Row],
+  figures: Mapping[str, Mapping[str, float]],
+  colors: Mapping[str, str],
+  base: Mapping[str, float],
+) -> Iterable[str]:
+  legend = ''.join(
+    f'<span style="margin-right:1.5rem">{_name(name, colors)}</span>'
+    for name in (*colors, 'master')
+  )
+  yield f'<p>{legend}</p>'
+  for title, svg in curves.draw(seen, figures, colors, base, _FIGURES):
+    yield _picture('image/svg+xml', svg, title)
+
+
+def _sheets(folder: pathlib.Path) -> Iterable[str]:
+  paths = sorted(folder.glob('*.png'))
+  picks = np.linspace(0, len(paths) - 1, min(len(paths), _SHEETS))
+  chosen = [paths[i] for i in sorted(set(picks.round().astype(int).tolist()))]
+  yield (
+    '<p>Held-out samples, from easy to hard. The specialists are shown by '
+    'their own weights before the meld. The last row is the absolute error of '
+    'the master against the original, the mean of the channels, '
+    f'{evaluate.ERROR_GAIN} times as bright. {len(chosen)} of {len(paths)} '
+    'evaluations, the last one first.</p>'
+  )
+  for path in reversed(chosen):
+    title = f'Cycle {int(path.stem)}'
+    yield _picture('image/png', path.read_bytes(), title, title)
+
+
+def _codebook(subject: Subject, chunk: int) -> Iterable[str]:
+  patches = codebook(
+    subject.tokenizer, subject.params, subject.eyes, chunk=chunk
+  )
+  order_V = np.argsort(-subject.counts_V, kind='stable')
+  used = int(np.sum(subject.counts_V > 0))
+  yield (
+    '<p>Each code decoded alone: what a grid of nothing but it becomes, its '
+    'middle. The most used come first.</p>'
+  )
+  for name, ids in (('used', order_V[:used]), ('unused', order_V[used:])):
+    if len(ids):
+      title = f'{len(ids)} codes {name} on the held-out samples'
+      picture = mosaic(patches[ids], columns=32 if len(patches) > 256 else 16)
+      yield _picture('image/png', _png(picture), title, title, 'pixels')
+
+
+def _curriculum(
+  subject: Subject,
+  rows: Sequence[Mapping[str, Any]],
+  colors: Mapping[str, str],
+  image_size: int,
+) -> Iterable[str]:
+  bins = {b: np.asarray(ids) for b, ids in sorted(subject.bins.items()) if ids}
+  picks = [
+    ids[np.linspace(0, len(ids) - 1, _SAMPLES).round().astype(int)]
+    for ids in bins.values()
+  ]
+  tiles, what = _samples(subject, np.concatenate(picks), image_size)
+  yield (
+    f'<p>Training samples of each bin, {what}; within a bin too they go from '
+    'easy to hard. Beside it the clones whose lessons begin with it.</p>'
+  )
+  for i, (b, ids) in enumerate(bins.items()):
+    scores = subject.scores_N[ids]
+    students = ' '.join(
+      _name(row['name'], colors) for row in rows if b in row['bins']
+    )
+    strip = mosaic(
+      tiles[i * _SAMPLES : (i + 1) * _SAMPLES], columns=_SAMPLES, gap=2
+    )
+    yield (
+      f'<div class="bin"><div><b>{b}</b> {html.escape(curriculum.BIN_NAMES[b])}'
+      f'<small>{len(ids)} samples, score {scores.min():.3f} to '
+      f'{scores.max():.3f}</small>{students}</div>'
+      f'{_image("image/png", _png(strip), f"Samples of bin {b}", "pixels")}'
+      '</div>'
+    )
+
+
+def _samples(
+  subject: Subject, ids_X: np.ndarray, image_size: int
+) -> tuple[np.ndarray, str]:
+  """Pictures of training samples, uint8, and what they are."""
+  if subject.eyes is not None:
+    try:
+      crops = [subject.crops[i] for i in ids_X]
+      pictures = images.read_crops(crops, image_size=image_size)
+      return pictures, 'the photographs themselves'
+    except ValueError as e:
+      logging.info('The report draws the bins by the optics: %s', e)
+  paths = np.stack([subject.paths_NxHxWxC[i] for i in ids_X])
+  pictures = evaluate.draw(poincare.normalize(paths), subject.eyes)
+  return pictures, 'as the optics draw them' if subject.eyes else 'as colors'
+
+
+def _protocol(protocol: Mapping[str, Any]) -> Iterable[str]:
+  yield f'<pre>{html.escape(json.dumps(protocol, indent=2))}</pre>'
+
+
+def _table(
+  caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]
+) -> str:
+  """Cells are HTML."""
+  head = ''.join(f'<th>{html.escape(name)}</th>' for name in header)
+  lines = ''.join(
+    f'<tr>{"".join(f"<td>{cell}</td>" for cell in row)}</tr>' for row in rows
+  )
+  return (
+    f'<table><caption>{html.escape(caption)}</caption>'
+    f'<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
+  )
+
+
+def _name(name: str, colors: Mapping[str, str]) -> str:
+  """A tokenizer's name beside its color."""
+  color = colors.get(name, curves.MASTER if name == 'master' else '#bbb')
+  return (
+    f'<span class="dot" style="background:{color}"></span>{html.escape(name)}'
+  )
+
+
+def _number(value: float) -> str:
+  """Four significant digits; whole numbers plain."""
+  if math.isfinite(value) and value == round(value):
+    return f'{value:.0f}'
+  return f'{value:.4g}'
+
+
+def _png(picture: np.ndarray) -> bytes:
+  data = io.BytesIO()
+  Image.fromarray(picture).save(data, format='PNG')
+  return data.getvalue()
+
+
+def _image(kind: str, data: bytes, alt: str, style: str = '') -> str:
+  text = base64.b64encode(data).decode('ascii')
+  return (
+    f'<img class="{style}" alt="{html.escape(alt)}" '
+    f'src="data:{kind};base64,{text}">'
+  )
+
+
+def _picture(
+  kind: str, data: bytes, alt: str, caption: str = '', style: str = ''
+) -> str:
+  under = f'<figcaption>{html.escape(caption)}</figcaption>' if caption else ''
+  return f'<figure>{under}{_image(kind, data, alt, style)}</figure>'

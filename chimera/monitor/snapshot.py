@@ -1,0 +1,370 @@
+"""What is known of a run: a snapshot, made of its history and its config.
+
+Plain data, for the dashboard to draw. Nothing here knows of a device, and
+nothing here imports JAX, so that another process can watch at once.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import math
+from typing import Any, NamedTuple
+
+from chimera.monitor import history, summary
+from chimera.system import progress
+
+# agents.TRENDS and what the zones of its trim are called; agents.EASE. They
+# stand here too, for that module imports JAX.
+TRENDS = ('rapidly improving', 'improving', 'stagnated', 'worsening')
+ZONES = ('low', 'as set', 'high')
+EASE = 0.25
+
+_SERIES = 64  # values of a sparkline that are kept
+_RATES = 20  # log cycles of which the time left is made
+_TURN = 3.0  # seconds that each tokenizer's pictures stay
+# The master's figures by what they compare: tag, whether more is better. The
+# data have no pixels where they are path_params.
+_FIGURES = {
+  'pixels': {
+    'PSNR': ('psnr', True),
+    'SSIM': ('ssim', True),
+    'L1': ('pixel_l1', False),
+  },
+  'path_params': {
+    'PSNR': ('path_psnr', True),
+    'SSIM': ('path_ssim', True),
+    'L1': ('path_l1', False),
+  },
+}
+
+
+class Weight(NamedTuple):
+  """One lambda: its loss term, what it is, what it is at rest."""
+
+  term: str
+  value: float | None
+  base: float
+
+  @property
+  def ratio(self) -> float | None:
+    if self.value is None or self.base <= 0:
+      return None
+    return self.value / self.base
+
+
+class Student(NamedTuple):
+  """One column. A figure that is not known is None.
+
+  Attributes:
+    name: of the clone.
+    bins: its lessons.
+    mission: loss terms that it weighs more than others do.
+    g_loss: the newest values, the last one last.
+    critic: likewise, of the critic's loss.
+    weights: the lambda row.
+    dominant: index of the weight that stands highest over its base.
+    pid: its P, I and D, each in log weight.
+    learning_rate: now.
+    trim: the Q-agent's part in it.
+    trend: the Q-agent's state, in words; what it does where it has none.
+    zone: of its trim, in words.
+    action: the last multiplier.
+    reward: of the last action that was judged.
+    epsilon: chance that it explores.
+    drift: cosine of its step with the mean step.
+  """
+
+  name: str
+  bins: str
+  mission: tuple[str, ...]
+  g_loss: tuple[float, ...]
+  critic: tuple[float, ...]
+  weights: tuple[Weight, ...]
+  dominant: int | None
+  pid: tuple[float, float, float] | None
+  learning_rate: float | None
+  trim: float | None
+  trend: str
+  zone: str
+  action: float | None
+  reward: float | None
+  epsilon: float | None
+  drift: float | None
+
+
+class Figure(NamedTuple):
+  """A figure of the held-out samples: so far, and at its best."""
+
+  name: str
+  values: tuple[float, ...]
+  best: float | None
+  best_cycle: int | None
+
+
+class Tile(NamedTuple):
+  """A square picture, hashable: its pixels a side and their bytes, RGB."""
+
+  side: int
+  rgb: bytes
+
+
+class Pictures(NamedTuple):
+  """A preview sheet, cut up.
+
+  Attributes:
+    cycle: of the evaluation.
+    originals: from easy to hard.
+    by_name: likewise what each tokenizer makes of them.
+  """
+
+  cycle: int
+  originals: tuple[Tile, ...]
+  by_name: dict[str, tuple[Tile, ...]]
+
+
+class Snapshot(NamedTuple):
+  """All that the dashboard shows.
+
+  Attributes:
+    title: names the run.
+    note: what it is doing, or when it was last heard of.
+    cycle: done.
+    cycles: to do.
+    students: the columns.
+    limit: of the PID: greatest |log(lambda / base)|.
+    kind: what the figures compare.
+    figures: of the master, held out.
+    used: codes in use.
+    codes: that there are.
+    perplexity: the newest values.
+    dropped: clones left out of melds so far.
+    rate: cycles a second.
+    images_rate: images a second.
+    left: seconds.
+    pictures: of the last evaluation.
+    turn: counts up; says whose pictures are shown.
+  """
+
+  title: str
+  note: str
+  cycle: int
+  cycles: int
+  students: tuple[Student, ...]
+  limit: float
+  kind: str
+  figures: tuple[Figure, ...]
+  used: float | None
+  codes: int
+  perplexity: tuple[float, ...]
+  dropped: float | None
+  rate: float | None
+  images_rate: float | None
+  left: float | None
+  pictures: Pictures | None
+  turn: int
+
+
+def snapshot_of(
+  rows: Sequence[history.Row],
+  config: Mapping[str, Any],
+  pictures: Pictures | None,
+  now: float,
+  *,
+  title: str = '',
+  note: str = '',
+) -> Snapshot:
+  """What a run's history comes to.
+
+  Args:
+    rows: of the history.
+    config: as config.json holds it.
+    pictures: see `Look`.
+    now: seconds since 1970.
+    title: names the run; its basename where empty.
+    note: what it is doing; where empty, what the rows tell of that.
+  """
+  cycle = rows[-1].cycle if rows else 0
+  cycles = config['train']['cycles']
+  rate = steady_rate(rows)
+  left = None
+  if rate:
+    # The clock runs on for one log cycle, and then waits for the next row.
+    passed = min(max(now - rows[-1].time, 0.0), _stretch(rows) / rate)
+    left = max(0.0, (cycles - cycle) / rate - passed)
+  master = history.latest(rows[-_RATES:])
+  seen = any('eval/path_l1' in row.master for row in rows)
+  blind = seen and not any('eval/psnr' in row.master for row in rows)
+  kind = 'path_params' if blind else 'pixels'
+  return Snapshot(
+    title=title or config['basename'],
+    note=note or _heard(rows, cycles, now),
+    cycle=cycle,
+    cycles=cycles,
+    students=tuple(
+      _student(rows, config, i) for i in range(len(config['clone_names']))
+    ),
+    limit=config['pid']['limit'],
+    kind=kind,
+    figures=tuple(
+      _held_out(rows, name, f'eval/{tag}', more)
+      for name, (tag, more) in _FIGURES[kind].items()
+    ),
+    used=master.get('codebook/used'),
+    codes=config['model']['codes'],
+    perplexity=_newest(rows, 'codebook/perplexity'),
+    dropped=master.get('meld/dropped'),
+    rate=master.get('perf/cycles_per_sec'),
+    images_rate=master.get('perf/images_per_sec'),
+    left=left,
+    pictures=pictures,
+    turn=int(now / _TURN),
+  )
+
+
+def steady_rate(rows: Sequence[history.Row]) -> float | None:
+  """Cycles a second of the last log cycles, evaluations included.
+
+  A stretch that holds a compilation counts without it, and only where there is
+  no other.
+  """
+  logged = [row for row in rows[-2 * _RATES :] if row.clones]
+  rates = [
+    rate
+    for row in logged[-_RATES:]
+    if 'perf/compile_seconds' not in row.master
+    and 0 < (rate := row.master.get('perf/cycles_per_sec', 0)) < math.inf
+  ]
+  if rates:
+    return len(rates) / sum(1 / rate for rate in rates)
+  if not logged or logged[-1].master.get('perf/cycles_per_sec', 0) <= 0:
+    return None
+  cycles = _stretch(rows)
+  seconds = cycles / logged[-1].master['perf/cycles_per_sec']
+  compiling = logged[-1].master.get('perf/compile_seconds', 0)
+  return cycles / max(seconds - compiling, 1e-3)
+
+
+def _stretch(rows: Sequence[history.Row]) -> int:
+  """Cycles from the last log cycle but one to the last."""
+  before, last = [0, 0, *(row.cycle for row in rows if row.clones)][-2:]
+  return last - before
+
+
+def compile_seconds(rows: Iterable[history.Row]) -> float | None:
+  """How long the step took to compile when it last was."""
+  _, seconds = history.series(rows, 'perf/compile_seconds')
+  return seconds[-1] if seconds else None
+
+
+def _heard(rows: Sequence[history.Row], cycles: int, now: float) -> str:
+  if not rows:
+    return 'waiting for the first log cycle'
+  judged = any(tag.startswith('eval/') for tag in rows[-1].master)
+  if judged and rows[-1].cycle >= cycles:
+    return 'finished'
+  ago = progress.format_seconds(max(0.0, now - rows[-1].time))
+  return f'last heard of {ago} ago'
+
+
+def _newest(
+  rows: Sequence[history.Row], tag: str, clone: str | None = None
+) -> tuple[float, ...]:
+  return tuple(history.series(rows[-2 * _SERIES :], tag, clone)[1][-_SERIES:])
+
+
+def _held_out(
+  rows: Sequence[history.Row], name: str, tag: str, more: bool
+) -> Figure:
+  cycles, values = history.series(rows, tag)
+  finite = [(v, c) for v, c in zip(values, cycles) if math.isfinite(v)]
+  best, at = (None, None)
+  if finite:
+    best, at = (max if more else min)(finite, key=lambda pair: pair[0])
+  return Figure(name, tuple(values[-_SERIES:]), best, at)
+
+
+def _student(
+  rows: Sequence[history.Row], config: Mapping[str, Any], i: int
+) -> Student:
+  name = config['clone_names'][i]
+  # An evaluation's row holds the figures of the clones alone.
+  seen = history.latest(rows[-_RATES:], name)
+  specialists = config['specialists']
+  mission = sorted(
+    (t for t in config['loss'] if t in specialists and specialists[t][i] > 1),
+    key=lambda t: -specialists[t][i],
+  )
+  weights = tuple(
+    Weight(term, seen.get(f'lambda/{term}'), base_of(config, term, i))
+    for term in config['pid']['target']
+  )
+  known = [
+    k for k, w in enumerate(weights) if w.ratio and math.isfinite(w.ratio)
+  ]
+  dominant = max(known, key=lambda k: weights[k].ratio) if known else None
+  pid = None
+  if dominant is not None and config['pid']['enabled']:
+    pid = _pid_of(seen, config, weights[dominant].term, i)
+  trend, zone, action, reward = _agent(seen, config)
+  return Student(
+    name=name,
+    bins=summary.format_bins(config['school']['lessons'][i]),
+    mission=tuple(mission),
+    g_loss=_newest(rows, 'loss/total', name),
+    critic=_newest(rows, 'critic/loss', name),
+    weights=weights,
+    dominant=dominant,
+    pid=pid,
+    learning_rate=seen.get('agent/lr'),
+    trim=seen.get('agent/trim'),
+    trend=trend,
+    zone=zone,
+    action=action,
+    reward=reward,
+    epsilon=seen.get('agent/epsilon') if config['q']['enabled'] else None,
+    drift=seen.get('meld/drift'),
+  )
+
+
+def base_of(config: Mapping[str, Any], term: str, i: int) -> float:
+  """Clone i's weight of a term at rest, as `state.create_missions` has it."""
+  specialty = config['specialists'][term][i]
+  strength = config['specialists']['strength']
+  return config['loss'][term] * (1 + strength * (specialty - 1))
+
+
+def _pid_of(
+  seen: Mapping[str, float], config: Mapping[str, Any], term: str, i: int
+) -> tuple[float, float, float]:
+  """P, I, D as `agents.pid_observe` adds them up."""
+  error, integral, derivative = (
+    seen.get(f'pid/{part}/{term}', math.nan)
+    for part in ('error', 'integral', 'derivative')
+  )
+  kick = derivative if derivative > 0 else EASE * derivative
+  return (
+    config['pid']['proportional'][i] * error,
+    integral,
+    config['pid']['derivative'][i] * kick,
+  )
+
+
+def _agent(
+  seen: Mapping[str, float], config: Mapping[str, Any]
+) -> tuple[str, str, float | None, float | None]:
+  """The Q-agent's trend, zone, action and reward."""
+  if not config['q']['enabled']:
+    return 'off: the schedule', '', None, None
+  state, action, epsilon = (
+    seen.get(f'agent/{tag}', math.nan) for tag in ('state', 'action', 'epsilon')
+  )
+  if not (math.isfinite(state) and math.isfinite(action)):
+    return '-', '', None, None
+  # Exploration falls with each decision: at its first value there was none.
+  if math.isclose(epsilon, config['q']['epsilon'], rel_tol=1e-5):
+    return 'watching first', '', None, None
+  zone, trend = divmod(int(state), len(TRENDS))
+  return (
+    TRENDS[trend],
+    ZONES[zone],
+    config['q']['actions'][int(action)],
+    seen.get('agent/reward'),
+  )

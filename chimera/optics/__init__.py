@@ -1,0 +1,1 @@
+"""Stage 1: images to path_params and back."""

@@ -1,0 +1,208 @@
+"""Stage 1: image -> path_params -> image (DESIGN, sections 3 and 5).
+
+The modulator turns each cell of an image into a path on the Poincare sphere;
+the observer (`poincare.observe`) measures its light; the decoder paints the
+cell from what was measured. The School sorts images by their mean radius, which
+a free autoencoder fills with anything but complexity. Hence radius='contrast':
+the image's mean radius is computed, not learned,
+
+  mean radius = RADIUS_MAX * (LOW + (HIGH - LOW) * g / (g + HALF))
+
+with g the mean gradient magnitude of its luminance, and the modulator is left
+the pattern around that mean: as in an AM radio, a signal z on a carrier
+s = +1, -1 of neighboring cells, radius = RADIUS_MAX * sigmoid(s z + b), where
+b is the one number that gives the mean. Without the carrier, fixing the mean
+takes away the mean of z, which is the first thing that the decoder must know of
+a flat image; with it, only z's checkerboard, which images have little of.
+"""
+
+import math
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from chimera.optics import poincare
+
+RADII = ('contrast', 'free')
+LOW, HIGH = 0.1, 0.5  # mean radius / RADIUS_MAX of flat and of wild images
+HALF = 0.14  # luminance in [-1, 1] a pixel: g of a middling photograph
+_LOGIT = 4.0  # bound of |z|
+_BISECTIONS = 12
+
+
+def _bias(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+  """Starts at (pi / 2, pi / 8), where light answers to delta and to chi.
+
+  At (0, 0) it answers to their squares and their product alone: a saddle.
+  """
+  del key, shape
+  return jnp.array([math.atanh(0.5), math.atanh(0.5), 0.0], dtype)
+
+
+def gradient_magnitude(images_BxSxSx3: jax.Array) -> jax.Array:
+  """Mean magnitude of the luminance's gradient, shape (B,).
+
+  Luminance by ITU-R BT.601 in [-1, 1], forward differences, per pixel.
+  """
+  weights = jnp.array([0.299, 0.587, 0.114], images_BxSxSx3.dtype)
+  y = images_BxSxSx3 @ weights
+  dy = y[:, 1:, :-1] - y[:, :-1, :-1]
+  dx = y[:, :-1, 1:] - y[:, :-1, :-1]
+  return jnp.mean(jnp.sqrt(dx**2 + dy**2 + 1e-12), axis=(1, 2))
+
+
+def mean_radius(images_BxSxSx3: jax.Array) -> jax.Array:
+  """The radius, radians, that radius='contrast' gives each image, shape (B,).
+
+  Rises with `gradient_magnitude` from LOW to HIGH of RADIUS_MAX.
+  """
+  g = gradient_magnitude(images_BxSxSx3)
+  return poincare.RADIUS_MAX * (LOW + (HIGH - LOW) * g / (g + HALF))
+
+
+def pin_mean(z_BxHxW: jax.Array, mean_B: jax.Array) -> jax.Array:
+  """sigmoid(z + b), with each image's b such that its mean is as asked.
+
+  b is found by bisection, then by one Newton step, through which alone the
+  gradient flows: at the root it is that of the implicit function.
+
+  Args:
+    z_BxHxW: logits; |z| at most 4.
+    mean_B: in [0.1, 0.9].
+  """
+  target_B = jnp.log(mean_B / (1 - mean_B))
+  fixed_BxHxW = jax.lax.stop_gradient(z_BxHxW)
+
+  def bisect(_, bounds):
+    low_B, high_B = bounds
+    middle_B = (low_B + high_B) / 2
+    seen_B = jnp.mean(
+      jax.nn.sigmoid(fixed_BxHxW + middle_B[:, None, None]), axis=(1, 2)
+    )
+    over_B = seen_B > mean_B
+    return (
+      jnp.where(over_B, low_B, middle_B),
+      jnp.where(over_B, middle_B, high_B),
+    )
+
+  low_B, high_B = jax.lax.stop_gradient(
+    jax.lax.fori_loop(
+      0,
+      _BISECTIONS,
+      bisect,
+      (
+        target_B - jnp.max(fixed_BxHxW, axis=(1, 2)),
+        target_B - jnp.min(fixed_BxHxW, axis=(1, 2)),
+      ),
+    )
+  )
+  b_B = (low_B + high_B) / 2
+  s_BxHxW = jax.nn.sigmoid(z_BxHxW + b_B[:, None, None])
+  slope_B = jax.lax.stop_gradient(
+    jnp.mean(s_BxHxW * (1 - s_BxHxW), axis=(1, 2))
+  )
+  b_B += (mean_B - jnp.mean(s_BxHxW, axis=(1, 2))) / slope_B
+  return jax.nn.sigmoid(z_BxHxW + b_B[:, None, None])
+
+
+def _carrier(x_BxHxW: jax.Array) -> jax.Array:
+  """A checkerboard of 1 and -1, shape (1, H, W)."""
+  _, height, width = x_BxHxW.shape
+  parity = (jnp.arange(height)[:, None] + jnp.arange(width)[None, :]) % 2
+  return 1.0 - 2.0 * parity[None]
+
+
+class Optics(nn.Module):
+  """The stage-1 autoencoder.
+
+  Attributes:
+    cell: pixels a side of one cell of the path_params grid.
+    width: channels.
+    radius: 'contrast' or 'free', see the module.
+    blocks: residual blocks on either side.
+  """
+
+  cell: int
+  width: int
+  radius: str
+  blocks: int = 3
+
+  def setup(self) -> None:
+    if self.radius not in RADII:
+      raise ValueError(
+        f'radius must be one of {RADII}, got radius = {self.radius!r}: mend '
+        '--config.optics.radius.'
+      )
+    self.look = nn.Conv(self.width, (self.cell,) * 2, (self.cell,) * 2)
+    self.modulate = [Residual(self.width) for _ in range(self.blocks)]
+    self.steer = nn.Conv(3, (1, 1), bias_init=_bias)
+    self.expand = nn.Conv(self.width, (3, 3))
+    self.refine = [Residual(self.width) for _ in range(self.blocks)]
+    self.paint = nn.Conv(3 * self.cell**2, (3, 3))
+
+  def encode(self, images_BxSxSx3: jax.Array) -> jax.Array:
+    """Modulates light by the image.
+
+    Args:
+      images_BxSxSx3: RGB in [-1, 1]; S a multiple of cell.
+
+    Returns:
+      path_params (B, S / cell, S / cell, 3) within `poincare`'s ranges.
+    """
+    _, height, width, _ = images_BxSxSx3.shape
+    if height % self.cell or width % self.cell:
+      raise ValueError(
+        f'image_size must be a multiple of cell = {self.cell}, got '
+        f'{height} x {width}: mend --config.data.image_size.'
+      )
+    h = self.look(images_BxSxSx3)
+    for block in self.modulate:
+      h = block(h)
+    delta, chi, z = jnp.moveaxis(self.steer(nn.gelu(h)), -1, 0)
+    z = _LOGIT * jnp.tanh(z / _LOGIT)
+    if self.radius == 'contrast':
+      mean_B = mean_radius(images_BxSxSx3) / poincare.RADIUS_MAX
+      share = pin_mean(_carrier(z) * z, mean_B)
+    else:
+      share = nn.sigmoid(z)
+    return jnp.stack(
+      [
+        poincare.DELTA_MAX * jnp.tanh(delta),
+        poincare.CHI_MAX * jnp.tanh(chi),
+        poincare.RADIUS_MAX * share,
+      ],
+      axis=-1,
+    )
+
+  def decode(self, paths_BxHxWxC: jax.Array) -> jax.Array:
+    """Paints what the observer sees, as RGB in [-1, 1]."""
+    seen = poincare.observe(paths_BxHxWxC)
+    if self.radius == 'contrast':  # demodulated beside what was seen
+      carrier = _carrier(seen[..., 0])[..., None]
+      seen = jnp.concatenate([seen, carrier * seen], axis=-1)
+    h = self.expand(seen)
+    for block in self.refine:
+      h = block(h)
+    pixels = self.paint(nn.gelu(h))
+    b, height, width, _ = pixels.shape
+    c = self.cell
+    pixels = pixels.reshape(b, height, width, c, c, 3)
+    pixels = pixels.transpose(0, 1, 3, 2, 4, 5)
+    return jnp.tanh(pixels.reshape(b, height * c, width * c, 3))
+
+  def __call__(self, images_BxSxSx3: jax.Array) -> jax.Array:
+    return self.decode(self.encode(images_BxSxSx3))
+
+
+class Residual(nn.Module):
+  """Two convolutions beside the identity; the second starts at zero."""
+
+  width: int
+
+  @nn.compact
+  def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+    h = nn.Conv(self.width, (3, 3))(nn.gelu(x_BxHxWxC))
+    zero = nn.initializers.zeros_init()
+    return x_BxHxWxC + nn.Conv(self.width, (3, 3), kernel_init=zero)(nn.gelu(h))

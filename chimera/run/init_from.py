@@ -1,0 +1,106 @@
+"""Where a run starts from: newborn, or what another run has learned.
+
+`config.init_from` names an exported tokenizer, whose parameters every clone
+starts from, or a workdir, whose clones go on with their critics, agents and
+optimizers. The School and the schedules are always those of the new run.
+`preflight.check_origin` has seen that the architectures agree.
+"""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from chimera.clones import state as state_lib
+from chimera.school import curriculum
+from chimera.school import lessons as lessons_lib
+from chimera.tokenizer import export
+
+
+def is_exported(folder: str) -> bool:
+  """Whether a folder holds an exported tokenizer rather than a workdir."""
+  return os.path.exists(os.path.join(folder, export.META))
+
+
+def from_tokenizer(
+  newborn: state_lib.CloneState, folder: str
+) -> state_lib.CloneState:
+  """Newborn clones with the parameters of an exported tokenizer.
+
+  Critics, agents and moments stay newborn.
+
+  Args:
+    newborn: of the new run, host arrays with a leading M.
+    folder: of `export.save`.
+
+  Raises:
+    ValueError: it is broken, or its parameters have another shape.
+  """
+  params = export.load(folder).parts.params
+
+  def spread(path: Any, old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    if np.shape(new) != old.shape[1:]:
+      raise ValueError(
+        f'{jax.tree_util.keystr(path)} must be {old.shape[1:]}, got '
+        f'{np.shape(new)} in {folder}: mend --config.init_from.'
+      )
+    return np.broadcast_to(np.asarray(new, old.dtype), old.shape)
+
+  params = jax.tree_util.tree_map_with_path(
+    spread, newborn.master.params, params
+  )
+  return newborn.replace(
+    generator=newborn.generator.replace(params=params),
+    master=newborn.master.replace(params=params, ema=params),
+  )
+
+
+def school_of(
+  newborn: state_lib.CloneState, folder: str
+) -> state_lib.CloneState:
+  """Newborn clones with a School as large as that of a workdir's checkpoints.
+
+  That is what such a checkpoint can be restored over.
+
+  Raises:
+    ValueError: the workdir lacks what tells its size.
+  """
+  home = pathlib.Path(folder)
+  try:
+    lessons = json.loads((home / 'config.json').read_text())['school'][
+      'lessons'
+    ]
+    samples = len(np.load(home / 'latents.npy', mmap_mode='r'))
+  except (OSError, ValueError, KeyError) as e:
+    raise ValueError(
+      f'{folder} must be a whole workdir, got {e!r}: mend --config.init_from.'
+    ) from e
+  # The sizes of the bins follow from the number of samples alone.
+  bins = curriculum.bin_samples(np.arange(samples, dtype=np.float32))
+  length = lessons_lib.lesson_length(bins, lessons)
+  schools = [
+    lessons_lib.create_state(bins, lesson, samples=samples, length=length)
+    for lesson in lessons
+  ]
+  return newborn.replace(school=state_lib.stack(schools))
+
+
+def from_workdir(
+  newborn: state_lib.CloneState, trained: state_lib.CloneState
+) -> state_lib.CloneState:
+  """Trained clones at the beginning of a new run.
+
+  Args:
+    newborn: gives the cycle, the run's key and the School.
+    trained: gives all else.
+  """
+  return trained.replace(
+    step=newborn.step,
+    rng=newborn.rng,
+    school=newborn.school,
+    dropped=newborn.dropped,
+    health=newborn.health,
+  )

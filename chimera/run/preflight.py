@@ -1,0 +1,398 @@
+"""What a config and a workdir must satisfy before anything compiles.
+
+Each check raises ValueError in one line: the rule, the value, the flag that
+mends it. The rules of single values are in `rules.py`.
+"""
+
+from collections.abc import Iterable, Iterator
+import contextlib
+import difflib
+import json
+import os
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from chimera.data import images
+from chimera.run import rules
+from chimera.system import disk, lock
+
+# What a resumed run may do differently: nothing that is learned depends on it.
+FREE = (
+  'devices',
+  'optics.chunk',
+  'train.keep',  # and train.keep_best
+  'train.rollbacks',
+  'train.dashboard',
+  'train.log_every',
+  'eval.',
+  'export.',
+  'tokens.',
+)
+# What latents.npy and the optics are made by; the rest binds once a run began.
+STAGE_1 = ('seed', 'init_from', 'data.', 'optics.')
+# What a run shares with the one that it starts from: of all, and of a workdir.
+_OPTICS = ('cell', 'width', 'radius')
+_MODEL = (
+  'model.width',
+  'model.blocks',
+  'model.downsample',
+  'model.codes',
+  'model.code_dim',
+)
+_AGENTS = (
+  'model.critic_width',
+  'q.window',
+  'q.actions',
+  'meld.enabled',
+  'meld.outer_momentum',
+)
+_TRAINED = ('checkpoints/*', 'evaluation.json')
+_PREPARED = ('optics/*', 'latents.npy', 'manifest.csv', 'curriculum_bins_*')
+
+
+def keys(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Every value of a config by its dotted key."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      flat |= {f'{key}.{k}': v for k, v in keys(value).items()}
+    else:
+      flat[key] = value
+  return flat
+
+
+def check_keys(named: Iterable[str], known: Iterable[str]) -> None:
+  """Refuses a key that there is not, with the nearest that there is.
+
+  Raises:
+    ValueError: unknown key.
+  """
+  known = list(known)
+  for key in named:
+    if key in known:
+      continue
+    inside = [k for k in known if k.startswith(f'{key}.')]
+    if inside:
+      raise ValueError(
+        f'--config.{key} is a group of keys: name one, as --config.{inside[0]}.'
+      )
+    message = f'Unknown config key --config.{key}'
+    if near := nearest(key, known):
+      message += f', did you mean --config.{near}'
+    raise ValueError(f'{message}?')
+
+
+def binding(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """What must stay as it is for a run to go on: all keys but those of FREE."""
+  flat = _flatten(json.loads(config.to_json()))
+  return {k: v for k, v in sorted(flat.items()) if not k.startswith(FREE)}
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+  """The known word or dotted key that was most likely meant."""
+  known = list(known)
+  # The right key under the wrong group is nearer than any spelling.
+  leaf = [k for k in known if k.rpartition('.')[2] == word.rpartition('.')[2]]
+  near = difflib.get_close_matches(word, leaf or known, 1, 0.0 if leaf else 0.5)
+  return near[0] if near else None
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Checks every value, and the values together.
+
+  Raises:
+    ValueError: the first rule that does not hold.
+  """
+  values = keys(config)
+  terms = [
+    k for k in values for group in rules.TERM_GROUPS if k.startswith(group)
+  ]
+  check_keys(values, [*rules.RULES, *terms])
+  for key, rule in rules.RULES.items():
+    if key not in values:
+      raise ValueError(
+        f'The config lacks the key {key}: take it over from configs/chimera.py.'
+      )
+    rules.check(key, rule, values[key])
+  for key in terms:
+    if key not in rules.RULES:
+      group = key.rpartition('.')[0] + '.'
+      rules.check(key, rules.TERM_GROUPS[group], values[key])
+  _check_together(config)
+
+
+def check_data(config: ml_collections.ConfigDict) -> None:
+  """Checks that the sources are there, without opening them, and opens the
+  network of rFID, if there is one.
+
+  Raises:
+    ValueError: no such folder or file, or no image or network in it.
+  """
+  for key in ('source', 'held_out_source'):
+    source = config.data[key]
+    if images.is_path_params(source):
+      if not os.path.isfile(source):
+        raise ValueError(f'No such file: {source}. Mend --config.data.{key}.')
+    elif source or key == 'source':
+      images.list_sources(source, f'--config.data.{key}')
+  if config.eval.inception:
+    # It imports JAX, for which those who have no such file need not wait.
+    from chimera.evaluation import frechet
+
+    frechet.load_network(config.eval.inception)
+
+
+def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Refuses a workdir whose contents were made by another config.
+
+  Once there are checkpoints every key binds, but those of `FREE`; while there
+  is but stage 1's work, those of `STAGE_1`; an empty workdir binds nothing.
+
+  Raises:
+    ValueError: what differs.
+  """
+  path = pathlib.Path(workdir)
+  if path.exists() and not path.is_dir():
+    raise ValueError(f'The workdir must be a folder, got --workdir={workdir}.')
+  trained, prepared = _contents(path)
+  try:
+    there = _flatten(json.loads((path / 'config.json').read_text()))
+  except FileNotFoundError:
+    if trained or prepared:
+      raise ValueError(
+        f'{workdir} is not empty and has no config.json: give a new --workdir.'
+      ) from None
+    return
+  except (OSError, ValueError, AttributeError) as e:
+    raise ValueError(
+      f'{path / "config.json"} is not readable: give a new --workdir.'
+    ) from e
+  if 'basename' not in there:
+    raise ValueError(
+      f'{path / "config.json"} is not of Chimera: give a new --workdir.'
+    )
+  here = _flatten(json.loads(config.to_json()))
+  differ = [
+    f'{k} ({there.get(k, "absent")!r} there, {here.get(k, "absent")!r} now)'
+    for k in sorted(there.keys() | here.keys())
+    if there.get(k) != here.get(k)
+    and not k.startswith(FREE)
+    and (trained or (prepared and k.startswith(STAGE_1)))
+  ]
+  if differ:
+    raise ValueError(
+      f'{workdir} is of another config, which differs in {", ".join(differ)}: '
+      'give a new --workdir, or delete it.'
+    )
+
+
+def check_origin(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Refuses an `init_from` that this config cannot go on from.
+
+  A workdir that has checkpoints goes on from them and needs it no more.
+
+  Raises:
+    ValueError: what it lacks, or the key that differs.
+  """
+  folder = config.init_from
+  if not folder or any(pathlib.Path(workdir).glob('checkpoints/*')):
+    return
+  there = _architecture(folder)
+  if not images.is_path_params(config.data.source):
+    if 'optics.cell' not in there:
+      raise ValueError(
+        f'To train on images, --config.init_from must have optics, got '
+        f'{folder}, which is of path_params: mend --config.data.source.'
+      )
+  else:
+    there = {k: v for k, v in there.items() if not k.startswith('optics.')}
+  here = _flatten(json.loads(config.to_json()))
+  for key, value in there.items():
+    if here[key] != value:
+      raise ValueError(
+        f'{key} must be as in --config.init_from={folder}, {value!r}, got '
+        f'{here[key]!r}: mend --config.{key}.'
+      )
+
+
+def _architecture(folder: str) -> dict[str, Any]:
+  """The keys that an exported tokenizer or a trained workdir binds."""
+  home = pathlib.Path(folder)
+  try:
+    if (home / 'tokenizer.json').exists():
+      meta = json.loads((home / 'tokenizer.json').read_text())
+      model = _flatten({'model': meta['tokenizer']})
+      there = {k: model[k] for k in _MODEL}
+      if meta['optics'] is not None:
+        there |= {f'optics.{k}': meta['optics'][k] for k in _OPTICS}
+      return there
+    if any(home.glob('checkpoints/*')):
+      config = _flatten(json.loads((home / 'config.json').read_text()))
+      keys = (*_MODEL, *_AGENTS)
+      if not images.is_path_params(config['data.source']):
+        keys += tuple(f'optics.{k}' for k in _OPTICS)
+      return {k: config[k] for k in keys}
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    raise ValueError(
+      f'--config.init_from={folder} is not readable: {e!r}.'
+    ) from e
+  raise ValueError(
+    '--config.init_from must be an exported tokenizer or a workdir with '
+    f'checkpoints, got {folder}.'
+  )
+
+
+def adopt(
+  config: ml_collections.ConfigDict, workdir: str, named: Iterable[str]
+) -> None:
+  """Has a config say what that of the workdir says, but for what was named.
+
+  Where there is none, or it cannot be read, the config stays; `check_workdir`
+  complains of it.
+
+  Args:
+    config: changed in place.
+    workdir: of a run.
+    named: dotted keys that stay as they are.
+  """
+
+  def to_tuples(value: Any) -> Any:
+    if isinstance(value, list):
+      return tuple(map(to_tuples, value))
+    return value
+
+  try:
+    path = pathlib.Path(workdir, 'config.json')
+    there = _flatten(json.loads(path.read_text()))
+    for key in keys(config).keys() & there.keys() - set(named):
+      group = config
+      *groups, leaf = key.split('.')
+      for name in groups:
+        group = group[name]
+      group[leaf] = to_tuples(there[key])
+  except (OSError, ValueError, TypeError, AttributeError):
+    return
+
+
+def check_trained(workdir: str) -> None:
+  """Refuses to go on where nothing was trained yet.
+
+  Raises:
+    ValueError: there is no checkpoint.
+  """
+  if not any(pathlib.Path(workdir).glob('checkpoints/*')):
+    raise ValueError(
+      f'There must be a checkpoint, got none in {workdir}: run `python -m '
+      'chimera.main train` with the same flags first.'
+    )
+
+
+@contextlib.contextmanager
+def claim_workdir(
+  config: ml_collections.ConfigDict, workdir: str
+) -> Iterator[None]:
+  """Holds a workdir, which was checked, for a command by its config.json.
+
+  Where the command fails by an error of the user's before it has made anything,
+  the workdir is left as it was found.
+
+  Raises:
+    ValueError: another process is at work in it, or has claimed it since.
+  """
+  path = pathlib.Path(workdir)
+  claim = path / 'config.json'
+  with lock.hold(path):
+    # Another process may have claimed it since it was checked.
+    check_workdir(config, workdir)
+    contents = _contents(path)
+    before = claim.read_bytes() if claim.exists() else None
+    disk.write_json(claim, json.loads(config.to_json()))
+    try:
+      yield
+    except (ValueError, OSError):
+      if _contents(path) == contents:
+        if before is None:
+          claim.unlink()
+        else:
+          disk.write(claim, before)
+      raise
+
+
+def _contents(path: pathlib.Path) -> tuple[bool, bool]:
+  """Whether there is a trained tokenizer, and whether stage 1's work."""
+  trained, prepared = (
+    any(any(path.glob(name)) for name in names)
+    for names in (_TRAINED, _PREPARED)
+  )
+  return trained, prepared
+
+
+def _check_together(config: ml_collections.ConfigDict) -> None:
+  """Rules between keys."""
+  c = config
+  if len(set(c.clone_names)) < rules.CLONES:
+    raise ValueError(
+      f'clone_names must differ, got {c.clone_names}: mend '
+      '--config.clone_names.'
+    )
+  rules.check(
+    'q.epsilon_end',
+    rules.number(
+      f'at most q.epsilon = {c.q.epsilon}', lambda v: v <= c.q.epsilon
+    ),
+    c.q.epsilon_end,
+  )
+  for i, name in enumerate(c.clone_names):
+    if c.q.low[i] > c.q.high[i]:
+      raise ValueError(
+        f'q.low must be at most q.high, got {c.q.low[i]} and {c.q.high[i]} for '
+        f'{name}: mend --config.q.low.'
+      )
+  n = c.train.cycles_per_dispatch
+  whole = rules.number(
+    f'a multiple of train.cycles_per_dispatch = {n}', lambda v: v % n == 0
+  )
+  for key in ('cycles', 'log_every', 'eval_every', 'checkpoint_every'):
+    rules.check(f'train.{key}', whole, c.train[key])
+  if images.is_path_params(c.data.source):
+    rules.check('eval.inception', rules.one_of(''), c.eval.inception)
+    return
+  side = c.optics.cell * c.model.downsample
+  rules.check(
+    'data.image_size',
+    rules.number(
+      f'a multiple of optics.cell * model.downsample = {side}',
+      lambda v: v % side == 0,
+    ),
+    c.data.image_size,
+  )
+  rules.check(
+    'data.image_size',
+    # The perceptual terms need a grid of 8.
+    rules.at_least(8 * c.optics.cell),
+    c.data.image_size,
+  )
+  cuts = [(c.data.train_count * k + 5) // 10 for k in range(11)]
+  smallest = min(
+    sum(cuts[b + 1] - cuts[b] for b in bins) for bins in c.school.lessons
+  )
+  rules.check(
+    'train.batch_size',
+    rules.number(
+      f'at most the samples of the smallest lesson, {smallest}',
+      lambda v: v <= smallest,
+    ),
+    c.train.batch_size,
+  )
+
+
+def _flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      flat |= _flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat

@@ -1,0 +1,230 @@
+"""Lessons: who is enrolled, what is resident, what is drawn and remembered.
+
+Design document 3.4 and clone D's curriculum of 4.3. `draw_lesson`, `record` and
+`re_enrol` run inside the compiled step, for one clone.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from chimera.school import curriculum
+
+
+class Shard(NamedTuple):
+  """What of the training set is resident on one clone's device.
+
+  Attributes:
+    samples_RxHxWxC: the resident rows of path_params, float32.
+    ids_U: sample index of the leading U rows, which are a fair sample of the
+      whole set (U = R = N where everything is resident), int32.
+    row_of_N: sample index -> resident row, -1 where not resident, int32.
+  """
+
+  samples_RxHxWxC: jax.Array
+  ids_U: jax.Array
+  row_of_N: jax.Array
+
+
+class SchoolState(NamedTuple):
+  """Who is enrolled with one clone, and what it remembers of every sample.
+
+  Attributes:
+    enrolled_L: sample indices; the leading `enrolled_count` are the class,
+      the rest only makes the clones' shapes agree, int32.
+    enrolled_count: scalar, int32.
+    varentropy_N: last tracked varentropy, 0 where never seen, float32.
+    seen_N: cycle in which it was tracked, -1 where never, int32.
+  """
+
+  enrolled_L: jax.Array
+  enrolled_count: jax.Array
+  varentropy_N: jax.Array
+  seen_N: jax.Array
+
+
+def lesson_length(
+  bins: dict[int, list[int]],
+  lessons: tuple[tuple[int, ...], ...],
+  *,
+  batch_size: int = 1,
+) -> int:
+  """L, the greatest number of samples that one clone's bins hold.
+
+  Raises:
+    ValueError: if a lesson names no bin of ours, or holds fewer samples than
+      a batch.
+  """
+  for lesson in lessons:
+    if not lesson or not set(lesson) <= set(bins):
+      raise ValueError(
+        f'A lesson must name bins from 0 to {curriculum.BINS - 1}, got '
+        f'{lesson}: mend --config.school.lessons.'
+      )
+  sizes = [sum(len(bins[k]) for k in set(lesson)) for lesson in lessons]
+  if batch_size > min(sizes):
+    raise ValueError(
+      'batch_size must be at most the samples of the smallest lesson '
+      f'({min(sizes)}), got batch_size = {batch_size}: mend '
+      '--config.train.batch_size or --config.data.train_count.'
+    )
+  return max(sizes)
+
+
+def create_state(
+  bins: dict[int, list[int]],
+  lesson_bins: tuple[int, ...],
+  *,
+  samples: int,
+  length: int,
+) -> SchoolState:
+  """Enrols the samples of `lesson_bins`, padded to `length` by repeating."""
+  lesson = [i for k in sorted(set(lesson_bins)) for i in bins[k]]
+  if not 0 < len(lesson) <= length:
+    raise ValueError(
+      f'length must be at least {max(1, len(lesson))}, got {length}.'
+    )
+  return SchoolState(
+    enrolled_L=np.resize(np.asarray(lesson, np.int32), length),
+    enrolled_count=np.asarray(len(lesson), np.int32),
+    varentropy_N=np.zeros(samples, np.float32),
+    seen_N=np.full(samples, -1, np.int32),
+  )
+
+
+def make_shards(
+  latents_NxHxWxC: np.ndarray,
+  enrolled_MxL: np.ndarray,
+  *,
+  resident_mb: float,
+  rotating_samples: int,
+  rotation: int,
+  seed: int,
+) -> list[Shard]:
+  """Reads what the clones' devices shall hold.
+
+  Args:
+    latents_NxHxWxC: the training set, an array or a memory map.
+    enrolled_MxL: who is enrolled with each clone.
+    resident_mb: a set up to this size (MiB) is resident whole.
+    rotating_samples: U, else: a shard is the clone's class (L rows) after U
+      rows of everything, which change with every rotation. All M clones
+      together have seen everything after N / (M U) rotations.
+    rotation: how many have been, from 0.
+    seed: of the order in which everything comes by.
+
+  Returns:
+    One Shard for all clones where everything is resident, else M of them.
+  """
+  samples = len(latents_NxHxWxC)
+  if latents_NxHxWxC.nbytes <= resident_mb * 2**20:
+    ids_N = np.arange(samples, dtype=np.int32)
+    return [Shard(np.array(latents_NxHxWxC, np.float32), ids_N, ids_N)]
+  order_N = np.random.default_rng(seed).permutation(samples)
+  rows_U = np.arange(min(rotating_samples, samples))
+  shards = []
+  for clone, enrolled_L in enumerate(np.asarray(enrolled_MxL)):
+    start = (rotation * len(enrolled_MxL) + clone) * len(rows_U)
+    # Sorted: the memory map is read forward.
+    ids_U = np.sort(order_N[(start + rows_U) % samples])
+    ids_R = np.concatenate([ids_U, enrolled_L])
+    row_of_N = np.full(samples, -1, np.int32)
+    row_of_N[ids_R] = np.arange(len(ids_R))
+    shards.append(
+      Shard(
+        np.asarray(latents_NxHxWxC[ids_R], np.float32),
+        ids_U.astype(np.int32),
+        row_of_N,
+      )
+    )
+  return shards
+
+
+def draw_lesson(
+  rng: jax.Array,
+  state: SchoolState,
+  shard: Shard,
+  *,
+  batch_size: int,
+  mix: float,
+) -> tuple[jax.Array, jax.Array]:
+  """Draws a lesson from the resident shard, uniformly and with replacement.
+
+  Args:
+    rng: key of this clone and cycle.
+    state: whose `enrolled_L` the lesson comes from.
+    shard: the resident samples.
+    batch_size: B.
+    mix: the leading round(mix * B) samples are drawn from everything; so is
+      an enrolled one that is not resident. 1 is a plain uniform lesson.
+
+  Returns:
+    ids_B, the sample indices (int32), and x_BxHxWxC, the samples.
+  """
+  whole_rng, class_rng = jax.random.split(rng)
+  whole_B = jax.random.randint(
+    whole_rng, (batch_size,), 0, shard.ids_U.shape[0]
+  )
+  seat_B = jax.random.randint(class_rng, (batch_size,), 0, state.enrolled_count)
+  row_B = shard.row_of_N[state.enrolled_L[seat_B]]
+  from_whole_B = jnp.arange(batch_size) < round(mix * batch_size)
+  from_whole_B |= row_B < 0
+  ids_B = jnp.where(
+    from_whole_B, shard.ids_U[whole_B], state.enrolled_L[seat_B]
+  )
+  x_BxHxWxC = shard.samples_RxHxWxC[jnp.where(from_whole_B, whole_B, row_B)]
+  return ids_B, x_BxHxWxC
+
+
+def record(
+  state: SchoolState,
+  ids_X: jax.Array,
+  varentropy_X: jax.Array,
+  cycle: jax.Array,
+) -> SchoolState:
+  """Tracks what was seen in this cycle; what is not finite is left out."""
+  samples = state.seen_N.shape[0]
+  ids_X = jnp.where(jnp.isfinite(varentropy_X), ids_X, samples)
+  return state._replace(
+    varentropy_N=state.varentropy_N.at[ids_X].set(varentropy_X, mode='drop'),
+    seen_N=state.seen_N.at[ids_X].set(cycle, mode='drop'),
+  )
+
+
+def re_enrol(
+  rng: jax.Array,
+  state: SchoolState,
+  cycle: jax.Array,
+  *,
+  half_life: float,
+  floor: float,
+) -> SchoolState:
+  """Enrols the samples of the highest tracked varentropy, over the whole set.
+
+  Rank by `varentropy * 0.5 ** ((cycle - seen) / half_life)`, never seen is 0,
+  ties by lot. So that nothing is forgotten, each sample is enrolled by lot
+  with probability `floor * count / N`. The size of the class stays.
+
+  Args:
+    rng: key of this clone and cycle.
+    state: what was tracked.
+    cycle: now, scalar int32.
+    half_life: cycles in which a tracked varentropy halves.
+    floor: expected share of the class enrolled by lot, in [0, 1].
+  """
+  lot_rng, tie_rng = jax.random.split(rng)
+  samples, length = state.seen_N.shape[0], state.enrolled_L.shape[0]
+  age_N = (cycle - state.seen_N).astype(jnp.float32)
+  priority_N = jnp.where(
+    state.seen_N < 0, 0.0, state.varentropy_N * 0.5 ** (age_N / half_life)
+  )
+  tie_N = jax.random.uniform(tie_rng, (samples,))
+  # Far below float32's resolution of any varentropy that matters.
+  priority_N += 1e-9 * tie_N
+  share = floor * state.enrolled_count / samples
+  by_lot_N = jax.random.uniform(lot_rng, (samples,)) < share
+  priority_N = jnp.where(by_lot_N, 1e30 * (1 + tie_N), priority_N)
+  _, enrolled_L = jax.lax.top_k(priority_N, length)
+  return state._replace(enrolled_L=enrolled_L.astype(jnp.int32))

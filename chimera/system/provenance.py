@@ -1,0 +1,66 @@
+"""Where figures come from: the commit of the code, the digest of the config."""
+
+import functools
+import hashlib
+import json
+import pathlib
+import subprocess
+from typing import Any
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_PARTS = ('chimera', 'configs')
+
+
+@functools.cache
+def commit(root: pathlib.Path = _ROOT) -> str:
+  """The code that is running, as well as its place can tell.
+
+  Args:
+    root: of the repository.
+
+  Returns:
+    In a git checkout the commit, 12 digits, with a + behind it where the code
+    differs from it; elsewhere 'files ' and 12 digits of the SHA-256 of the
+    code's files.
+  """
+  if (root / '.git').exists():
+    head = _git(root, 'rev-parse', '--short=12', 'HEAD')
+    if head:
+      dirty = _git(root, 'status', '--porcelain', '--', *_PARTS)
+      return f'{head}{"+" if dirty else ""}'
+  seen = hashlib.sha256()
+  for path in sorted(
+    p for part in _PARTS for p in root.glob(f'{part}/**/*.py')
+  ):
+    seen.update(f'{path.relative_to(root).as_posix()}\0'.encode())
+    seen.update(hashlib.sha256(path.read_bytes()).digest())
+  return f'files {seen.hexdigest()[:12]}'
+
+
+def digest(config: dict[str, Any]) -> str:
+  """Of a config as JSON holds it: 16 digits of the SHA-256 of its sorted text,
+  `json.dumps(config, sort_keys=True)`."""
+  text = json.dumps(config, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_digest(path: str) -> str:
+  """A file's name and 12 digits of its SHA-256."""
+  with open(path, 'rb') as f:
+    seen = hashlib.file_digest(f, 'sha256').hexdigest()
+  return f'{pathlib.Path(path).name} {seen[:12]}'
+
+
+def _git(root: pathlib.Path, *words: str) -> str:
+  """What git says; nothing where it is not there or refuses."""
+  try:
+    done = subprocess.run(
+      ('git', '-C', str(root), *words),
+      capture_output=True,
+      text=True,
+      check=True,
+      timeout=20,
+    )
+  except (OSError, subprocess.SubprocessError):
+    return ''
+  return done.stdout.strip()

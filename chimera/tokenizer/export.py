@@ -1,0 +1,318 @@
+"""The tokenizer to take home: one folder, which needs no trainer.
+
+  tokenizer.safetensors  parameters of the tokenizer and of its optics
+  tokenizer.json         architecture, color range, digests, what it came from
+  encode.stablehlo       images -> tokens, weights and all
+  decode.stablehlo       tokens -> images
+
+  tokenizer = chimera.export.load('runs/chimera/tokenizer')
+  tokens = tokenizer.encode(images)  # (B, S, S, 3) -> (B, h, w) int32
+  images = tokenizer.decode(tokens)  # -> (B, S, S, 3) float32 in [-1, 1]
+
+The artefacts run where nothing but jax is installed, on CPU, CUDA and TPU, for
+any batch (https://docs.jax.dev/en/latest/export/export.html):
+
+  f = jax.export.deserialize(open('encode.stablehlo', 'rb').read())
+  tokens = f.call(images)
+
+Trainer, loaded export and artefacts run the same two functions, `encode` and
+`decode` below. Neither TensorFlow nor the trainer is imported.
+"""
+
+from collections.abc import Callable
+import functools
+import hashlib
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+from flax import traverse_util
+import jax
+import jax.export  # the namespace is not there by itself
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from chimera.clones import models
+from chimera.optics import modules as optics
+from chimera.optics import poincare
+from chimera.system import disk
+
+FORMAT = 1
+WEIGHTS = 'tokenizer.safetensors'
+META = 'tokenizer.json'
+ARTEFACTS = ('encode.stablehlo', 'decode.stablehlo')
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+COLOR_RANGE = 'RGB, float32 in [-1, 1] or uint8 in [0, 255]'
+
+
+class Parts(NamedTuple):
+  """A frozen tokenizer and what it sees with.
+
+  Attributes:
+    tokenizer: the module.
+    params: its parameters.
+    optics: the module; None for a tokenizer of path_params.
+    variables: its variables, likewise.
+  """
+
+  tokenizer: models.Tokenizer
+  params: Any
+  optics: optics.Optics | None
+  variables: Any
+
+
+def encode(parts: Parts, x_BxHxWxC: jax.Array) -> jax.Array:
+  """Tokens.
+
+  Args:
+    parts: of the tokenizer.
+    x_BxHxWxC: RGB images, uint8 or float in [-1, 1]; without optics,
+      path_params.
+
+  Returns:
+    tokens_Bxhxw, int32.
+  """
+  if parts.optics is not None:
+    if x_BxHxWxC.dtype == jnp.uint8:
+      x_BxHxWxC = x_BxHxWxC.astype(jnp.float32) / 127.5 - 1.0
+    x_BxHxWxC = parts.optics.apply(parts.variables, x_BxHxWxC, method='encode')
+  x_BxHxWxC = poincare.normalize(x_BxHxWxC)
+  # Fused across this line, rounding and with it a token in a million differed.
+  x_BxHxWxC = jax.lax.optimization_barrier(x_BxHxWxC)
+  return parts.tokenizer.apply(
+    {'params': parts.params}, x_BxHxWxC, method='tokenize'
+  )
+
+
+def decode(parts: Parts, tokens_Bxhxw: jax.Array) -> jax.Array:
+  """Images (B, S, S, 3), float32 in [-1, 1]; without optics, path_params."""
+  x_BxHxWxC = parts.tokenizer.apply(
+    {'params': parts.params}, tokens_Bxhxw, method='detokenize'
+  )
+  paths_BxHxWxC = poincare.denormalize(x_BxHxWxC)
+  if parts.optics is None:
+    return paths_BxHxWxC
+  return parts.optics.apply(parts.variables, paths_BxHxWxC, method='decode')
+
+
+class Tokenizer:
+  """A loaded tokenizer: images to tokens and back, for any batch.
+
+  Attributes:
+    parts: what it is made of.
+    meta: what tokenizer.json says.
+    image_size: S, pixels, what it was trained for.
+    grid: (h, w) of an image's tokens.
+    codes: V; tokens are in [0, V).
+    code_dim: D, width of the codebook.
+    codebook_digest: SHA-256 of the codebook: tokens of one digest are of one
+      language.
+  """
+
+  def __init__(self, parts: Parts, meta: dict[str, Any]):
+    self.parts = parts
+    self.meta = meta
+    self.image_size = meta['image_size']
+    self.grid = tuple(meta['grid'])
+    self.codes = parts.tokenizer.codes
+    self.code_dim = parts.tokenizer.code_dim
+    self.codebook_digest = meta['codebook_digest']
+    self._encode, self._decode = _compiled(parts.tokenizer, parts.optics)
+    self._arrays = jax.tree.map(jnp.asarray, (parts.params, parts.variables))
+
+  def encode(self, images_BxSxSx3: Any) -> jax.Array:
+    """tokens_Bxhxw int32 in [0, codes).
+
+    Args:
+      images_BxSxSx3: RGB of image_size, uint8 or float in [-1, 1]. A tokenizer
+        of path_params takes path_params (B, H, W, 3).
+
+    Raises:
+      ValueError: another shape or dtype.
+    """
+    want = tuple(self.meta['input_shape'])
+    shape, dtype = np.shape(images_BxSxSx3), images_BxSxSx3.dtype
+    if len(shape) != 4 or tuple(shape[1:]) != want:
+      raise ValueError(
+        f'images must have shape (B, {want[0]}, {want[1]}, {want[2]}), got '
+        f'{shape}: crop or resize them.'
+      )
+    if dtype != np.uint8 and not jnp.issubdtype(dtype, jnp.floating):
+      raise ValueError(
+        f'images must be uint8 or float in [-1, 1], got dtype = {dtype}.'
+      )
+    return self._encode(*self._arrays, images_BxSxSx3)
+
+  def decode(self, tokens_Bxhxw: Any) -> jax.Array:
+    """Images (B, S, S, 3), float32 in [-1, 1].
+
+    Args:
+      tokens_Bxhxw: any integers in [0, codes).
+
+    Raises:
+      ValueError: another shape or dtype, or no token of this codebook.
+    """
+    shape, dtype = np.shape(tokens_Bxhxw), tokens_Bxhxw.dtype
+    if len(shape) != 3 or tuple(shape[1:]) != self.grid:
+      raise ValueError(
+        f'tokens must have shape (B, {self.grid[0]}, {self.grid[1]}), got '
+        f'{shape}.'
+      )
+    if not jnp.issubdtype(dtype, jnp.integer):
+      raise ValueError(f'tokens must be integers, got dtype = {dtype}.')
+    if isinstance(tokens_Bxhxw, np.ndarray) and tokens_Bxhxw.size:
+      least, most = int(tokens_Bxhxw.min()), int(tokens_Bxhxw.max())
+      if least < 0 or most >= self.codes:
+        raise ValueError(
+          f'tokens must be in [0, {self.codes}), got {least} to {most}: are '
+          'they of another tokenizer?'
+        )
+    return self._decode(*self._arrays, tokens_Bxhxw)
+
+
+@functools.cache
+def _compiled(
+  tokenizer: models.Tokenizer, model: optics.Optics | None
+) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
+  """`encode` and `decode` of (params, variables, x), compiled."""
+  return tuple(
+    jax.jit(
+      lambda params, variables, x, f=f: f(
+        Parts(tokenizer, params, model, variables), x
+      )
+    )
+    for f in (encode, decode)
+  )
+
+
+def save(
+  folder: str | os.PathLike,
+  parts: Parts,
+  *,
+  input_shape: tuple[int, int, int],
+  came_from: dict[str, Any],
+) -> None:
+  """Writes the folder; tokenizer.json last, with the digests of the others.
+
+  Args:
+    folder: made where it is missing.
+    parts: the tokenizer, host arrays.
+    input_shape: (S, S, 3) of the images, or (H, W, 3) of the path_params.
+    came_from: what JSON can hold: protocol, figures.
+  """
+  home = pathlib.Path(folder)
+  home.mkdir(parents=True, exist_ok=True)
+  cell = parts.optics.cell if parts.optics else 1
+  side = cell * parts.tokenizer.downsample
+  grid = [n // side for n in input_shape[:2]]
+  arrays = {'tokenizer': parts.params}
+  if parts.optics is not None:
+    arrays['optics'] = parts.variables
+  flat = jax.tree.map(
+    np.ascontiguousarray,
+    jax.device_get(traverse_util.flatten_dict(arrays, sep='/')),
+  )
+  files = {WEIGHTS: safetensors.numpy.save(flat)}
+  files |= dict(zip(ARTEFACTS, _lower(parts, input_shape, grid)))
+  meta = {
+    'format': FORMAT,
+    'sees': 'images' if parts.optics else 'path_params',
+    'input_shape': list(input_shape),
+    'image_size': input_shape[0],
+    'grid': grid,
+    'color_range': COLOR_RANGE,
+    'tokenizer': _fields(parts.tokenizer),
+    'optics': _fields(parts.optics) if parts.optics else None,
+    'codebook_digest': _digest(flat['tokenizer/codebook'].tobytes()),
+    'platforms': list(PLATFORMS),
+    'came_from': came_from,
+    'files': {name: _digest(data) for name, data in files.items()},
+  }
+  for name, data in files.items():
+    disk.write(home / name, data)
+  disk.write_sealed(home / META, meta)
+
+
+def load(folder: str | os.PathLike) -> Tokenizer:
+  """Opens what `save` wrote, and checks that it is whole.
+
+  Raises:
+    ValueError: no tokenizer there, or a file that is not as it was written.
+  """
+  home = pathlib.Path(folder)
+  try:
+    meta = disk.read_sealed(home / META)
+  except FileNotFoundError as e:
+    raise ValueError(
+      f'No tokenizer in {home}: name one with --tokenizer, or make one with '
+      '`python -m chimera.main export`.'
+    ) from e
+  except (OSError, ValueError) as e:
+    raise _broken(home / META, e) from e
+  try:
+    if meta['format'] != FORMAT:
+      raise ValueError(f'format {meta["format"]}, and this reads {FORMAT}')
+    files = {name: (home / name).read_bytes() for name in meta['files']}
+    for name, data in files.items():
+      if _digest(data) != meta['files'][name]:
+        raise ValueError(f'{name} is not as it was written')
+    tree = traverse_util.unflatten_dict(
+      safetensors.numpy.load(files[WEIGHTS]), sep='/'
+    )
+    model = None
+    if meta['optics'] is not None:
+      model = optics.Optics(**meta['optics'])
+    parts = Parts(
+      models.Tokenizer(**meta['tokenizer']),
+      tree['tokenizer'],
+      model,
+      tree.get('optics'),
+    )
+    return Tokenizer(parts, meta)
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    raise _broken(home, e) from e
+  except safetensors.SafetensorError as e:
+    raise _broken(home, e) from e
+
+
+def _broken(path: pathlib.Path, error: Exception) -> ValueError:
+  return ValueError(
+    f'{path} is not a whole tokenizer ({error}): make it anew with `python -m '
+    'chimera.main export`.'
+  )
+
+
+def _lower(
+  parts: Parts, input_shape: tuple[int, int, int], grid: list[int]
+) -> list[bytes]:
+  """Both functions as serialized StableHLO, for any batch."""
+  arrays = (parts.params, parts.variables)
+
+  def lower(f: Callable[..., jax.Array], x: jax.ShapeDtypeStruct) -> bytes:
+    def run(x):
+      # As if they were arguments: folded constants round otherwise.
+      params, variables = jax.lax.optimization_barrier(arrays)
+      return f(Parts(parts.tokenizer, params, parts.optics, variables), x)
+
+    exported = jax.export.export(jax.jit(run), platforms=PLATFORMS)(x)
+    return bytes(exported.serialize())
+
+  (batch,) = jax.export.symbolic_shape('b')
+  images = jax.ShapeDtypeStruct((batch, *input_shape), jnp.float32)
+  tokens = jax.ShapeDtypeStruct((batch, *grid), jnp.int32)
+  return [lower(encode, images), lower(decode, tokens)]
+
+
+def _fields(module: Any) -> dict[str, Any]:
+  """A flax module's own settings."""
+  return {
+    name: getattr(module, name)
+    for name in module.__dataclass_fields__
+    if name not in ('parent', 'name')
+  }
+
+
+def _digest(data: bytes) -> str:
+  return hashlib.sha256(data).hexdigest()

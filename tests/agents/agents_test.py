@@ -1,0 +1,787 @@
+"""The Agents, sentence by sentence of the design document's 5.2 and 5.3.
+
+Its words stand above the tests that hold them. Numbers are by hand.
+"""
+
+from collections.abc import Callable
+import functools
+import math
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chimera.agents import pid as pid_lib
+from chimera.agents import q_learning
+
+ACTIONS = (0.8, 0.95, 1.0, 1.05, 1.2)
+NO_LIMIT = {'smoothing': 0.0, 'limit': 9.0, 'slew': 9.0}
+DEFAULTS = {'smoothing': 0.9, 'limit': 1.1, 'slew': 0.02}
+
+
+def _mission(
+  p: float = 0.0, i: float = 0.0, d: float = 0.0, terms: int = 1
+) -> pid_lib.Mission:
+  """Base weight 2 and target 0.1 for every term."""
+  return pid_lib.Mission(
+    *(jnp.full(terms, x, jnp.float32) for x in (2.0, 0.1, p, i, d))
+  )
+
+
+def _lambdas(mission: pid_lib.Mission, losses, **keywords) -> np.ndarray:
+  """Weights after each of the losses, (T, K)."""
+  losses_TxK = jnp.asarray(losses, jnp.float32)
+  if losses_TxK.ndim == 1:
+    losses_TxK = losses_TxK[:, None]
+  return np.asarray(_scan_pid(mission, losses_TxK, keywords))
+
+
+@jax.jit
+def _scan_pid(mission, losses_TxK, keywords):
+  def cycle(state, measured_K):
+    state = pid_lib.observe(state, mission, measured_K, **keywords)
+    return state, pid_lib.act(state, mission)
+
+  return lax.scan(cycle, pid_lib.init(losses_TxK.shape[1]), losses_TxK)[1]
+
+
+def _held(error: float, cycles: int) -> np.ndarray:
+  """Losses whose log error is `error`."""
+  return np.full(cycles, 0.1 * math.exp(error))
+
+
+# Section 5.2: "Each of the four clones is equipped with its own independent PID
+# controller."
+
+
+def test_each_clone_has_its_own_independent_pid_controller():
+  states = jax.tree.map(lambda x: jnp.stack([x] * 4), pid_lib.init(2))
+  missions = jax.tree.map(
+    lambda x: jnp.stack([x] * 4), _mission(0.5, 0.1, 0.1, terms=2)
+  )
+  missions = missions._replace(
+    proportional_K=jnp.array([[0.1] * 2, [0.2] * 2, [0.3] * 2, [0.4] * 2])
+  )
+  observe = jax.vmap(functools.partial(pid_lib.observe, **NO_LIMIT))
+  calm = jnp.full((4, 2), 0.2)
+  before = observe(states, missions, calm)
+  after = observe(states, missions, calm.at[2].set(5.0))
+  for a, b in zip(before, after):
+    np.testing.assert_array_equal(
+      a[jnp.array([0, 1, 3])], b[jnp.array([0, 1, 3])]
+    )
+  lambda_MxK = jax.vmap(pid_lib.act)(before, missions)
+  # Each by its own gain: 2 * 2^(gain + 0.1), error ln 2, I = 0.1 ln 2.
+  gains = np.array([0.1, 0.2, 0.3, 0.4])
+  np.testing.assert_allclose(
+    lambda_MxK[:, 0], 2 * 2 ** (gains + 0.1), rtol=1e-5
+  )
+
+
+# "This agent elevates loss balancing from a simple feedback loop to a
+# sophisticated, second-order control system."
+
+
+def test_second_order_control_adds_the_present_the_past_and_the_future():
+  # Log errors 1 then 2: P = 0.3 * 2, I = 0.01 * (1 + 2), D = 0.5 * (2 - 1).
+  lambdas = _lambdas(
+    _mission(0.3, 0.01, 0.5), [0.1 * math.e, 0.1 * math.e**2], **NO_LIMIT
+  )
+  np.testing.assert_allclose(lambdas[1], [2 * math.exp(1.13)], rtol=1e-5)
+
+
+def test_the_controller_moves_a_clone_s_emphasis_and_not_its_voice():
+  mission = _mission(0.3, 0.01, 0.5, terms=3)._replace(
+    base_K=jnp.array([2.0, 1.0, 1.0]), target_K=jnp.full(3, 0.1)
+  )
+  state = pid_lib.init(3)._replace(error_K=jnp.array([0.0, math.log(2), 9.0]))
+  # Sizes 0.1 and 0.2, the last exempt: 0.2 + 0.2 by the base weights against
+  # 0.2 + 0.6 by these, so half of each.
+  lambda_K = pid_lib.conserve(
+    jnp.array([2.0, 3.0, 5.0]), state, mission, exempt=2
+  )
+  np.testing.assert_allclose(lambda_K, [1.0, 1.5, 2.5], rtol=1e-6)
+  same_K = pid_lib.conserve(mission.base_K, state, mission, exempt=2)
+  np.testing.assert_array_equal(same_K, mission.base_K)
+
+
+# "P (Proportional): The Present. The immediate "stick and carrot" based on the
+# current error between a loss metric and its target."
+
+
+def test_proportional_is_a_stick_above_the_target_and_a_carrot_below():
+  # Twice the target, half of it and on it, at a gain of 1/2.
+  lambdas = _lambdas(_mission(p=0.5), [0.2, 0.05, 0.1], **NO_LIMIT)
+  np.testing.assert_allclose(
+    lambdas[:, 0], [2 * math.sqrt(2), 2 / math.sqrt(2), 2.0], rtol=1e-5
+  )
+
+
+# "It is the fast-twitch muscle of the system, reacting instantly to
+# performance deviations."
+
+
+def test_proportional_reacts_in_the_very_next_cycle():
+  calm = [0.1] * 5
+  lambdas = _lambdas(_mission(p=0.5), [*calm, 0.2], **NO_LIMIT)
+  np.testing.assert_allclose(lambdas[:5, 0], 2.0, rtol=1e-6)
+  np.testing.assert_allclose(lambdas[5, 0], 2 * math.sqrt(2), rtol=1e-5)
+
+
+def test_proportional_reacts_in_the_next_cycle_through_filter_and_slew():
+  # The filter lets a tenth of ln 2 through: 0.5 * 0.1 * 0.693 > slew = 0.02.
+  lambdas = _lambdas(_mission(p=0.5), [0.1, 0.2], **DEFAULTS)
+  np.testing.assert_allclose(lambdas[1, 0], 2 * math.exp(0.02), rtol=1e-5)
+
+
+# "I (Integral): The Past. The accumulated error over time, or "grudge.""
+
+
+def test_integral_is_the_accumulated_error():
+  # Errors 1, 2, -0.5: the sum is 2.5.
+  losses = [0.1 * math.exp(e) for e in (1.0, 2.0, -0.5)]
+  lambdas = _lambdas(_mission(i=0.1), losses, **NO_LIMIT)
+  np.testing.assert_allclose(
+    lambdas[:, 0], 2 * np.exp([0.1, 0.3, 0.25]), rtol=1e-5
+  )
+
+
+def test_integral_still_bears_the_grudge_when_the_error_is_gone():
+  lambdas = _lambdas(
+    _mission(i=0.1), [*_held(1.0, 3), *_held(0.0, 50)], **NO_LIMIT
+  )
+  np.testing.assert_allclose(lambdas[-1, 0], 2 * math.exp(0.3), rtol=1e-4)
+
+
+# "It ensures that persistent, stubborn errors (e.g., a consistently high SSIM
+# loss) are eventually met with overwhelming, inescapable pressure from an
+# ever-increasing lambda weight."
+
+
+def test_persistent_error_raises_the_weight_ever_more_up_to_its_limit():
+  lambdas = _lambdas(_mission(i=0.002), _held(1.0, 800), **DEFAULTS)[:, 0]
+  assert (np.diff(lambdas[:549]) > 0).all()
+  # 0.002 a cycle reaches the limit of 1.1 at cycle 550, and no further.
+  np.testing.assert_allclose(lambdas[274], 2 * math.exp(0.55), rtol=1e-3)
+  np.testing.assert_allclose(lambdas[560:], 2 * math.exp(1.1), rtol=1e-5)
+
+
+# "It defeats complacency and prevents the model from ignoring a difficult
+# task."
+
+
+def test_small_error_that_is_ignored_grows_past_what_proportional_would_do():
+  # 2 % above the target: the present alone would add 0.6 % for ever.
+  small = _held(math.log(1.02), 2000)
+  ignored = _lambdas(_mission(p=0.3), small, **DEFAULTS)[-1, 0]
+  pressed = _lambdas(_mission(p=0.3, i=0.002), small, **DEFAULTS)[-1, 0]
+  np.testing.assert_allclose(ignored, 2 * 1.02**0.3, rtol=1e-4)
+  np.testing.assert_allclose(pressed, 2 * 1.02**4.3, rtol=1e-3)
+
+
+# "D (Derivative): The Future. The rate of change of the error. It acts as an
+# "anticipation engine" or "shock absorber.""
+
+
+def test_derivative_is_the_rate_of_change_of_the_filtered_error():
+  mission, state = _mission(d=1.0), pid_lib.init(1)
+  rates = []
+  for error in (1.0, 3.0, 2.0):
+    state = pid_lib.observe(
+      state,
+      mission,
+      jnp.array([0.1 * math.exp(error)]),
+      smoothing=0.5,
+      limit=9.0,
+      slew=9.0,
+    )
+    rates.append(float(state.derivative_K[0]))
+  # Filtered: 1, (1 + 3) / 2 = 2, (2 + 2) / 2 = 2.
+  np.testing.assert_allclose(rates, [0.0, 1.0, 0.0], atol=1e-5)
+
+
+def test_derivative_is_silent_at_the_first_measurement_and_while_level():
+  lambdas = _lambdas(_mission(d=1.0), _held(2.0, 5), **NO_LIMIT)
+  np.testing.assert_allclose(lambdas[:, 0], 2.0, rtol=1e-5)
+
+
+# "If a loss is falling too quickly (large negative derivative), it slightly
+# *reduces* the lambda to prevent the model from overshooting its target and
+# becoming unstable."
+
+
+def test_falling_loss_eases_the_weight_before_the_target_is_reached():
+  # From 4 to 2 times the target: d = -ln 2, of which EASE counts.
+  lambdas = _lambdas(_mission(d=1.0), [0.4, 0.2], **NO_LIMIT)
+  np.testing.assert_allclose(lambdas[1, 0], 2 * 2**-pid_lib.EASE, rtol=1e-5)
+
+
+# "If a loss begins to rise (positive derivative), it applies a sharp "kick" to
+# the lambda, preemptively correcting the backsliding before it becomes a major
+# issue."
+
+
+def test_rising_loss_kicks_the_weight_while_it_is_still_below_target():
+  # From a quarter to a half of the target: d = +ln 2, all of it.
+  lambdas = _lambdas(_mission(d=1.0), [0.025, 0.05], **NO_LIMIT)
+  np.testing.assert_allclose(lambdas[1, 0], 2 * 2.0, rtol=1e-5)
+
+
+def test_kick_is_sharper_than_the_easing_is_deep():
+  kick, ease = (
+    math.log(_lambdas(_mission(d=1.0), pair, **NO_LIMIT)[1, 0] / 2)
+    for pair in ([0.1, 0.2], [0.2, 0.1])
+  )
+  np.testing.assert_allclose([kick, ease], np.log([2, 2**-0.25]), rtol=1e-5)
+
+
+# "This agent allows each clone to conduct a masterful, internal symphony of
+# its assigned loss components, dynamically adapting its focus in real-time."
+
+
+def test_focus_follows_the_loss_that_misses_its_target_term_by_term():
+  first, second, on_target = [0.3, 0.1, 0.1], [0.1, 0.3, 0.1], [0.1] * 3
+  lambdas = _lambdas(
+    _mission(0.3, 0.002, 0.5, terms=3),
+    [first] * 100 + [second] * 100 + [on_target],
+    **DEFAULTS,
+  )
+  assert lambdas[99].argmax() == 0
+  assert lambdas[199].argmax() == 1
+  np.testing.assert_allclose(lambdas[:, 2], 2.0, rtol=1e-6)
+
+
+# What DESIGN section 6 adds.
+
+
+def test_before_anything_is_measured_the_weights_are_the_configured_ones():
+  mission = _mission(0.3, 0.002, 0.5, terms=10)
+  np.testing.assert_array_equal(
+    pid_lib.act(pid_lib.init(10), mission), mission.base_K
+  )
+
+
+def test_controller_without_gains_keeps_the_base_weights_exactly():
+  losses = np.random.default_rng(0).lognormal(size=(50, 3))
+  np.testing.assert_array_equal(
+    _lambdas(_mission(terms=3), losses, **DEFAULTS), np.full((50, 3), 2.0)
+  )
+
+
+@pytest.mark.parametrize('sign', [1, -1])
+def test_weight_comes_back_at_once_when_an_error_held_10000_cycles_flips(sign):
+  losses = np.concatenate([_held(sign, 10_000), _held(-sign, 400)])
+  logs = np.log(_lambdas(_mission(0.3, 0.002, 1.0), losses, **DEFAULTS) / 2)
+  logs = sign * logs[10_000:, 0]
+  # At the limit until then; then the full slew in the very first cycle.
+  np.testing.assert_allclose(logs[:3], [1.08, 1.06, 1.04], atol=1e-4)
+  # The grudge had stopped at 1.1 - 0.3 = 0.8; against -0.3 of the present
+  # it is paid after (0.8 - 0.3) / 0.002 = 250 cycles, not after 10^4.
+  assert logs[240] > 0 > logs[275]
+
+
+def test_held_error_winds_the_integral_up_no_further_than_the_limit():
+  mission, state = _mission(0.3, 0.002), pid_lib.init(1)
+  state, _ = lax.scan(
+    lambda s, x: (pid_lib.observe(s, mission, x, **DEFAULTS), None),
+    state,
+    jnp.asarray(_held(1.0, 10_000), jnp.float32)[:, None],
+  )
+  np.testing.assert_allclose(state.integral_K, [0.8], rtol=1e-4)
+
+
+def test_spike_of_the_present_beyond_the_limit_does_not_erase_the_grudge():
+  # P = 0.3 * 4 is past the limit by itself.
+  losses = [*_held(1.0, 100), *_held(4.0, 3), *_held(0.0, 1)]
+  lambdas = _lambdas(
+    _mission(0.3, 0.002), losses, smoothing=0.0, limit=1.1, slew=9.0
+  )
+  np.testing.assert_allclose(lambdas[102, 0], 2 * math.exp(1.1), rtol=1e-5)
+  np.testing.assert_allclose(lambdas[103, 0], 2 * math.exp(0.2), rtol=1e-4)
+
+
+def test_weight_moves_no_faster_than_the_slew_and_no_further_than_the_limit():
+  losses = np.random.default_rng(0).lognormal(-2, 3, size=(500, 4))
+  lambdas = _lambdas(_mission(2.0, 0.5, 5.0, terms=4), losses, **DEFAULTS)
+  logs = np.log(np.concatenate([np.full((1, 4), 2.0), lambdas]) / 2)
+  assert np.abs(np.diff(logs, axis=0)).max() < 0.02 + 1e-6
+  assert np.abs(logs).max() < 1.1 + 1e-6
+  assert np.abs(logs).max() > 0.5
+
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
+def test_measurement_that_is_not_finite_leaves_its_term_as_it_was(bad: float):
+  mission = _mission(0.3, 0.002, 0.5, terms=2)
+  state = pid_lib.init(2)
+  first = pid_lib.observe(state, mission, jnp.array([bad, 0.2]), **DEFAULTS)
+  second = pid_lib.observe(first, mission, jnp.array([0.3, bad]), **DEFAULTS)
+  for s, f in zip(state, first):
+    np.testing.assert_array_equal(s[0], f[0])
+  for f, s in zip(first, second):
+    np.testing.assert_array_equal(f[1], s[1])
+  # The first that counts starts the filter: no derivative, error ln 3.
+  np.testing.assert_allclose(second.error_K[0], math.log(3), rtol=1e-5)
+  assert second.derivative_K[0] == 0
+
+
+@pytest.mark.parametrize('measured', [0.0, -1.0, 1e-38])
+def test_loss_at_or_below_zero_counts_as_far_below_its_target(measured: float):
+  lambdas = _lambdas(_mission(p=0.1), [measured], **NO_LIMIT)
+  np.testing.assert_allclose(
+    lambdas[0], [2 * math.exp(-0.1 * pid_lib.MAX_ERROR)], rtol=1e-5
+  )
+
+
+def test_absurd_loss_is_forgotten_as_soon_as_a_bad_one():
+  absurd, bad = (
+    _lambdas(_mission(p=0.3), [0.1, loss, *[0.1] * 40], **DEFAULTS)
+    for loss in (1e30, 0.1 * 150)
+  )
+  np.testing.assert_allclose(absurd, bad, rtol=1e-3)
+
+
+def test_losses_of_any_scale_share_one_set_of_gains():
+  mission = _mission(0.3, 0.002, 0.5, terms=3)
+  scale_K = jnp.array([1e-6, 1.0, 1e6])
+  mission = mission._replace(target_K=mission.target_K * scale_K)
+  losses = np.random.default_rng(0).lognormal(-2, 0.5, size=(100, 1))
+  lambdas = _lambdas(mission, losses * np.asarray(scale_K), **DEFAULTS)
+  np.testing.assert_allclose(lambdas[:, 0], lambdas[:, 1], rtol=1e-4)
+  np.testing.assert_allclose(lambdas[:, 2], lambdas[:, 1], rtol=1e-4)
+
+
+# Section 5.3.
+
+
+def _q(**changes) -> q_learning.State:
+  """A learner with a full, level window of 4; changes replace its fields."""
+  state = q_learning.init(window=4, actions=5)
+  state = state._replace(
+    history_W=jnp.ones(4), filled=jnp.int32(4), state=jnp.int32(6)
+  )
+  return state._replace(**changes)
+
+
+def _bounds(low: float = 0.5, high: float = 2.0) -> q_learning.Mission:
+  return q_learning.Mission(
+    jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32)
+  )
+
+
+@jax.jit
+def _act(state, rng=None, mission=None, cycle=10, epsilon=0.0):
+  return q_learning.act(
+    jax.random.key(0) if rng is None else rng,
+    state,
+    _bounds() if mission is None else mission,
+    actions=ACTIONS,
+    every=10,
+    cycle=cycle,
+    epsilon=epsilon,
+  )
+
+
+@jax.jit
+def _observe(state, loss, cycle=9, rate=0.5, discount=0.9):
+  return q_learning.observe(
+    state,
+    jnp.float32(loss),
+    every=10,
+    cycle=cycle,
+    rate=rate,
+    discount=discount,
+  )
+
+
+def _gains_by_speed(trim: jax.Array) -> jax.Array:
+  return 0.002 * trim
+
+
+def _gains_by_care(trim: jax.Array) -> jax.Array:
+  return 0.002 / trim
+
+
+def _best_at_one(trim: jax.Array) -> jax.Array:
+  return 0.002 * (1 - jnp.log(trim) ** 2)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _train(
+  progress: Callable[[jax.Array], jax.Array], seed: int, bounds=(0.5, 2.0)
+) -> tuple[q_learning.State, jax.Array]:
+  """2000 cycles of a loss that falls by exp(progress(trim)) in each.
+
+  With 0.1 % of noise, and 1 again whenever an action begins.
+  """
+
+  def cycle(carry, t):
+    state, loss = carry
+    rngs = jax.random.split(jax.random.fold_in(jax.random.key(seed), t))
+    epsilon = q_learning.exploration(
+      state.decisions, start=0.3, end=0.05, decay=50
+    )
+    state = _act(state, rngs[0], _bounds(*bounds), cycle=t, epsilon=epsilon)
+    noise = 1e-3 * jax.random.normal(rngs[1])
+    loss = jnp.where(t % 10 == 0, 1.0, loss)
+    loss *= jnp.exp(noise - progress(state.trim))
+    state = _observe(state, loss, cycle=t, rate=0.2)
+    return (state, loss), state.trim
+
+  start = q_learning.init(window=10, actions=5), jnp.float32(1.0)
+  (state, _), trims = lax.scan(cycle, start, jnp.arange(2000))
+  return state, trims
+
+
+# "Each clone also possesses an independent Q-Learning agent."
+
+
+def test_each_clone_has_an_independent_q_agent():
+  states = jax.tree.map(
+    lambda x: jnp.stack([x] * 4), _q(decisions=jnp.int32(3))
+  )
+  calm = jnp.ones(4)
+  observe = jax.vmap(_observe)
+  before, after = observe(states, calm), observe(states, calm.at[1].set(2.0))
+  others = jnp.array([0, 2, 3])
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(a[others], b[others]),
+    before,
+    after,
+  )
+  assert (before.table_SxA[1] != after.table_SxA[1]).any()
+
+
+# "Its domain is not the loss weights, but the optimizer's learning rate."
+
+
+def test_q_agent_moves_the_learning_rate_and_never_a_loss_weight():
+  def cycle(carry, t, epsilon):
+    pid, q = carry
+    q = _act(q, cycle=10 * t, epsilon=epsilon)
+    loss = 0.1 + 0.01 * (t % 3)
+    pid = pid_lib.observe(
+      pid, _mission(0.3, 0.002, 0.5), loss[None], **DEFAULTS
+    )
+    lambda_K = pid_lib.act(pid, _mission())
+    return (pid, _observe(q, loss, cycle=10 * t + 9)), (q.trim, lambda_K)
+
+  start = pid_lib.init(1), _q()
+  (idle, idle_K), (busy, busy_K) = (
+    lax.scan(functools.partial(cycle, epsilon=e), start, jnp.arange(20))[1]
+    for e in (0.0, 1.0)
+  )
+  assert (idle != busy).any()
+  np.testing.assert_array_equal(idle_K, busy_K)
+
+
+# "State: The recent history of the clone's total generator loss, discretized
+# into a finite number of states (e.g., "rapidly improving," "stagnated,"
+# "worsening")."
+
+
+@pytest.mark.parametrize(
+  ('change', 'trend'),
+  [
+    (-0.02, 'rapidly improving'),
+    (-0.006, 'rapidly improving'),
+    (-0.004, 'improving'),
+    (-0.0006, 'improving'),
+    (-0.0004, 'stagnated'),
+    (0.0, 'stagnated'),
+    (0.0004, 'stagnated'),
+    (0.0006, 'worsening'),
+    (0.5, 'worsening'),
+  ],
+)
+@pytest.mark.parametrize('scale', [1e-6, 1.0, 1e6])
+def test_state_is_the_trend_of_the_recent_loss_at_any_scale(
+  change: float, trend: str, scale: float
+):
+  # Straight lines of mean 1 and slope `change`.
+  state = q_learning.init(window=4, actions=5)
+  for cycle, t in zip(range(6, 10), (-1.5, -0.5, 0.5, 1.5)):
+    state = _observe(state, scale * (1 + change * t), cycle=cycle)
+  assert q_learning.TRENDS[int(state.state) % 4] == trend
+
+
+@pytest.mark.parametrize(
+  ('settled', 'zone'), [(0.5, 0), (0.8, 0), (1.0, 1), (1.1, 1), (1.2, 2)]
+)
+def test_state_tells_a_low_learning_rate_from_a_high_one(settled, zone):
+  state = _observe(_q(settled=jnp.float32(settled)), 1.0)
+  assert int(state.state) == 2 + 4 * zone
+
+
+def test_history_holds_the_last_window_of_losses_and_forgets_older_ones():
+  state = q_learning.init(window=4, actions=5)
+  for cycle in range(6):
+    state = _observe(state, float(cycle), cycle=cycle)
+    assert int(state.filled) == min(cycle + 1, 4)
+  np.testing.assert_array_equal(state.history_W, [2, 3, 4, 5])
+
+
+# "Action: To select from a discrete set of multipliers for the base learning
+# rate (e.g., `[0.8, 0.95, 1.0, 1.05, 1.2]`)."
+
+
+@pytest.mark.parametrize('action', range(5))
+def test_action_of_the_highest_value_multiplies_the_learning_rate(action: int):
+  table = jnp.zeros((12, 5)).at[6, action].set(1.0).at[5].set(9.0)
+  state = _act(_q(table_SxA=table))
+  assert int(state.action) == action
+  np.testing.assert_allclose(state.trim, ACTIONS[action], rtol=1e-6)
+
+
+def test_exploring_selects_each_of_the_multipliers_about_alike():
+  states = jax.vmap(lambda rng: _act(_q(), rng, epsilon=1.0))(
+    jax.random.split(jax.random.key(0), 1000)
+  )
+  counts = [(np.asarray(states.trim) == np.float32(a)).sum() for a in ACTIONS]
+  assert sum(counts) == 1000
+  # Binomial: 200 +- 13.
+  assert 140 < min(counts) <= max(counts) < 260
+
+
+def test_ignorant_agent_leaves_the_learning_rate_alone():
+  state = _act(_q())
+  assert ACTIONS[int(state.action)] == 1.0
+  assert float(state.trim) == 1.0
+  assert int(state.decisions) == 1
+
+
+def test_next_gentlest_action_follows_when_leaving_it_alone_proves_bad():
+  table = jnp.zeros((12, 5)).at[6, 2].set(-1.0)
+  assert ACTIONS[int(_act(_q(table_SxA=table)).action)] == 1.05
+
+
+def test_actions_accumulate_and_stay_between_the_bounds():
+  # 1.2^3 = 1.728, 1.2^4 = 2.07 > 2; 0.8^3 = 0.512, 0.8^4 = 0.41 < 0.5.
+  for action, expected in (
+    (4, [1.2, 1.44, 1.728, 2]),
+    (0, [0.8, 0.64, 0.512, 0.5]),
+  ):
+    state = _q(table_SxA=jnp.zeros((12, 5)).at[:, action].set(1.0))
+    for trim in expected:
+      state = _act(state)
+      np.testing.assert_allclose(state.trim, trim, rtol=1e-6)
+
+
+def test_bounds_of_one_switch_the_agent_off():
+  state, trims = _train(_gains_by_speed, 0, (1.0, 1.0))
+  np.testing.assert_array_equal(trims, np.ones(2000))
+  assert int(state.decisions) == 199
+
+
+def test_random_action_is_a_trial_that_the_next_decision_starts_before():
+  for seed in range(20):
+    tried = _act(_q(), jax.random.key(seed), epsilon=1.0)
+    if float(tried.trim) != 1.0:
+      break
+  assert float(tried.settled) == 1.0
+  # Nothing was learned of it, so the next decision takes it back.
+  assert float(_act(tried, cycle=20).trim) == 1.0
+
+
+def test_exploration_decays_by_e_in_fifty_decisions():
+  epsilons = [
+    float(q_learning.exploration(jnp.int32(n), start=0.3, end=0.05, decay=50.0))
+    for n in (0, 50, 100_000)
+  ]
+  np.testing.assert_allclose(
+    epsilons, [0.3, 0.05 + 0.25 / math.e, 0.05], rtol=1e-5
+  )
+
+
+def test_action_is_held_for_every_cycles_and_waits_for_a_full_window():
+  short = _q(filled=jnp.int32(3))
+  for state, cycle in ((_q(), 11), (_q(), 19), (short, 10)):
+    after = _act(state, cycle=cycle, epsilon=1.0)
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+  assert int(_act(_q(), cycle=20).decisions) == 1
+
+
+# "Reward: A function of the loss trend (the slope of the loss history)."
+
+
+def test_reward_is_a_function_of_the_least_squares_slope():
+  history = np.array([1.0, 0.97, 0.99, 0.94])
+  slope = np.polyfit(np.arange(4), history, 1)[0] / history.mean()
+  # By hand: (-1.5 - 0.485 + 0.495 + 1.41) / 5 / 0.975.
+  np.testing.assert_allclose(slope, -0.016 / 0.975, rtol=1e-6)
+  np.testing.assert_allclose(
+    q_learning.trend(jnp.asarray(history, jnp.float32)), slope, rtol=1e-5
+  )
+  state = _q(decisions=jnp.int32(1), history_W=jnp.array([9, *history[:3]]))
+  np.testing.assert_allclose(
+    _observe(state, history[3]).reward, 0.016 / 0.975 / 0.005, rtol=1e-4
+  )
+
+
+@pytest.mark.parametrize('window', [2, 5, 20])
+def test_trend_is_that_of_polyfit_over_the_whole_window(window: int):
+  history = np.random.default_rng(window).lognormal(size=window)
+  slope = np.polyfit(np.arange(window), history, 1)[0] / history.mean()
+  np.testing.assert_allclose(
+    q_learning.trend(jnp.asarray(history, jnp.float32)), slope, rtol=1e-4
+  )
+
+
+# "A steep downward trend yields a massive positive reward."
+
+
+@pytest.mark.parametrize(
+  ('slope', 'reward'),
+  [(-0.5, 10.0), (-0.05, 10.0), (-0.02, 4.0), (-0.005, 1.0), (-0.001, 0.2)],
+)
+def test_steep_descent_yields_a_massive_positive_reward(slope, reward):
+  np.testing.assert_allclose(
+    q_learning.reward_of(jnp.float32(slope)), reward, rtol=1e-5
+  )
+
+
+# "Stagnation yields a small negative reward."
+
+
+@pytest.mark.parametrize('slope', [-0.0004, 0.0, 0.0004])
+def test_stagnation_yields_a_small_negative_reward(slope):
+  np.testing.assert_allclose(
+    q_learning.reward_of(jnp.float32(slope)), -0.1, rtol=1e-6
+  )
+
+
+# "An upward trend yields a large negative reward."
+
+
+@pytest.mark.parametrize(
+  ('slope', 'reward'), [(0.001, -1.2), (0.005, -2.0), (0.02, -5.0), (1, -11.0)]
+)
+def test_ascent_yields_a_large_negative_reward(slope, reward):
+  np.testing.assert_allclose(
+    q_learning.reward_of(jnp.float32(slope)), reward, rtol=1e-5
+  )
+
+
+# "Role: The Q-Learner's job is to dynamically discover the optimal "engine
+# speed" for its clone's specialized task."
+
+
+def test_agent_discovers_the_best_engine_speed():
+  # Best at 1, and half of it at either bound.
+  for seed in range(3):
+    _, trims = _train(_best_at_one, seed)
+    assert 0.75 < np.exp(np.log(trims[1000:]).mean()) < 1.33
+
+
+# "The Perceptual Specialist might learn that a slower, more careful speed is
+# optimal, while the Structural Specialist might learn it can afford to be more
+# aggressive."
+
+
+def test_one_specialist_learns_to_be_careful_and_another_to_be_aggressive():
+  for seed in range(3):
+    _, careful = _train(_gains_by_care, seed)
+    _, aggressive = _train(_gains_by_speed, seed)
+    assert np.median(careful[1000:]) < 0.7
+    assert np.median(aggressive[1000:]) > 1.5
+
+
+# "This adds another layer of intelligent, autonomous control."
+
+
+def test_agent_governs_a_compiled_loop_without_the_host():
+  def cycle(state, t):
+    state = _act(state, cycle=t, epsilon=1.0)
+    return _observe(state, jnp.exp(-1e-3 * t), cycle=t), None
+
+  run = jax.jit(lambda s, t: lax.scan(cycle, s, t)[0])
+  start, cycles = q_learning.init(window=4, actions=5), jnp.arange(40)
+  with jax.transfer_guard('disallow'):
+    end = run(start, cycles)
+  assert int(end.decisions) == 3
+  # Straight down by 1e-3 of itself a cycle: a fifth of RAPID.
+  np.testing.assert_allclose(end.reward, 0.2, rtol=1e-3)
+
+
+# What it learns, by hand.
+
+
+def test_held_action_is_valued_by_reward_above_the_usual_and_what_follows():
+  # Slope -0.01 of mean 1 over [1.015 .. 0.985]: rapid, r = 2, s' = 4.
+  table = jnp.zeros((12, 5)).at[6, 3].set(0.4).at[4, 1].set(1.0)
+  state = _q(
+    table_SxA=table,
+    history_W=jnp.array([5.0, 1.015, 1.005, 0.995]),
+    action=jnp.int32(3),
+    decisions=jnp.int32(7),
+    usual=jnp.float32(0.5),
+  )
+  after = _observe(state, 0.985)
+  # 0.4 + 0.5 * (2 - 0.5 + 0.9 * 1 - 0.4) = 1.4; usual 0.5 + 0.5 * 1.5.
+  expected = table.at[6, 3].set(1.4)
+  np.testing.assert_allclose(after.table_SxA, expected, rtol=1e-4)
+  np.testing.assert_allclose(after.reward, 2.0, rtol=1e-4)
+  np.testing.assert_allclose(after.usual, 1.25, rtol=1e-4)
+  assert int(after.state) == 4
+
+
+def test_first_reward_is_what_is_usual():
+  state = _q(decisions=jnp.int32(1), action=jnp.int32(0))
+  after = _observe(state, 0.9)
+  np.testing.assert_array_equal(after.table_SxA, np.zeros((12, 5)))
+  assert float(after.usual) == float(after.reward) > 0
+
+
+def test_nothing_is_learned_in_the_midst_of_a_held_action():
+  state = _q(decisions=jnp.int32(3))
+  after = _observe(state, 0.5, cycle=8)
+  np.testing.assert_array_equal(after.history_W, [1, 1, 1, 0.5])
+  after = after._replace(history_W=state.history_W)
+  jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
+def test_trend_before_the_first_decision_only_sets_the_state():
+  after = _observe(_q(), 2.0)
+  np.testing.assert_array_equal(after.table_SxA, np.zeros((12, 5)))
+  assert int(after.state) == 3 + 4
+  assert float(after.reward) == 0
+
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
+def test_loss_that_is_not_finite_is_not_noted(bad: float):
+  state = _q(filled=jnp.int32(3), decisions=jnp.int32(1))
+  jax.tree.map(np.testing.assert_array_equal, _observe(state, bad), state)
+  # At the end of a held action the trend is that of what was noted.
+  after = _observe(_q(decisions=jnp.int32(2)), bad)
+  np.testing.assert_allclose(after.reward, -0.1, rtol=1e-6)
+  assert np.isfinite(after.table_SxA).all()
+
+
+@pytest.mark.parametrize('x64', [False, True])
+def test_states_keep_their_types_and_shapes(x64: bool):
+  with jax.enable_x64(x64):
+    pid, q = pid_lib.init(2), q_learning.init(window=4, actions=5)
+    seen = pid_lib.observe(
+      pid, _mission(0.3, 0.002, 0.5, terms=2), jnp.ones(2), **DEFAULTS
+    )
+    acted = _act(q, epsilon=0.3)
+    for before, after in ((pid, seen), (q, acted), (q, _observe(q, 1.0))):
+      assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == (
+        jax.tree.map(lambda x: (x.shape, x.dtype), before)
+      )
+
+
+def test_window_too_short_for_a_trend_is_refused():
+  with pytest.raises(ValueError, match='window = 1'):
+    q_learning.init(window=1, actions=5)
+
+
+def test_choice_among_nothing_is_refused():
+  with pytest.raises(ValueError, match=r'config\.q\.actions'):
+    q_learning.init(window=4, actions=0)
+
+
+def test_measurements_of_another_number_of_terms_are_refused():
+  with pytest.raises(AssertionError):
+    pid_lib.observe(pid_lib.init(2), _mission(terms=2), jnp.ones(3), **DEFAULTS)

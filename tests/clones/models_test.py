@@ -1,0 +1,208 @@
+"""The tokenizer and the critic, against brute force and identities."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chimera.clones import models
+
+CODES, DIM = 12, 3
+TOKENIZER = models.Tokenizer(
+  width=8, blocks=1, downsample=2, codes=CODES, code_dim=DIM
+)
+CRITIC = models.Critic(width=4)
+
+
+def images(seed=0):
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(rng.uniform(-1, 1, (3, 8, 8, 3)), jnp.float32)
+
+
+@pytest.fixture(scope='module')
+def params():
+  return jax.jit(TOKENIZER.init)(jax.random.key(0), images())['params']
+
+
+@pytest.fixture(scope='module')
+def critic_params():
+  return jax.jit(CRITIC.init)(jax.random.key(1), images())['params']
+
+
+@jax.jit
+def run(params, x):
+  return TOKENIZER.apply({'params': params}, x)
+
+
+@jax.jit
+def judge(params, x):
+  return CRITIC.apply({'params': params}, x)
+
+
+def test_shapes_and_dtypes(params, critic_params):
+  x_hat, codes, tokens = run(params, images())
+  assert x_hat.shape == (3, 8, 8, 3)
+  assert x_hat.dtype == jnp.float32
+  assert tokens.shape == (3, 4, 4)
+  assert tokens.dtype == jnp.int32
+  assert codes.z_BxhxwxD.shape == codes.q_BxhxwxD.shape == (3, 4, 4, DIM)
+  assert codes.logits_BxhxwxV.shape == (3, 4, 4, CODES)
+  assert judge(critic_params, images()).shape == (3,)
+
+
+@pytest.mark.parametrize(('downsample', 'side'), [(1, 8), (4, 2)])
+def test_downsample_is_the_cells_a_side_of_one_token(downsample, side):
+  tokenizer = TOKENIZER.clone(downsample=downsample)
+
+  def both(key, x):
+    return tokenizer.init_with_output(key, x)[0]
+
+  x_hat, _, tokens = jax.eval_shape(both, jax.random.key(0), images())
+  assert tokens.shape == (3, side, side)
+  assert x_hat.shape == (3, 8, 8, 3)
+
+
+def test_a_token_is_the_nearest_code(params):
+  # Codes of any length: only their direction may count.
+  length_V = np.linspace(0.2, 5, CODES, dtype=np.float32)
+  params = {**params, 'codebook': params['codebook'] * length_V[:, None]}
+  _, codes, tokens = run(params, images())
+  book = np.asarray(params['codebook'], np.float64)
+  book /= np.linalg.norm(book, axis=-1, keepdims=True)
+  z = np.asarray(codes.z_BxhxwxD, np.float64)
+  for cell in np.ndindex(tokens.shape):
+    distance_V = [np.sum((z[cell] - code) ** 2) for code in book]
+    assert tokens[cell] == np.argmin(distance_V)
+    np.testing.assert_allclose(
+      codes.q_BxhxwxD[cell], book[tokens[cell]], atol=1e-6
+    )
+  assert len(np.unique(tokens)) > 1
+
+
+def test_encodings_and_codes_lie_on_the_unit_sphere(params):
+  _, codes, _ = run(params, images())
+  for x in (codes.z_BxhxwxD, codes.q_BxhxwxD):
+    np.testing.assert_allclose(np.linalg.norm(x, axis=-1), 1, rtol=1e-5)
+  logits = np.asarray(codes.logits_BxhxwxV)
+  assert np.all(np.abs(logits) <= 1 + 1e-6)
+
+
+def test_the_tokens_alone_give_the_reconstruction_back(params):
+  x = images()
+  x_hat, _, tokens = run(params, x)
+  tokenize = jax.jit(
+    lambda x: TOKENIZER.apply({'params': params}, x, method='tokenize')
+  )
+  detokenize = jax.jit(
+    lambda t: TOKENIZER.apply({'params': params}, t, method='detokenize')
+  )
+  np.testing.assert_array_equal(tokenize(x), tokens)
+  np.testing.assert_allclose(detokenize(tokens), x_hat, atol=1e-5)
+
+
+def test_straight_through_the_encoder_gets_the_decoder_s_gradient(params):
+  """d loss / d encoder = (d loss / d q of the decoder) (d z / d encoder)."""
+  x = images()
+  weights = images(1)
+
+  @jax.jit
+  def whole(encoder):
+    x_hat, _, _ = TOKENIZER.apply({'params': {**params, 'encoder': encoder}}, x)
+    return jnp.sum(weights * x_hat)
+
+  @jax.jit
+  def by_hand(encoder):
+    def encode(encoder):
+      half = models.Encoder(8, 1, 2, DIM)
+      return models.unit(half.apply({'params': encoder}, x))
+
+    def decode(q):
+      half = models.Decoder(8, 1, 2)
+      x_hat = half.apply({'params': params['decoder']}, q)
+      return jnp.sum(weights * x_hat)
+
+    _, codes, _ = run(params, x)
+    _, pull_back = jax.vjp(encode, encoder)
+    return pull_back(jax.grad(decode)(codes.q_BxhxwxD))[0]
+
+  got = jax.grad(whole)(params['encoder'])
+  expected = by_hand(params['encoder'])
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
+  assert max(np.abs(g).max() for g in jax.tree.leaves(got)) > 0
+
+
+def test_the_reconstruction_is_bounded_whatever_the_decoder_holds(params):
+  loud = jax.tree.map(lambda p: 100 * p, params['decoder'])
+  x_hat, _, _ = run({**params, 'decoder': loud}, images())
+  assert np.all(np.isfinite(x_hat))
+  assert np.abs(x_hat).max() <= 1
+  assert np.abs(x_hat).max() > 0.99
+
+
+def test_renormalized_codes_have_unit_norm_and_keep_their_direction():
+  book = jnp.array([[3.0, 4.0, 0.0], [0.0, 0.0, -0.1]])
+  other = {'w': jnp.ones(2)}
+  params = models.renormalize({'codebook': book, 'decoder': other})
+  np.testing.assert_allclose(
+    params['codebook'], [[0.6, 0.8, 0.0], [0.0, 0.0, -1.0]], rtol=1e-6
+  )
+  assert params['decoder'] is other
+
+
+def test_the_unit_vector_of_zero_has_a_gradient():
+  gradient = jax.grad(lambda x: models.unit(x).sum())(jnp.zeros(3))
+  assert np.all(np.isfinite(gradient))
+
+
+def test_only_dead_codes_move_and_onto_encodings():
+  book = jnp.eye(4, 3) + 0.5
+  z_XxD = models.unit(jnp.asarray(np.random.default_rng(0).normal(size=(9, 3))))
+  dead_V = jnp.array([False, True, False, True])
+  params = models.revive({'codebook': book}, dead_V, z_XxD, jax.random.key(2))
+  np.testing.assert_array_equal(params['codebook'][::2], book[::2])
+  for code in np.asarray(params['codebook'][1::2]):
+    assert np.any(np.all(code == np.asarray(z_XxD), axis=-1))
+
+
+def test_the_same_key_revives_the_same_codes_everywhere():
+  book, z_XxD = jnp.eye(4, 3), models.unit(jnp.arange(27.0).reshape(9, 3) - 11)
+  dead_V = jnp.array([True, True, False, True])
+  one, two = (
+    models.revive({'codebook': book}, dead_V, z_XxD, jax.random.key(5))
+    for _ in range(2)
+  )
+  np.testing.assert_array_equal(one['codebook'], two['codebook'])
+
+
+@pytest.mark.parametrize('poison', [np.nan, np.inf])
+def test_no_code_is_revived_onto_what_is_not_finite(poison):
+  book = jnp.eye(4, 3)
+  z_XxD = jnp.full((5, 3), poison)
+  params = models.revive(
+    {'codebook': book}, jnp.ones(4, bool), z_XxD, jax.random.key(0)
+  )
+  np.testing.assert_array_equal(params['codebook'], book)
+
+
+def test_a_score_is_of_its_own_sample_alone(critic_params):
+  x, others = images(), images(1)
+  score_B = judge(critic_params, x)
+  np.testing.assert_allclose(
+    judge(critic_params, x[::-1]), score_B[::-1], rtol=1e-5, atol=1e-6
+  )
+  alone = judge(critic_params, jnp.concatenate([x[:1], 1e3 * others[1:]]))
+  np.testing.assert_allclose(alone[0], score_B[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_reconstruction_is_of_its_own_sample_alone(params):
+  x = images()
+  x_hat = run(params, x)[0]
+  alone = run(params, jnp.concatenate([x[:1], images(1)[1:]]))[0]
+  np.testing.assert_allclose(alone[0], x_hat[0], atol=1e-5)
+
+
+def test_no_network_keeps_batch_statistics():
+  for module in (TOKENIZER, CRITIC):
+    variables = jax.eval_shape(module.init, jax.random.key(0), images())
+    assert set(variables) == {'params'}

@@ -1,0 +1,103 @@
+"""What a run is judged by: its protocol, its pictures, what is on disk."""
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+
+from chimera.evaluation import evaluate, exam, sheets
+from chimera.system import provenance
+from tests import tiny
+
+
+def test_the_protocol_names_what_pixel_figures_were_taken_by(tmp_path):
+  config = tiny.get_config()
+  config.data.held_out_source = '/data/test'
+  config.eval.inception = str(tmp_path / 'inception.jax')
+  (tmp_path / 'inception.jax').write_bytes(b'abc')
+  held_out = evaluate.HeldOut(
+    np.zeros((5, 8, 8, 3)), np.zeros((5, 64, 64, 3), np.uint8), np.zeros(5)
+  )
+  protocol = exam.protocol(config, held_out, 7)
+  assert protocol['split'] == 'a source of its own'
+  assert protocol['source'] == '/data/test'
+  assert (protocol['count'], protocol['crop']) == (5, 64)
+  assert protocol['color_range'] == '[-1, 1]'
+  assert 'Lanczos' in protocol['resize_filter']
+  assert '8 bits' in protocol['rounding']
+  assert protocol['inception'] == 'inception.jax ba7816bf8f01'
+  assert (protocol['cycles'], protocol['images_seen']) == (7, 7 * 4 * 4)
+  (tmp_path / 'config.json').write_text(config.to_json())
+  kept = json.loads((tmp_path / 'config.json').read_text())
+  assert protocol['config'] == provenance.digest(kept)
+
+
+def test_each_clone_has_its_picture_below_the_originals():
+  config = tiny.get_config()
+  rows = ('original', 'master', *config.clone_names)
+  tiles = np.arange(6, dtype=np.uint8)[:, None, None, None, None]
+  found = exam.Exam(
+    {},
+    np.zeros(1),
+    np.broadcast_to(tiles, (6, 3, 2, 2, 3)),
+    sheets.Sheet(2, 0, 0, 0, rows, (0, 1, 2)),
+  )
+  of_clones, of_master = exam.reconstructions(config, found)
+  for i, pictures in enumerate((of_master, *of_clones)):
+    [(tag, picture)] = pictures.items()
+    assert tag == 'reconstructions'
+    assert picture.shape == (4, 6, 3)
+    assert (picture[:2] == 0).all()
+    assert (picture[2:] == i + 1).all()
+
+
+def test_even_use_of_all_codes_is_a_share_of_one():
+  assert exam.even_shares(np.array([3, 3, 3])).tolist() == [1, 1, 1]
+  assert exam.even_shares(np.array([0, 9, 3])).tolist() == [0, 2.25, 0.75]
+  assert exam.even_shares(np.zeros(2)).tolist() == [0, 0]
+
+
+def test_figures_are_flat_on_disk_with_their_protocol(tmp_path):
+  figures = {'master': {'psnr': 20.5, 'ssim': 0.5}, 'ema': {'psnr': 21.0}}
+  assert exam.flat(figures) == {
+    'master/psnr': 20.5,
+    'master/ssim': 0.5,
+    'ema/psnr': 21.0,
+  }
+  exam.save_figures(str(tmp_path), figures, {'cycles': 7})
+  assert json.loads((tmp_path / 'evaluation.json').read_text()) == {
+    **exam.flat(figures),
+    'protocol': {'cycles': 7},
+  }
+
+
+@pytest.fixture
+def found():
+  """An exam of two rows of three pictures."""
+  tiles = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16, 3), np.uint8)
+  sheet = sheets.Sheet(16, 2, 20, 90, ('original', 'master'), (0, 4, 9))
+  return exam.Exam({}, np.zeros(1), tiles, sheet)
+
+
+def test_a_preview_is_drawn_into_its_folder_by_its_cycle(tmp_path, found):
+  picture = exam.save_preview(str(tmp_path), found, 42)
+  path = tmp_path / 'previews' / '0000042.png'
+  np.testing.assert_array_equal(sheets.tiles(path), found.tiles)
+  np.testing.assert_array_equal(sheets.cut(picture, found.sheet), found.tiles)
+
+
+def test_a_preview_that_cannot_be_written_is_a_warning(
+  tmp_path, found, warnings, monkeypatch
+):
+  def fsync(_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(os, 'fsync', fsync)
+  picture = exam.save_preview(str(tmp_path), found, 42)
+  assert picture.shape[2] == 3
+  [line] = warnings
+  assert line.startswith('The preview could not be written, the run goes')
+  assert '0000042.png' in line
+  assert os.listdir(tmp_path / 'previews') == []

@@ -1,0 +1,132 @@
+"""The curves of a run: which are drawn, where, and in whose color."""
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from chimera.monitor import curves, history
+
+COLORS = curves.palette(('one', 'two'))
+BASE = {'l1': 1.0, 'vq': 0.5, 'adv': 0.0}
+FIGURES = {'path_l1': 0.125, 'path_l1_bin_3': 0.1, 'path_l1_bin_4': 0.2}
+NAMES = {'path_l1': 'L1 path', 'psnr': 'PSNR (dB)'}
+LAMBDAS = 'Lambdas against their base'
+
+
+def rows(cycles=(2, 4, 6), **values):
+  tags = {k.replace('__', '/'): v for k, v in values.items()}
+  seen = [history.Row(c, 0.0, {'one': tags, 'two': {}}, {}) for c in cycles]
+  return [*seen, history.Row(6, 0.0, {}, {'eval/path_l1': 0.1})]
+
+
+def draw(seen, figures=FIGURES):
+  return dict(curves.draw(seen, {'master': figures}, COLORS, BASE, NAMES))
+
+
+def texts(svg):
+  """Matplotlib draws letters as shapes and names them in a comment."""
+  return re.findall('<!-- (.*?) -->', svg.decode())
+
+
+def lines(svg, color):
+  """[(x, y), ...] of each unbroken line, in points from the top left."""
+  found = []
+  for path in ElementTree.fromstring(svg).findall('.//{*}path'):
+    style = path.get('style', '')
+    if path.get('clip-path') and f'stroke: {color.lower()}' in style:
+      for part in path.get('d', '').split('M')[1:]:
+        pairs = [pair.split() for pair in part.split('L')]
+        found.append([(float(x), float(y)) for x, y in pairs])
+  return found
+
+
+def points(svg, color):
+  uses = ElementTree.fromstring(svg).findall('.//{*}use')
+  return sum(f'fill: {color.lower()}' in use.get('style', '') for use in uses)
+
+
+def test_the_clones_keep_their_colors_and_differ():
+  names = ('perceptual', 'structural', 'adversarial', 'latent_purity')
+  colors = curves.palette(names)
+  assert list(colors) == list(names)
+  assert len(set(colors.values())) == len(names)
+  assert colors == curves.palette(names)
+
+
+def test_each_figure_is_drawn_once_under_its_title():
+  pictures = list(curves.draw(rows(), {'master': FIGURES}, COLORS, BASE, NAMES))
+  assert [title for title, _ in pictures] == [
+    'Losses',
+    'Loss terms',
+    LAMBDAS,
+    'Learning rates and the agents that trim them',
+    'Critics',
+    'Held out',
+    'Held out, by bin: L1 path',
+    'Held out, by bin, at the last evaluation',
+  ]
+  for title, svg in pictures:
+    assert ElementTree.fromstring(svg).tag.endswith('}svg')
+    assert texts(svg)[-1] == title
+
+
+def test_no_picture_tells_when_it_was_drawn():
+  for svg in draw(rows()).values():
+    assert b'<dc:date>' not in svg
+
+
+def test_a_lambda_is_drawn_in_multiples_of_its_base():
+  svg = draw(rows(lambda__l1=1.0, lambda__vq=1.0))[LAMBDAS]
+  l1, vq = lines(svg, COLORS['one'])
+  mark_l1, mark_vq = lines(svg, '#888888')
+  # At its base it lies on the mark; at twice its base above it.
+  assert {y for _, y in l1} == {y for _, y in mark_l1}
+  assert max(y for _, y in vq) < min(y for _, y in mark_vq)
+
+
+def test_a_term_that_is_off_has_no_lambda():
+  pictures = draw(rows(lambda__l1=1.0, lambda__vq=1.0, lambda__adv=0.0))
+  assert 'adv' in texts(pictures['Loss terms'])
+  assert 'adv' not in texts(pictures[LAMBDAS])
+
+
+def test_what_is_not_finite_is_a_gap_in_its_curve():
+  seen = rows((2, 4, 6, 8, 10))
+  for row, value in zip(seen, (1.0, 2.0, float('nan'), 4.0, 5.0)):
+    row.clones['one'] = {'loss/base': value, 'loss/total': float('inf')}
+  svg = draw(seen)['Losses']
+  assert [len(line) for line in lines(svg, COLORS['one'])] == [2, 2]
+  assert points(svg, COLORS['one']) == 4
+
+
+@pytest.mark.parametrize(('count', 'marked'), [(30, 30), (31, 0)])
+def test_the_points_of_a_curve_are_marked_where_they_are_few(count, marked):
+  svg = draw(rows(range(1, count + 1), loss__base=1.0))['Losses']
+  assert points(svg, COLORS['one']) == marked
+
+
+def test_who_has_no_values_has_no_curve():
+  svg = draw(rows(loss__base=1.0))['Losses']
+  assert len(lines(svg, COLORS['one'])) == 1
+  assert lines(svg, COLORS['two']) == []
+
+
+def test_only_bins_that_were_evaluated_have_a_panel():
+  svg = draw(rows())['Held out, by bin: L1 path']
+  assert [text for text in texts(svg) if text.startswith('bin')] == [
+    'bin 3',
+    'bin 4',
+  ]
+
+
+def test_where_there_are_photographs_the_bins_are_judged_by_psnr():
+  figures = {**FIGURES, 'psnr': 20.0, 'psnr_bin_0': 21.0}
+  assert 'Held out, by bin: PSNR (dB)' in draw(rows(), figures)
+
+
+def test_the_last_evaluation_goes_from_easy_to_hard():
+  svg = draw(rows())['Held out, by bin, at the last evaluation']
+  (((x3, y3), (x4, y4)),) = lines(svg, curves.MASTER)
+  assert x3 < x4
+  assert y3 > y4  # 0.1 lies below 0.2

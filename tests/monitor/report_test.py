@@ -1,0 +1,184 @@
+"""report.html: whole, of itself alone, and true to what it is made from."""
+
+import base64
+import io
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+import pytest
+
+from chimera.clones import models
+from chimera.evaluation import sheets
+from chimera.monitor import history, report
+from tests import tiny
+
+NAMES = ('perceptual', 'structural', 'a <b>', 'latent_purity')
+BASE = {'l1': 1.0, 'vq': 0.5, 'adv': 0.0}
+ROWS = [
+  {
+    'name': name,
+    'bins': (i,),
+    'samples': 12,
+    'g_loss': 0.51234,
+    'critic_loss': -0.25,
+    'dominant': 'l1',
+    'dominance': 2.0,
+    'learning_rate': 1.25e-3,
+  }
+  for i, name in enumerate(NAMES)
+]
+SECTIONS = (
+  'Summary',
+  'Curves',
+  'Contact sheets',
+  'Codebook',
+  'Curriculum',
+  'Protocol',
+)
+
+
+@pytest.fixture(scope='module')
+def subject():
+  bins, paths = tiny.bins_and_paths()
+  tokenizer = models.Tokenizer(
+    width=8, blocks=1, downsample=2, codes=10, code_dim=4
+  )
+  params = jax.jit(tokenizer.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))[
+    'params'
+  ]
+  counts_V = np.array([0, 5, 0, 1, 9, 2, 3, 4, 0, 1])
+  scores_N = paths[..., 2].mean((1, 2))
+  return report.Subject(
+    tokenizer, params, None, counts_V, paths, [], scores_N, bins
+  )
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  """What a run leaves of itself; one loss of one clone was not finite."""
+  home = tmp_path_factory.mktemp('run')
+  log = history.History(str(home))
+  for cycle in (2, 4, 6):
+    values = {
+      **{f'{group}/{t}': 1.0 for group in ('loss', 'lambda') for t in BASE},
+      **{'loss/base': float('nan'), 'loss/total': float('inf')},
+      **{'agent/lr': 1e-3, 'agent/trim': 1.0, 'agent/reward': 0.0},
+      **{'critic/wasserstein': 0.1, 'critic/penalty': 0.2},
+    }
+    log.append(cycle, {name: values for name in NAMES}, {'x': 1.0})
+  log.append(6, {}, {'eval/path_l1': 0.1, 'eval/codes_used': 7.0})
+  figures = {'path_l1': 0.125, 'path_l1_bin_3': 0.1, 'codes_used': 7.0}
+  evaluation = {
+    f'{name}/{k}': v
+    for name in ('master', 'ema', *NAMES)
+    for k, v in figures.items()
+  }
+  protocol = {'split': 'by photograph', 'count': 5, 'seed': 0}
+  protocol |= {'cycles': 6, 'images_seen': 96}
+  (home / 'evaluation.json').write_text(
+    json.dumps({**evaluation, 'protocol': protocol})
+  )
+  (home / 'previews').mkdir()
+  sheet = sheets.Sheet(8, 2, 20, 50, ('original', 'master'), (0,))
+  tiles = np.zeros((2, 1, 8, 8, 3), np.uint8)
+  for cycle in range(1, 10):
+    sheets.save(
+      home / 'previews' / f'{cycle:07d}.png',
+      sheets.compose(tiles, sheet),
+      sheet,
+    )
+  return home
+
+
+@pytest.fixture(scope='module')
+def page(workdir, subject):
+  path = report.write(workdir, subject, ROWS, base=BASE, image_size=8, chunk=4)
+  with open(path, encoding='utf-8') as f:
+    return f.read()
+
+
+def test_the_report_needs_nothing_but_itself(page):
+  assert 'http://' not in page
+  assert 'https://' not in page
+  assert '<script' not in page
+  sources = re.findall(r'(?:src|href)="([^"]{0,40})', page)
+  assert len(sources) > 20
+  assert all(source.startswith('data:image/') for source in sources)
+
+
+def test_every_section_is_there(page):
+  assert tuple(re.findall(r'<h2>([^<]*)</h2>', page)) == SECTIONS
+
+
+def test_every_picture_is_whole(page):
+  found = re.findall(r'src="data:([^;]*);base64,([^"]*)"', page)
+  for kind, text in found:
+    data = base64.b64decode(text, validate=True)
+    if kind == 'image/png':
+      Image.open(io.BytesIO(data)).verify()
+    else:
+      assert b'</svg>' in data
+
+
+def test_the_curves_are_there_by_their_titles(page):
+  titles = re.findall(r'alt="([^"]*)" src="data:image/svg', page)
+  assert len(titles) == 8
+  assert titles[0] == 'Losses'
+  assert 'Held out, by bin: L1 path' in titles
+
+
+def test_the_figures_are_those_of_the_evaluation(page):
+  assert '<b>0.125</b><span>L1 path</span>' in page
+  assert '<td>1.25e-03</td>' in page
+  assert '6 cycles, 96 images seen' in page
+
+
+def test_names_are_escaped(page):
+  assert 'a &lt;b&gt;' in page
+  assert 'a <b>' not in page
+
+
+def test_of_many_sheets_a_few_are_shown_the_last_one_first(page):
+  assert '6 of 9 evaluations' in page
+  cycles = re.findall(r'<figcaption>Cycle (\d+)<', page)
+  assert (cycles[0], cycles[-1], len(cycles)) == ('9', '1', 6)
+
+
+def test_used_and_unused_codes_are_all_the_codes(page):
+  counts = re.findall(r'<figcaption>(\d+) codes (used|unused)', page)
+  assert counts == [('7', 'used'), ('3', 'unused')]
+
+
+def test_there_is_a_patch_for_each_code(subject):
+  tokenizer, params = subject.tokenizer, subject.params
+  patches = report.codebook(tokenizer, params, None, chunk=4)
+  # Two tokens a side, of two cells each.
+  assert patches.shape == (10, 4, 4, 3)
+  for code in (0, 9):
+    tokens = jnp.full((1, 6, 6), code)
+    x = tokenizer.apply({'params': params}, tokens, method='detokenize')
+    expected = np.rint((np.asarray(x)[0, 4:8, 4:8] + 1) * 127.5)
+    np.testing.assert_allclose(patches[code], expected, atol=1)
+
+
+def test_a_mosaic_is_filled_row_by_row():
+  tiles = np.zeros((3, 2, 2, 3), np.uint8)
+  tiles[:] = np.array([10, 20, 30], np.uint8)[:, None, None, None]
+  picture = report.mosaic(tiles, columns=2)
+  assert picture[..., 0].tolist() == [
+    [10, 10, 255, 20, 20],
+    [10, 10, 255, 20, 20],
+    [255] * 5,
+    [30, 30, 255, 255, 255],
+    [30, 30, 255, 255, 255],
+  ]
+
+
+def test_what_is_missing_raises_what_training_catches(tmp_path, subject):
+  with pytest.raises(report.FAILURES):
+    report.write(tmp_path, subject, ROWS, base=BASE, image_size=8, chunk=4)
+  assert not (tmp_path / 'report.html').exists()

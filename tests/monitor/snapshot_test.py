@@ -1,0 +1,117 @@
+"""The snapshot: what a run's history comes to."""
+
+import numpy as np
+import pytest
+
+from chimera.agents import pid, q_learning
+from chimera.clones import state
+from chimera.monitor import history
+from chimera.monitor import snapshot as snapshot_lib
+from configs import chimera as chimera_config
+from tests import seen
+
+
+def test_the_best_is_the_best_so_far_and_not_the_last():
+  psnr, ssim, l1 = seen.snapshot(seen.rows()).figures
+  assert (psnr.values, psnr.best, psnr.best_cycle) == ((21.5, 20.0), 21.5, 100)
+  assert (ssim.values[-1], ssim.best, ssim.best_cycle) == (0.6, 0.6, 200)
+  assert (l1.values[-1], l1.best, l1.best_cycle) == (0.2, 0.1, 100)
+
+
+def test_without_pixels_the_figures_are_of_path_params():
+  row = history.Row(9, 0.0, {}, {'eval/path_psnr': 9.0, 'eval/path_l1': 0.5})
+  snapshot = seen.snapshot([row])
+  assert snapshot.kind == 'path_params'
+  assert [f.best for f in snapshot.figures] == [9.0, None, 0.5]
+
+
+def test_the_time_left_counts_down_and_leaves_the_compilation_out():
+  # 50 cycles in 50 s, of which 25 compiled: 2 cycles/s, 950 cycles to go.
+  cold = seen.rows()[:1]
+  assert seen.snapshot(cold, now=0.0).left == pytest.approx(475)
+  assert seen.snapshot(cold, now=10.0).left == pytest.approx(465)
+  # The next row is due after 25 s; while it is not there, nothing is won.
+  assert seen.snapshot(cold, now=1e6).left == pytest.approx(450)
+  # 1 and 3 cycles/s over equal stretches are 1.5.
+  warm = [seen.row(50, perf__cycles_per_sec=r) for r in (1.0, 3.0)]
+  assert snapshot_lib.steady_rate([*cold, *warm]) == pytest.approx(1.5)
+  assert snapshot_lib.steady_rate([]) is None
+
+
+def test_a_compilation_takes_what_the_last_one_took():
+  assert snapshot_lib.compile_seconds(seen.rows()) == 25.0
+  assert snapshot_lib.compile_seconds([]) is None
+
+
+def test_the_dominant_weight_stands_highest_over_its_own_base():
+  row = seen.row(50)
+  row.clones['structural'] |= {
+    'lambda/l1': 3 * snapshot_lib.base_of(seen.CONFIG, 'l1', 1),
+    'pid/error/l1': 2.0,
+    'pid/integral/l1': 0.25,
+    'pid/derivative/l1': -0.4,
+  }
+  student = seen.snapshot([row]).students[1]
+  top = student.weights[student.dominant]
+  assert (top.term, top.ratio) == ('l1', pytest.approx(3))
+  # 0.3 times 2; the integral; 0.5 times a quarter of -0.4.
+  assert student.pid == pytest.approx((0.6, 0.25, -0.05))
+
+
+def test_a_base_is_what_the_step_takes_for_one():
+  config = chimera_config.get_config()
+  bins = {b: [b] for b in range(10)}
+  for i, mission in enumerate(state.create_missions(config, bins)):
+    bases = [snapshot_lib.base_of(seen.CONFIG, t, i) for t in seen.TERMS]
+    assert sorted(mission.pid.base_K) == pytest.approx(sorted(bases))
+
+
+def test_the_words_are_those_of_the_agents():
+  assert snapshot_lib.TRENDS == q_learning.TRENDS
+  assert snapshot_lib.EASE == pid.EASE
+  student = seen.snapshot(seen.rows()).students[0]
+  # State 9: the second trend, with the trim high.
+  assert (student.trend, student.zone) == ('improving', 'high')
+  assert student.action == 1.05
+
+
+def test_an_evaluation_of_the_clones_hides_nothing_of_their_training():
+  rows = seen.rows()
+  before = seen.snapshot(rows).students
+  names = seen.CONFIG['clone_names']
+  judged = history.Row(
+    rows[-1].cycle, 0.0, {name: {'eval/psnr': 20.0} for name in names}, {}
+  )
+  assert seen.snapshot([*rows, judged]).students == before
+
+
+def test_an_agent_that_has_not_decided_says_so():
+  row = seen.row(50)
+  row.clones['perceptual']['agent/epsilon'] = np.float32(0.3).item()
+  student = seen.snapshot([row]).students[0]
+  assert (student.trend, student.action) == ('watching first', None)
+  off = seen.snapshot([row], q={**seen.CONFIG['q'], 'enabled': False}).students[
+    0
+  ]
+  assert (off.trend, off.epsilon) == ('off: the schedule', None)
+  off = seen.snapshot(
+    [row], pid={**seen.CONFIG['pid'], 'enabled': False}
+  ).students[0]
+  assert off.pid is None
+
+
+def test_a_run_is_finished_when_its_last_cycle_is_judged():
+  rows = seen.rows()
+  assert seen.snapshot(rows, now=88.0).note == 'last heard of 12s ago'
+  assert seen.snapshot([]).note == 'waiting for the first log cycle'
+  rows.append(rows[-1]._replace(cycle=1000))
+  assert seen.snapshot(rows, now=88.0).note == 'finished'
+
+
+def test_a_long_history_is_thinned_and_says_the_same():
+  rows = [seen.row(c, perf__cycles_per_sec=c) for c in range(1, 400)]
+  rows.insert(5, seen.rows()[2])
+  thinned = history.thin(rows)
+  assert len(thinned) == 129
+  assert seen.snapshot(thinned) == seen.snapshot(rows)
+  assert seen.snapshot(thinned).figures[0].best == 21.5

@@ -1,0 +1,171 @@
+"""The modulator's bounds, and the meaning of the radius."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chimera.optics import modules as optics
+
+
+def _pictures(count=6, size=16, seed=0):
+  """Noise of rising contrast, in [-1, 1]."""
+  rng = np.random.default_rng(seed)
+  noise = rng.uniform(-1, 1, (count, size, size, 3))
+  contrast = np.linspace(0, 1, count)[:, None, None, None]
+  return jnp.asarray(contrast * noise, jnp.float32)
+
+
+@functools.cache
+def _create(radius='contrast', seed=0):
+  model = optics.Optics(cell=4, width=8, radius=radius, blocks=1)
+  return model, model.init(jax.random.key(seed), _pictures())
+
+
+def _scaled(variables, factor):
+  return jax.tree.map(lambda x: x * factor, variables)
+
+
+def test_gradient_magnitude_of_a_ramp_is_its_slope():
+  across, down = jnp.meshgrid(jnp.arange(8.0), jnp.arange(8.0))
+  gray = 0.03 * across + 0.04 * down
+  ramp = jnp.broadcast_to(gray[None, :, :, None], (2, 8, 8, 3))
+  np.testing.assert_allclose(
+    optics.gradient_magnitude(ramp), [0.05, 0.05], rtol=1e-5
+  )
+
+
+def test_mean_radius_by_hand():
+  # A ramp of slope HALF lies in the middle between LOW and HIGH.
+  ramp = optics.HALF * jnp.arange(8.0)[None, None, :, None]
+  pictures = jnp.concatenate(
+    [jnp.broadcast_to(ramp, (1, 8, 8, 3)), jnp.zeros((1, 8, 8, 3))]
+  )
+  share = np.array([(optics.LOW + optics.HIGH) / 2, optics.LOW])
+  np.testing.assert_allclose(
+    optics.mean_radius(pictures), math.pi / 2 * share, rtol=1e-4
+  )
+
+
+def test_pinned_mean_is_the_one_asked_for():
+  rng = np.random.default_rng(0)
+  z = np.clip(rng.normal(scale=3, size=(5, 8, 8)), -4, 4).astype(np.float32)
+  z[4] = 4.0  # a flat pattern
+  mean = np.array([0.1, 0.3, 0.5, 0.9, 0.2], np.float32)
+  share = optics.pin_mean(jnp.asarray(z), jnp.asarray(mean))
+  np.testing.assert_allclose(np.mean(share, axis=(1, 2)), mean, atol=1e-5)
+  np.testing.assert_allclose(share[4], np.full((8, 8), 0.2), atol=1e-5)
+  # One shift of all logits explains the whole pattern.
+  logits = np.log(share / (1 - share)) - z
+  np.testing.assert_allclose(
+    logits, logits[:, :1, :1] * np.ones((1, 8, 8)), atol=1e-2
+  )
+
+
+def test_gradient_of_the_pinned_pattern_equals_finite_differences():
+  rng = np.random.default_rng(1)
+  z, direction, weight = rng.normal(size=(3, 1, 4, 4))
+  mean = 0.3
+
+  def exact(z):  # float64, b to the last digit
+    low, high = -20.0, 20.0
+    for _ in range(100):
+      b = (low + high) / 2
+      share = 1 / (1 + np.exp(-(z + b)))
+      low, high = (low, b) if share.mean() > mean else (b, high)
+    return np.sum(weight * share)
+
+  slope = (exact(z + 1e-5 * direction) - exact(z - 1e-5 * direction)) / 2e-5
+  grad = jax.grad(
+    lambda z: jnp.sum(
+      jnp.float32(weight) * optics.pin_mean(z, jnp.full(1, mean, jnp.float32))
+    )
+  )(jnp.float32(z))
+  np.testing.assert_allclose(np.sum(grad * direction), slope, rtol=1e-3)
+
+
+@pytest.mark.parametrize('radius', optics.RADII)
+@pytest.mark.parametrize('factor', [1.0, 100.0])
+def test_paths_stay_within_the_sphere(radius, factor):
+  model, variables = _create(radius)
+  paths = model.apply(_scaled(variables, factor), _pictures(), method='encode')
+  assert paths.shape == (6, 4, 4, 3)
+  assert np.abs(paths[..., 0]).max() <= math.pi + 1e-6
+  assert np.abs(paths[..., 1]).max() <= math.pi / 4 + 1e-6
+  assert paths[..., 2].min() >= 0
+  assert paths[..., 2].max() <= math.pi / 2 + 1e-6
+
+
+@pytest.mark.parametrize('factor', [1.0, 100.0])
+def test_a_more_complex_picture_has_a_larger_mean_radius(factor):
+  model, variables = _create()
+  paths = model.apply(_scaled(variables, factor), _pictures(), method='encode')
+  mean = np.mean(paths[..., 2], axis=(1, 2))
+  np.testing.assert_allclose(mean, optics.mean_radius(_pictures()), atol=1e-4)
+  assert np.all(np.diff(mean) > 0.01)
+
+
+def test_a_flat_picture_can_have_any_signal():
+  # Where the modulator sees one color, z is one number, and the radii of
+  # neighbors lie to either side of the mean by as much as z says.
+  model, variables = _create()
+  apart = []
+  for color in (-0.8, 0.8):
+    flat = jnp.full((1, 64, 64, 3), color)
+    radius = model.apply(variables, flat, method='encode')[0, 4:-4, 4:-4, 2]
+    np.testing.assert_allclose(radius[0::2, 0::2], radius[4, 4], atol=1e-5)
+    np.testing.assert_allclose(radius[0::2, 1::2], radius[4, 5], atol=1e-5)
+    apart.append(float(radius[4, 4] - radius[4, 5]))
+  assert abs(apart[0] - apart[1]) > 1e-3
+
+
+def test_no_radius_of_a_free_encoder_is_computed():
+  model, variables = _create('free')
+  mean = model.apply(variables, _pictures(), method='encode')[..., 2].mean()
+  assert abs(mean - math.pi / 4) < 0.2
+
+
+def test_decoded_pictures_stay_within_the_color_range():
+  model, variables = _create()
+  pictures = model.apply(_scaled(variables, 100.0), _pictures())
+  assert pictures.shape == (6, 16, 16, 3)
+  assert np.abs(pictures).max() <= 1
+
+
+def test_each_cell_paints_its_own_pixels():
+  # Without blocks, the 3x3 convolutions reach two cells and no farther.
+  model = optics.Optics(cell=4, width=8, radius='free', blocks=0)
+  paths = jnp.full((1, 8, 8, 3), 0.5)
+  variables = model.init(jax.random.key(0), paths, method='decode')
+  other = paths.at[0, 1, 5].set(0.1)
+  changed = np.any(
+    model.apply(variables, paths, method='decode')
+    != model.apply(variables, other, method='decode'),
+    axis=(0, 3),
+  )
+  rows, columns = np.nonzero(changed)
+  assert rows.min() == 0
+  assert rows.max() == 4 * 4 - 1
+  assert columns.min() == 3 * 4
+  assert columns.max() == 8 * 4 - 1
+
+
+def test_gradients_are_finite_on_flat_and_on_wild_pictures():
+  model, variables = _create()
+  wild = jnp.sign(_pictures(seed=1) + 1e-3)
+  pictures = jnp.concatenate([jnp.zeros((1, 16, 16, 3)), wild])
+  grads = jax.grad(
+    lambda v: jnp.mean((model.apply(v, pictures) - pictures) ** 2)
+  )(variables)
+  assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
+
+
+def test_unknown_radius_and_uneven_size_are_refused():
+  with pytest.raises(ValueError, match=r'--config\.optics\.radius'):
+    _create('large')
+  model, variables = _create()
+  with pytest.raises(ValueError, match=r'--config\.data\.image_size'):
+    model.apply(variables, jnp.zeros((1, 18, 18, 3)))

@@ -1,0 +1,439 @@
+"""Every rule of a config, and of whose a workdir is."""
+
+import json
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from chimera.run import preflight
+from chimera.school import curriculum
+from configs import chimera as chimera_config
+
+
+def _config(**changes):
+  config = chimera_config.get_config()
+  for key, value in changes.items():
+    group, _, leaf = key.rpartition('__')
+    (config[group] if group else config)[leaf] = value
+  return config
+
+
+def _snapshot(folder):
+  return {
+    str(p): p.read_bytes() if p.is_file() else None for p in folder.rglob('*')
+  }
+
+
+@pytest.mark.parametrize(
+  'variant',
+  ['', '64', '128', '256', 'smoke', 'seed', 'control', '128,control,smoke'],
+)
+def test_every_variant_passes(variant):
+  config = chimera_config.get_config(variant)
+  preflight.check_config(config)
+  preflight.check_data(config)
+
+
+def test_inception_needs_pixels(tmp_path):
+  for name in ('source.npy', 'inception.jax'):
+    (tmp_path / name).write_bytes(b'x')
+  config = _config(
+    data__source=str(tmp_path / 'source.npy'),
+    eval__inception=str(tmp_path / 'inception.jax'),
+  )
+  with pytest.raises(ValueError, match=r"eval\.inception must be one of ''"):
+    preflight.check_config(config)
+
+
+def test_the_default_has_64_pixels():
+  assert chimera_config.get_config('64') == chimera_config.get_config()
+  assert chimera_config.get_config().data.image_size == 64
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'rule'),
+  [
+    ('basename', '', 'a plain file name'),
+    ('basename', '../x', 'a plain file name'),
+    ('basename', '.hidden', 'a plain file name'),
+    ('seed', -1, 'in [0, 2147483647]'),
+    ('devices', 3, 'one of 0, 1, 2, 4'),
+    ('clone_names', ('a', 'b', 'c'), 'a tuple of 4'),
+    ('clone_names', ('a', 'b', 'c', 'd/e'), 'a tuple of 4'),
+    ('data__held_out_fraction', 0.0, 'in (0, 1)'),
+    ('data__held_out_fraction', 1.0, 'in (0, 1)'),
+    ('data__train_count', 9, 'at least 10'),
+    ('data__held_out_count', 0, 'at least 1'),
+    ('data__crop', 'center', "one of 'random', 'whole'"),
+    ('data__max_scale', 0.5, 'at least 1'),
+    ('optics__radius', 'contrasts', "one of 'contrast', 'free'"),
+    ('optics__learning_rate', 0.0, 'above 0'),
+    ('school__mix', 1.1, 'in [0, 1]'),
+    ('school__half_life', 0.0, 'above 0'),
+    ('school__lessons', ((9,), (0, 1), (4,), (1,)), 'each bin once'),
+    ('school__lessons', ((9,), (0, 1), (4,), ()), 'each bin once'),
+    ('school__lessons', ((10,), (0, 1), (4,), (2,)), 'each bin once'),
+    ('school__lessons', ((9,), (0, 1), (4,)), 'each bin once'),
+    ('model__downsample', 3, 'a power of 2'),
+    ('model__downsample', 0, 'a power of 2'),
+    ('model__codes', 1, 'at least 2'),
+    ('loss__l1', -0.1, 'at least 0'),
+    ('loss__l1', float('nan'), 'at least 0'),
+    ('loss__l1', float('inf'), 'at least 0'),
+    ('specialists__strength', 2.0, 'in [0, 1]'),
+    ('specialists__ssim', (1.0, 1.0, 1.0), 'a tuple of 4'),
+    ('specialists__ssim', (1.0, 1.0, 1.0, -1.0), 'a tuple of 4'),
+    ('pid__proportional', (0.3, 0.3, 0.3, 'x'), 'a tuple of 4'),
+    ('pid.target__l1', (0.1, 0.1, 0.0, 0.1), 'each above 0'),
+    ('q__actions', (), 'a tuple of numbers above 0'),
+    ('q__actions', (1.0, 0.0), 'a tuple of numbers above 0'),
+    ('q__window', 1, 'at least 2'),
+    ('q__epsilon_end', 0.5, 'at most q.epsilon = 0.3'),
+    ('q__discount', 1.0, 'in [0, 1)'),
+    ('meld__alpha', 1.0, 'in [0, 1)'),
+    ('meld__weights', 'masses', "one of 'equal', 'mass'"),
+    ('meld__optimizer_state', 'none', "'local', 'shared_v', 'shared'"),
+    ('train__batch_size', 0, 'at least 1'),
+    ('train__schedule', 'linear', "one of 'cosine', 'constant'"),
+    ('train__cycles', 1005, 'multiple of train.cycles_per_dispatch = 10'),
+    ('train__log_every', 7, 'multiple of train.cycles_per_dispatch = 10'),
+    ('train__eval_every', 7, 'multiple of train.cycles_per_dispatch = 10'),
+    ('train__checkpoint_every', 7, 'multiple of train.cycles_per_dispatch'),
+    ('train__keep', 0, 'at least 1'),
+    ('eval__inception', '/nope/inception.jax', "'' or a file"),
+    ('data__image_size', 60, 'multiple of optics.cell * model.downsample = 8'),
+    ('data__image_size', 24, 'at least 32'),
+  ],
+)
+def test_a_value_that_breaks_its_rule_is_one_line_with_its_flag(
+  key, value, rule
+):
+  config = _config(train__cycles_per_dispatch=10)
+  *groups, leaf = key.replace('__', '.').split('.')
+  block = config
+  for group in groups:
+    block = block[group]
+  block[leaf] = value
+  with pytest.raises(ValueError, match='must be') as e:
+    preflight.check_config(config)
+  message = str(e.value)
+  assert rule in message
+  assert repr(value) in message
+  assert message.endswith(f'mend --config.{key.replace("__", ".")}.')
+  assert '\n' not in message
+
+
+def test_bounds_that_cross_are_refused():
+  with pytest.raises(ValueError, match=r'q\.low must be at most'):
+    preflight.check_config(_config(q__low=(0.5, 3.0, 0.5, 0.5)))
+
+
+def test_clones_of_one_name_are_refused():
+  with pytest.raises(ValueError, match='must differ'):
+    preflight.check_config(_config(clone_names=('a', 'a', 'b', 'c')))
+
+
+@pytest.mark.parametrize('samples', [100, 101, 107, 3072])
+def test_a_batch_is_at_most_the_smallest_lesson(samples):
+  lessons = ((9,), (0, 1, 2, 3), (4, 5, 6), (7, 8))
+  bins = curriculum.bin_samples(np.arange(samples, dtype=np.float32))
+  smallest = min(sum(len(bins[b]) for b in lesson) for lesson in lessons)
+  config = _config(data__train_count=samples, train__batch_size=smallest)
+  preflight.check_config(config)
+  config.train.batch_size = smallest + 1
+  with pytest.raises(ValueError, match=f'smallest lesson, {smallest}, got'):
+    preflight.check_config(config)
+
+
+def test_a_config_file_that_lacks_a_key_is_told_which():
+  config = chimera_config.get_config()
+  del config.train['warmup']
+  with pytest.raises(ValueError, match=r'lacks the key train\.warmup'):
+    preflight.check_config(config)
+
+
+def test_a_config_file_with_a_key_too_many_is_told_the_nearest():
+  config = chimera_config.get_config()
+  config.train.warm_up = 3
+  with pytest.raises(ValueError, match=r'mean --config\.train\.warmup'):
+    preflight.check_config(config)
+
+
+@pytest.mark.parametrize(
+  ('key', 'near'),
+  [
+    ('train.bath_size', 'train.batch_size'),
+    ('trian.batch_size', 'train.batch_size'),
+    ('optics.cycles', 'train.cycles'),
+    ('warmup', 'train.warmup'),
+    ('sed', 'seed'),
+    ('pid.target.color_cov', 'pid.target.color_covariance'),
+  ],
+)
+def test_an_unknown_key_is_told_the_nearest(key, near):
+  known = preflight.keys(chimera_config.get_config())
+  with pytest.raises(ValueError, match='Unknown config key') as e:
+    preflight.check_keys([key], known)
+  assert str(e.value).endswith(f'did you mean --config.{near}?')
+
+
+def test_a_word_like_nothing_gets_no_advice():
+  assert preflight.nearest('qqqqqq', ['train', 'evaluate']) is None
+
+
+def test_sources_that_are_not_there_are_refused(tmp_path):
+  for source, complaint in {
+    str(tmp_path / 'none'): 'no such folder',
+    str(tmp_path): 'No readable image',
+    str(tmp_path / 'a.npy'): 'No such file',
+    '': 'no such folder',
+  }.items():
+    with pytest.raises(ValueError, match=complaint):
+      preflight.check_data(_config(data__source=source))
+  with pytest.raises(ValueError, match=r'--config\.data\.held_out_source'):
+    preflight.check_data(_config(data__held_out_source=str(tmp_path / 'x')))
+  Image.new('RGB', (9, 9)).save(tmp_path / 'a.png')
+  preflight.check_data(_config(data__held_out_source=str(tmp_path)))
+
+
+def _claim(config, workdir):
+  with preflight.claim_workdir(config, str(workdir)):
+    pass
+
+
+def _trained(workdir, config):
+  _claim(config, workdir)
+  (workdir / 'checkpoints' / '100').mkdir(parents=True)
+  (workdir / 'latents.npy').write_bytes(b'x')
+
+
+def _prepared(workdir, config):
+  _claim(config, workdir)
+  (workdir / 'latents.npy').write_bytes(b'x')
+
+
+def test_a_claim_writes_the_config_and_nothing_else(tmp_path):
+  workdir = tmp_path / 'runs' / 'a'
+  config = chimera_config.get_config()
+  preflight.check_workdir(config, str(workdir))
+  assert not workdir.exists()
+  _claim(config, workdir)
+  assert [p.name for p in workdir.iterdir()] == ['config.json']
+  written = json.loads((workdir / 'config.json').read_text())
+  assert written['train']['batch_size'] == 8
+  assert written['school']['lessons'] == [[9], [0, 1, 2, 3], [4, 5, 6], [7, 8]]
+  preflight.check_workdir(config, str(workdir))
+
+
+def test_the_same_config_goes_on(tmp_path):
+  _trained(tmp_path, chimera_config.get_config())
+  preflight.check_workdir(chimera_config.get_config(), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('train__batch_size', 4),
+    ('train__cycles', 2000),
+    ('data__source', '/elsewhere'),
+    ('school__lessons', ((9,), (0, 1, 2, 3), (4, 5, 6), (7,))),
+    ('basename', 'other'),
+  ],
+)
+def test_a_trained_workdir_of_another_config_is_refused(tmp_path, key, value):
+  _trained(tmp_path, chimera_config.get_config())
+  before = _snapshot(tmp_path)
+  with pytest.raises(ValueError, match='of another config') as e:
+    preflight.check_workdir(_config(**{key: value}), str(tmp_path))
+  assert key.replace('__', '.') in str(e.value)
+  assert '--workdir' in str(e.value)
+  assert '\n' not in str(e.value)
+  assert _snapshot(tmp_path) == before
+
+
+def _exported(folder, **changes):
+  """Of the default config; only what preflight reads."""
+  meta = {
+    'tokenizer': {
+      'width': 64,
+      'blocks': 2,
+      'downsample': 2,
+      'codes': 1024,
+      'code_dim': 8,
+    },
+    'optics': {'cell': 4, 'width': 48, 'radius': 'contrast', 'blocks': 3},
+  }
+  folder.mkdir()
+  (folder / 'tokenizer.json').write_text(json.dumps({**meta, **changes}))
+  return str(folder)
+
+
+def _trained_elder(folder, **changes):
+  folder.mkdir()
+  _trained(folder, _config(**changes))
+  return str(folder)
+
+
+@pytest.mark.parametrize('make', [_exported, _trained_elder])
+def test_a_run_starts_from_its_own_kind(tmp_path, make):
+  folder = make(tmp_path / 'elder')
+  workdir = str(tmp_path / 'w')
+  config = _config(init_from=folder, data__image_size=128, train__batch_size=4)
+  preflight.check_config(config)
+  preflight.check_origin(config, workdir)
+  preflight.check_origin(_config(), workdir)
+  for key, there, here in (
+    ('model__codes', 1024, 512),
+    ('model__width', 64, 32),
+    ('optics__cell', 4, 2),
+    ('optics__radius', "'contrast'", "'free'"),
+  ):
+    value = here.strip("'") if isinstance(here, str) else here
+    with pytest.raises(ValueError, match='must be as in') as e:
+      preflight.check_origin(_config(init_from=folder, **{key: value}), workdir)
+    key = key.replace('__', '.')
+    assert str(e.value) == (
+      f'{key} must be as in --config.init_from={folder}, {there}, got {here}: '
+      f'mend --config.{key}.'
+    )
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('model__critic_width', 8),
+    ('q__window', 4),
+    ('q__actions', (0.9, 1.0)),
+    ('meld__enabled', False),
+    ('meld__outer_momentum', 0.9),
+  ],
+)
+def test_a_workdir_binds_its_critics_and_agents_too(tmp_path, key, value):
+  elder = _trained_elder(tmp_path / 'elder')
+  with pytest.raises(ValueError, match=key.replace('__', r'\.')):
+    preflight.check_origin(_config(init_from=elder, **{key: value}), 'w')
+  export = _exported(tmp_path / 'export')
+  preflight.check_origin(_config(init_from=export, **{key: value}), 'w')
+
+
+def test_images_need_an_origin_with_optics_and_path_params_do_not(tmp_path):
+  blind = _exported(tmp_path / 'blind', optics=None)
+  with pytest.raises(ValueError, match='must have optics'):
+    preflight.check_origin(_config(init_from=blind), 'w')
+  preflight.check_origin(
+    _config(init_from=blind, data__source='a.npy', optics__cell=2), 'w'
+  )
+  elder = _trained_elder(tmp_path / 'elder', data__source='a.npy')
+  with pytest.raises(ValueError, match='must have optics'):
+    preflight.check_origin(_config(init_from=elder), 'w')
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '{"tokenizer": 3}', '{}'])
+def test_an_origin_that_is_none_is_refused_in_a_line(tmp_path, text):
+  (tmp_path / 'tokenizer.json').write_text(text)
+  with pytest.raises(ValueError, match='is not readable') as e:
+    preflight.check_origin(_config(init_from=str(tmp_path)), 'w')
+  assert '\n' not in str(e.value)
+  for nothing in (tmp_path / 'none', tmp_path.parent):
+    with pytest.raises(ValueError, match='a workdir with checkpoints'):
+      preflight.check_origin(_config(init_from=str(nothing)), 'w')
+
+
+def test_a_resumed_run_needs_its_origin_no_more(tmp_path):
+  config = _config(init_from=str(tmp_path / 'gone'))
+  _trained(tmp_path, config)
+  preflight.check_workdir(config, str(tmp_path))
+  preflight.check_origin(config, str(tmp_path))
+  with pytest.raises(ValueError, match='init_from'):
+    preflight.check_workdir(_config(init_from='other'), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('devices', 1),
+    ('train__keep', 5),
+    ('train__log_every', 10),
+    ('eval__batch_size', 8),
+  ],
+)
+def test_what_nothing_learned_depends_on_may_change(tmp_path, key, value):
+  _trained(tmp_path, chimera_config.get_config())
+  preflight.check_workdir(_config(**{key: value}), str(tmp_path))
+
+
+def test_prepared_latents_bind_what_they_were_made_by_and_no_more(tmp_path):
+  _prepared(tmp_path, chimera_config.get_config())
+  preflight.check_workdir(_config(train__batch_size=4), str(tmp_path))
+  for key, value in (('optics__steps', 7), ('seed', 3), ('data__seed', 1)):
+    with pytest.raises(ValueError, match='of another config'):
+      preflight.check_workdir(_config(**{key: value}), str(tmp_path))
+
+
+def test_a_run_that_failed_before_it_made_anything_binds_nothing(tmp_path):
+  _claim(_config(data__source='/nope'), tmp_path)
+  (tmp_path / 'optics').mkdir()
+  preflight.check_workdir(chimera_config.get_config(), str(tmp_path))
+
+
+def test_a_command_that_fails_before_it_made_anything_leaves_no_trace(tmp_path):
+  config = chimera_config.get_config()
+  workdir = tmp_path / 'w'
+  with (
+    pytest.raises(ValueError, match='wrong'),
+    preflight.claim_workdir(config, str(workdir)),
+  ):
+    raise ValueError('wrong')
+  assert list(tmp_path.iterdir()) == []
+  _trained(workdir, config)
+  before = _snapshot(workdir)
+  with (
+    pytest.raises(ValueError, match='wrong'),
+    preflight.claim_workdir(_config(eval__preview=3), str(workdir)),
+  ):
+    raise ValueError('wrong')
+  assert _snapshot(workdir) == before
+
+
+def test_what_a_command_made_before_it_failed_keeps_its_config(tmp_path):
+  _claim(chimera_config.get_config(), tmp_path)
+  config = _config(seed=3)
+
+  def make_and_fail():
+    (tmp_path / 'latents.npy').write_bytes(b'x')
+    raise ValueError('wrong')
+
+  with (
+    pytest.raises(ValueError, match='wrong'),
+    preflight.claim_workdir(config, str(tmp_path)),
+  ):
+    make_and_fail()
+  preflight.check_workdir(config, str(tmp_path))
+  with pytest.raises(ValueError, match='of another config'):
+    preflight.check_workdir(chimera_config.get_config(), str(tmp_path))
+
+
+def test_folders_of_others_are_left_alone(tmp_path):
+  config = chimera_config.get_config()
+  for i, (name, text, complaint) in enumerate(
+    (
+      ('config.json', '{"name": "a web site"}', 'not of Chimera'),
+      ('config.json', '[1, 2]', 'not readable'),
+      ('config.json', '{"broken', 'not readable'),
+      ('latents.npy', 'x', 'no config.json'),
+    )
+  ):
+    workdir = tmp_path / str(i)
+    workdir.mkdir()
+    (workdir / name).write_text(text)
+    before = _snapshot(workdir)
+    with pytest.raises(ValueError, match=complaint):
+      preflight.check_workdir(config, str(workdir))
+    assert _snapshot(workdir) == before
+
+
+def test_a_workdir_that_is_a_file_is_refused(tmp_path):
+  (tmp_path / 'a').write_text('x')
+  with pytest.raises(ValueError, match='must be a folder'):
+    preflight.check_workdir(chimera_config.get_config(), str(tmp_path / 'a'))

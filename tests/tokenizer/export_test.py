@@ -1,0 +1,251 @@
+"""The exported tokenizer: one language in trainer, export and artefact."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chimera.clones import models
+from chimera.data import images
+from chimera.optics import poincare
+from chimera.tokenizer import export
+from tests import tiny
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return tiny.save_tokenizer(tmp_path_factory.mktemp('export') / 'tokenizer')
+
+
+@pytest.fixture(scope='module')
+def pictures():
+  """uint8 (12, 16, 16, 3), from flat to wild."""
+  rng = np.random.default_rng(0)
+  contrast = np.linspace(0, 120, 12)[:, None, None, None]
+  noise = rng.normal(size=(12, 16, 16, 3)) * contrast
+  return np.clip(128 + noise, 0, 255).astype(np.uint8)
+
+
+def _artefacts(folder):
+  return (
+    jax.export.deserialize(bytearray((folder / name).read_bytes()))
+    for name in export.ARTEFACTS
+  )
+
+
+def _as_the_trainer_does(parts, pictures):
+  """Stage 1, then the tokenizer on its path_params, as two programs."""
+  x = images.to_float(pictures)
+  paths = jax.jit(lambda v, x: parts.optics.apply(v, x, method='encode'))(
+    parts.variables, x
+  )
+  return jax.jit(
+    lambda p, x: parts.tokenizer.apply({'params': p}, x, method='tokenize')
+  )(parts.params, poincare.normalize(paths))
+
+
+def test_codes_are_identical_in_trainer_export_and_artefact(folder, pictures):
+  loaded = export.load(folder)
+  encode, decode = _artefacts(folder)
+  tokens = np.asarray(loaded.encode(pictures))
+  assert tokens.dtype == np.int32
+  assert tokens.shape == (12, 2, 2)
+  assert len(np.unique(tokens)) > 3
+  trained = _as_the_trainer_does(tiny.parts(), pictures)
+  np.testing.assert_array_equal(tokens, trained)
+  x = images.to_float(pictures)
+  np.testing.assert_array_equal(tokens, encode.call(x))
+  back = loaded.decode(tokens)
+  assert back.shape == (12, 16, 16, 3)
+  np.testing.assert_allclose(back, decode.call(tokens), atol=1e-5)
+  assert np.abs(back).max() <= 1
+
+
+def test_uint8_and_floats_give_the_same_tokens(folder, pictures):
+  loaded = export.load(folder)
+  x = images.to_float(pictures)
+  np.testing.assert_array_equal(loaded.encode(pictures), loaded.encode(x))
+
+
+@pytest.mark.parametrize('batch', [1, 3, 12])
+def test_any_batch_gives_the_same_tokens(folder, pictures, batch):
+  loaded = export.load(folder)
+  encode, _ = _artefacts(folder)
+  part = pictures[:batch]
+  whole = loaded.encode(pictures)[:batch]
+  np.testing.assert_array_equal(loaded.encode(part), whole)
+  np.testing.assert_array_equal(encode.call(images.to_float(part)), whole)
+
+
+def test_four_devices_give_the_tokens_and_pixels_of_one(folder, pictures):
+  loaded = export.load(folder)
+  encode, decode = _artefacts(folder)
+  mesh = jax.sharding.Mesh(jax.devices()[:4], 'i')
+  over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('i'))
+  x = images.to_float(pictures)
+  tokens = np.asarray(loaded.encode(x))
+  spread = loaded.encode(jax.device_put(x, over))
+  np.testing.assert_array_equal(spread, tokens)
+  spread = jax.device_put(jnp.asarray(tokens), over)
+  back = loaded.decode(tokens)
+  np.testing.assert_allclose(loaded.decode(spread), back, atol=1e-5)
+  for device in jax.devices()[:4]:
+    there = jax.device_put(x, device)
+    np.testing.assert_array_equal(encode.call(there), tokens)
+    there = decode.call(jax.device_put(tokens, device))
+    np.testing.assert_allclose(there, back, atol=1e-5)
+
+
+def test_a_tokenizer_of_path_params_needs_no_optics(tmp_path):
+  _, paths = tiny.bins_and_paths()
+  parts = tiny.parts()._replace(optics=None, variables=None)
+  export.save(tmp_path, parts, input_shape=(8, 8, 3), came_from={})
+  loaded = export.load(tmp_path)
+  assert loaded.grid == (4, 4)
+  tokens = loaded.encode(paths[:5])
+  expected = parts.tokenizer.apply(
+    {'params': parts.params}, poincare.normalize(paths[:5]), method='tokenize'
+  )
+  np.testing.assert_array_equal(tokens, expected)
+  back = np.asarray(loaded.decode(tokens))
+  assert back.shape == (5, 8, 8, 3)
+  low = np.array([-np.pi, -np.pi / 4, 0])
+  high = np.array([np.pi, np.pi / 4, np.pi / 2])
+  assert np.all((back >= low - 1e-5) & (back <= high + 1e-5))
+
+
+def test_loading_needs_neither_tensorflow_nor_the_trainer(folder, pictures):
+  np.save(folder.parent / 'pictures.npy', pictures)
+  program = f"""
+import sys
+sys.modules |= dict.fromkeys(
+  ['tensorflow', 'tensorboard', 'clu', 'ml_collections', 'skimage',
+   'matplotlib', 'PIL'])
+import numpy as np
+from chimera.tokenizer import export
+tokenizer = export.load({str(folder)!r})
+pictures = np.load({str(folder.parent / 'pictures.npy')!r})
+tokens = tokenizer.encode(pictures)
+tokenizer.decode(tokens)
+ours = {{n for n in sys.modules if n.count('.') == 2 and n[:8] == 'chimera.'}}
+assert ours == {{'chimera.system.disk', 'chimera.tokenizer.export',
+                 'chimera.clones.models', 'chimera.optics.modules',
+                 'chimera.optics.poincare'}}, ours
+np.save({str(folder.parent / 'tokens.npy')!r}, tokens)
+"""
+  subprocess.run([sys.executable, '-c', program], check=True)
+  tokens = np.load(folder.parent / 'tokens.npy')
+  np.testing.assert_array_equal(tokens, export.load(folder).encode(pictures))
+
+
+def test_the_artefact_runs_where_only_jax_is_installed(folder, pictures):
+  x = images.to_float(pictures)
+  np.save(folder.parent / 'x.npy', x)
+  program = f"""
+import sys
+sys.modules |= dict.fromkeys(
+  ['tensorflow', 'flax', 'optax', 'chex', 'safetensors', 'chimera', 'dm_pix'])
+import jax, jax.export, numpy as np
+encode, decode = (
+  jax.export.deserialize(bytearray(open({str(folder)!r} + name, 'rb').read()))
+  for name in ('/encode.stablehlo', '/decode.stablehlo'))
+tokens = encode.call(np.load({str(folder.parent / 'x.npy')!r}))
+np.save({str(folder.parent / 'tokens.npy')!r}, tokens)
+np.save({str(folder.parent / 'back.npy')!r}, decode.call(tokens))
+"""
+  subprocess.run([sys.executable, '-c', program], check=True)
+  loaded = export.load(folder)
+  tokens = loaded.encode(x)
+  np.testing.assert_array_equal(np.load(folder.parent / 'tokens.npy'), tokens)
+  back = np.load(folder.parent / 'back.npy')
+  np.testing.assert_allclose(back, loaded.decode(tokens), atol=1e-5)
+
+
+def test_the_json_says_what_readers_need(folder):
+  meta = json.loads((folder / export.META).read_text())
+  assert meta['input_shape'] == [16, 16, 3]
+  assert meta['grid'] == [2, 2]
+  assert meta['tokenizer']['codes'] == 16
+  assert meta['optics'] == {
+    'cell': 4,
+    'width': 8,
+    'radius': 'contrast',
+    'blocks': 3,
+  }
+  assert '[-1, 1]' in meta['color_range']
+  assert meta['came_from'] == {'a': 1}
+  assert set(meta['files']) == {export.WEIGHTS, *export.ARTEFACTS}
+
+
+def test_another_codebook_has_another_digest(folder, tmp_path):
+  other = export.load(tiny.save_tokenizer(tmp_path / 'other', seed=1))
+  assert other.codebook_digest != export.load(folder).codebook_digest
+
+
+@pytest.mark.parametrize(
+  'name', [export.META, export.WEIGHTS, *export.ARTEFACTS]
+)
+def test_a_flipped_bit_anywhere_is_noticed(tmp_path, name):
+  folder = tiny.save_tokenizer(tmp_path / 'tokenizer')
+  path = folder / name
+  whole = path.read_bytes()
+  rng = np.random.default_rng(0)
+  for place in rng.integers(len(whole), size=20):
+    data = bytearray(whole)
+    data[place] ^= 1 << int(rng.integers(8))
+    if name == export.META and _means_the_same(data, whole):
+      continue
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match='not a whole tokenizer'):
+      export.load(folder)
+  for data in (whole[: len(whole) // 2], b'', whole + b'x'):
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match='not a whole tokenizer'):
+      export.load(folder)
+  path.unlink()
+  with pytest.raises(ValueError, match='tokenizer'):
+    export.load(folder)
+  path.write_bytes(whole)
+  export.load(folder)
+
+
+def _means_the_same(data, whole):
+  """A blank may become another blank."""
+  try:
+    return json.loads(data) == json.loads(whole)
+  except ValueError:
+    return False
+
+
+def test_another_format_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(export, 'FORMAT', 2)
+  folder = tiny.save_tokenizer(tmp_path)
+  monkeypatch.setattr(export, 'FORMAT', 1)
+  with pytest.raises(ValueError, match='format 2, and this reads 1'):
+    export.load(folder)
+
+
+def test_what_is_no_image_and_no_token_is_refused(folder, pictures):
+  loaded = export.load(folder)
+  with pytest.raises(ValueError, match=r'\(B, 16, 16, 3\), got \(16, 16, 3\)'):
+    loaded.encode(pictures[0])
+  with pytest.raises(ValueError, match='crop or resize'):
+    loaded.encode(pictures[:, :8])
+  with pytest.raises(ValueError, match='got dtype = int32'):
+    loaded.encode(pictures.astype(np.int32))
+  with pytest.raises(ValueError, match=r'\(B, 2, 2\), got \(2, 2\)'):
+    loaded.decode(np.zeros((2, 2), np.int32))
+  with pytest.raises(ValueError, match='integers'):
+    loaded.decode(np.zeros((1, 2, 2), np.float32))
+  with pytest.raises(ValueError, match=r'in \[0, 16\), got 0 to 16'):
+    loaded.decode(np.array([[[0, 1], [2, 16]]]))
+
+
+def test_the_codebook_in_the_file_is_the_trained_one(folder):
+  book = export.load(folder).parts.params['codebook']
+  np.testing.assert_array_equal(book, tiny.parts().params['codebook'])
+  assert isinstance(export.load(folder).parts.tokenizer, models.Tokenizer)
