@@ -150,6 +150,7 @@ class _Program:
 
     from chimera import step as step_lib
     from chimera.clones import state as state_lib
+    from chimera.run import engine
     from chimera.school import curriculum as curriculum_lib
     from chimera.school import lessons
 
@@ -164,9 +165,9 @@ class _Program:
     )
     chosen = jax.devices()[:devices]
     self._wait = jax.block_until_ready
-    self._state = step_lib.put(state_lib.stack(states), chosen)
-    self._mission = step_lib.put(state_lib.stack(missions), chosen)
-    self._shard = step_lib.put_shared(whole, chosen)
+    self._state = engine.put(state_lib.stack(states), chosen)
+    self._mission = engine.put(state_lib.stack(missions), chosen)
+    self._shard = engine.put_shared(whole, chosen)
     self._step = step_lib.make_train_step(spec, chosen, cycles=cycles)
     self.images = len(states) * spec.batch_size * cycles
 

@@ -8,25 +8,23 @@ only by its `Mission`.
 
 from collections.abc import Callable, Sequence
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
-from jax.custom_batching import custom_vmap
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from chimera.agents import pid as pid_lib
 from chimera.agents import q_learning
-from chimera.clones import losses, models
+from chimera.clones import learning, losses, models
 from chimera.clones import state as state_lib
-from chimera.meld import average as meld
-from chimera.meld import quarantine
+from chimera.meld import average, codebook, quarantine
+from chimera.meld import optimizer as optimizer_lib
 from chimera.optics import poincare
 from chimera.school import lessons as lessons_lib
-
-AXES = ('devices', 'clones')
+from chimera.system import axes
 
 Metrics = dict[str, jax.Array]
 
@@ -38,18 +36,111 @@ def train_step(
   *,
   spec: state_lib.StepSpec,
 ) -> tuple[state_lib.CloneState, Metrics]:
-  """One cycle of one clone."""
-  step = state.step
+  """One cycle of one clone: its state, and metrics by their tags.
+
+  Metrics of K terms are arrays, named by what their tags begin with.
+  """
+  step, start = state.step, state.master.params
   cycle_rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), step)
   rngs = jax.random.split(jax.random.fold_in(cycle_rng, mission.clone), 5)
 
   # Assign: this clone's lesson, from its own shard.
-  ids_B, paths = lessons_lib.draw_lesson(
-    rngs[0], state.school, shard, batch_size=spec.batch_size, mix=spec.mix
-  )
-  x = poincare.normalize(paths)
+  ids_B, x = _draw(rngs[0], state.school, shard, spec)
 
   # The agents act.
+  lambda_K, epsilon, q = agents_act(rngs[1], state, mission, spec)
+  learning_rate = q.trim * spec.schedule(step)
+
+  # Learn: the critic and the generator, from one forward pass.
+  gradients, seen, metrics = axes.one_by_one(
+    functools.partial(learning.learn, spec=spec)
+  )(
+    state.generator.params,
+    state.critic.params,
+    x,
+    lambda_K,
+    spec.loss.ramp(step),
+    jax.random.uniform(rngs[2], (spec.batch_size,)),
+  )
+  base_loss = losses.base_objective(mission.pid.base_K, seen.terms_K)
+  learned = descend(state, gradients, base_loss, learning_rate, mission, spec)
+
+  # Synthesize: the mean of the destinations, folded into the master.
+  weight = jnp.where(learned.stays, mission.weight, 0.0)
+  common = _pool(learned.generator, weight, start, spec.generator_optimizer)
+  counts_V = lax.psum(jnp.where(learned.stays, seen.counts_V, 0), axes.AXES)
+  is_meld = ((step + 1) % spec.meld.every == 0) & jnp.any(learned.healthy_M)
+  master = average.synthesize(
+    state.master,
+    common.params,
+    counts_V,
+    jnp.where(learned.stays, seen.z_XxD, jnp.nan),
+    cycle_rng,
+    step,
+    is_meld,
+    spec=spec.meld,
+    quantizer=models,
+  )
+
+  # Re-clone: at a meld, and whoever is sick.
+  generator = axes.where(
+    learned.stays, learned.generator, common.replace(params=master.params)
+  )
+  params = axes.where(is_meld, master.params, generator.params)
+  spare = _pool(
+    learned.critic, weight, state.critic.params, spec.critic_optimizer
+  )
+
+  # The agents observe what happened; School and quarantine remember it.
+  effect = functools.partial(
+    own_effect, rngs[3], state, learned, common.params, weight, mission, shard
+  )
+  pid, q, own_loss = agents_observe(
+    state, q, seen, base_loss, effect, mission, spec
+  )
+  school = lessons_lib.remember(
+    *(rngs[4], state.school, ids_B, seen.varentropy_B, step, mission.enrols),
+    spec=spec.school,
+  )
+  health = quarantine.remember(
+    state.health, learned.healthy_M, learned.sizes_S, spec.quarantine
+  )
+  healthy = learned.healthy_M[mission.clone]
+  metrics |= {
+    'lambda': lambda_K,
+    'loss/base': base_loss,
+    'agent/lr': learning_rate,
+    'agent/epsilon': epsilon,
+    **_of_agents(pid, q),
+    **_of_meld(learned, common.params, start, counts_V),
+    'meld/dropped': state.dropped + ~healthy,
+    'healthy': healthy,
+    'sick': health.sick,
+    'lesson_B': ids_B,
+    # What the meld did not use of this clone is still worth a picture.
+    'specialist': learned.generator.params,
+  }
+  return state.replace(
+    step=step + 1,
+    generator=generator.replace(params=params),
+    critic=axes.where(learned.stays, learned.critic, spare),
+    master=master,
+    pid=pid,
+    q=q,
+    own_loss=own_loss,
+    school=school,
+    health=health,
+    dropped=state.dropped + ~healthy,
+  ), metrics
+
+
+def agents_act(
+  rng: jax.Array,
+  state: state_lib.CloneState,
+  mission: state_lib.Mission,
+  spec: state_lib.StepSpec,
+) -> tuple[jax.Array, jax.Array, q_learning.State]:
+  """The loss weights, the Q-agent's chance to explore, and what it chose."""
   lambda_K = pid_lib.conserve(
     pid_lib.act(state.pid, mission.pid),
     state.pid,
@@ -58,266 +149,168 @@ def train_step(
   )
   epsilon = q_learning.exploration(
     state.q.decisions,
-    start=spec.q_epsilon,
-    end=spec.q_epsilon_end,
-    decay=spec.q_epsilon_decay,
+    start=spec.q.epsilon,
+    end=spec.q.epsilon_end,
+    decay=spec.q.epsilon_decay,
   )
   q = q_learning.act(
-    rngs[1],
+    rng,
     state.q,
     mission.q,
-    actions=spec.q_actions,
-    every=spec.q_every,
-    cycle=step,
+    actions=spec.q.actions,
+    every=spec.q.every,
+    cycle=state.step,
     epsilon=epsilon,
   )
-  learning_rate = q.trim * spec.plain_learning_rate(step)
+  return lambda_K, epsilon, q
 
-  # Learn: the critic and the generator, from one forward pass.
-  ramp = jnp.minimum(1.0, step / max(spec.adv_ramp, 1))
-  epsilon_B = jax.random.uniform(rngs[2], (spec.batch_size,))
-  gradients, seen = one_by_one(functools.partial(learn, spec=spec))(
-    state.generator.params, state.critic.params, x, lambda_K, ramp, epsilon_B
-  )
-  base_loss = base_objective(mission.pid.base_K, seen['terms_K'])
+
+class Learned(NamedTuple):
+  """Where a clone arrived, and who is well.
+
+  Attributes:
+    generator: after its own step.
+    critic: likewise.
+    gradients: that they took.
+    stays: whether this clone goes on with them, scalar bool.
+    healthy_M: of all clones, bool.
+    sizes_S: the clones' median sizes, which the quarantine remembers.
+  """
+
+  generator: state_lib.TrainState
+  critic: state_lib.TrainState
+  gradients: dict[str, Any]
+  stays: jax.Array
+  healthy_M: jax.Array
+  sizes_S: jax.Array
+
+
+def descend(
+  state: state_lib.CloneState,
+  gradients: dict[str, Any],
+  base_loss: jax.Array,
+  learning_rate: jax.Array,
+  mission: state_lib.Mission,
+  spec: state_lib.StepSpec,
+) -> Learned:
+  """Both networks' steps, and who is too sick for the meld."""
+  baseline_S, bounds_S = state.health.baseline_S, spec.quarantine.bounds
   # Sick by its gradients: it must not reach the moments in common.
-  usual_S, bounds_S = state.health.usual_S, spec.bounds
-  fit_M, before_S = _judge(
-    [base_loss, *map(quarantine.size, gradients.values())],
+  fit_M, before_S = quarantine.examine(
+    [base_loss, *map(quarantine.global_norm, gradients.values())],
     (state.generator, state.critic),
-    usual_S[:-1],
+    baseline_S[:-1],
     bounds_S[:-1],
   )
   weight = jnp.where(fit_M[mission.clone], mission.weight, 0.0)
-  mean_gradients = meld.mean(
-    gradients, weight, AXES, jax.tree.map(jnp.zeros_like, gradients)
+  mean_gradients = average.mean(
+    gradients, weight, axes.AXES, jax.tree.map(jnp.zeros_like, gradients)
   )
-  if spec.average_gradients:
+  if not spec.meld.enabled:
     gradients = mean_gradients
-  learned, critic = _descend(
-    state, gradients, mean_gradients, learning_rate, spec
+
+  def step(name: str, net: state_lib.TrainState, optimizer: Any, rate: Any):
+    updates, opt_state = optimizer_lib.make_optimizer(optimizer).update(
+      gradients[name],
+      net.opt_state,
+      net.params,
+      mean_grads=mean_gradients[name],
+      learning_rate=rate,
+    )
+    params = optax.apply_updates(net.params, updates)
+    return state_lib.TrainState(params, opt_state)
+
+  generator = step(
+    'generator', state.generator, spec.generator_optimizer, learning_rate
+  )
+  critic = step(
+    'critic', state.critic, spec.critic_optimizer, spec.wgan.learning_rate
   )
   # Sick by where that leads.
-  arrived_M, after_S = _judge(
-    [quarantine.length(_minus(learned.params, 1.0, state.master.params))],
-    (learned, critic),
-    usual_S[-1:],
+  displacement = jax.tree.map(
+    jnp.subtract, generator.params, state.master.params
+  )
+  arrived_M, after_S = quarantine.examine(
+    [quarantine.l1_norm(displacement)],
+    (generator, critic),
+    baseline_S[-1:],
     bounds_S[-1:],
   )
   healthy_M = fit_M & arrived_M
   # With one gradient for all, a clone whose own was left out took no harm.
-  stays_M = arrived_M if spec.average_gradients else healthy_M
-  stays = stays_M[mission.clone]
-  weight = jnp.where(stays, mission.weight, 0.0)
-
-  # Synthesize: the mean of the destinations.
-  common = _in_common(
-    learned, weight, state.master.params, spec.adam, spec.optimizer_state
+  stays_M = healthy_M if spec.meld.enabled else arrived_M
+  return Learned(
+    generator=generator,
+    critic=critic,
+    gradients=gradients,
+    stays=stays_M[mission.clone],
+    healthy_M=healthy_M,
+    sizes_S=jnp.concatenate([before_S, after_S]),
   )
-  destination = common.params
 
-  # The agents observe what happened.
+
+def agents_observe(
+  state: state_lib.CloneState,
+  q: q_learning.State,
+  seen: learning.Seen,
+  base_loss: jax.Array,
+  effect: Callable[[state_lib.StepSpec], jax.Array],
+  mission: state_lib.Mission,
+  spec: state_lib.StepSpec,
+) -> tuple[pid_lib.State, q_learning.State, jax.Array]:
+  """Both agents after this cycle, and the loss by the clone's own part."""
   target = mission.pid.target_K[losses.ADV]
   pid = pid_lib.observe(
     state.pid,
     mission.pid,
     # Signed and unbounded, adv has no log: its error is log(target / share).
-    seen['terms_K'].at[losses.ADV].set(target**2 / seen['adv_share']),
-    smoothing=spec.pid_smoothing,
-    limit=spec.pid_limit,
-    slew=spec.pid_slew,
+    seen.terms_K.at[losses.ADV].set(target**2 / seen.adv_share),
+    smoothing=spec.pid.smoothing,
+    limit=spec.pid.limit,
+    slew=spec.pid.slew,
   )
-  if spec.q_history == 'own':
-    effect = _own_effect(
-      rngs[3], state, learned, destination, weight, mission, shard, spec
-    )
-    own_loss = effect * jnp.where(step % spec.q_every == 0, 1, state.own_loss)
-  else:
-    own_loss = state.own_loss
+  own_loss = state.own_loss
+  if spec.q.history == 'own':
+    is_new = state.step % spec.q.every == 0
+    own_loss = effect(spec) * jnp.where(is_new, 1, own_loss)
   q = q_learning.observe(
     q,
-    own_loss if spec.q_history == 'own' else base_loss,
-    every=spec.q_every,
-    cycle=step,
-    rate=spec.q_rate,
-    discount=spec.q_discount,
+    own_loss if spec.q.history == 'own' else base_loss,
+    every=spec.q.every,
+    cycle=state.step,
+    rate=spec.q.rate,
+    discount=spec.q.discount,
   )
   # Poison of their own they would keep for good.
-  is_sound = meld.all_finite((pid, q, own_loss))
-  pid, q, own_loss = _where(is_sound, (pid, q, own_loss), _new_agents(pid, q))
-  lessons = _remember(rngs[4], state.school, mission, step, ids_B, seen, spec)
-
-  # Synthesize: the destination, folded into the master.
-  counts_V = lax.psum(jnp.where(stays, seen['counts_V'], 0), AXES)
-  is_meld = ((step + 1) % spec.every == 0) & jnp.any(healthy_M)
-  master = _synthesize(
-    state.master,
-    destination,
-    counts_V,
-    jnp.where(stays, seen['z_XxD'], jnp.nan),
-    is_meld,
-    cycle_rng,
-    step,
-    spec,
+  is_sound = average.all_finite((pid, q, own_loss))
+  newborn = (
+    pid_lib.init(len(pid.error_K)),
+    q_learning.init(window=len(q.history_W), actions=q.table_SxA.shape[1]),
+    jnp.float32(1.0),
   )
-
-  # Re-clone: at a meld, and whoever is sick.
-  generator = _where(stays, learned, common.replace(params=master.params))
-  params = _where(is_meld, master.params, generator.params)
-  new_critic = _in_common(
-    critic,
-    weight,
-    state.critic.params,
-    spec.critic_adam,
-    'shared' if spec.average_gradients else 'local',
-  )
-  critic = _where(stays, critic, new_critic)
-  health = quarantine.remember(
-    state.health,
-    healthy_M,
-    jnp.concatenate([before_S, after_S]),
-    patience=spec.sick_cycles,
-  )
-  healthy = healthy_M[mission.clone]
-  metrics = {
-    **{k: seen[k] for k in ('terms_K', 'adv_share', 'critic_loss')},
-    **{k: seen[k] for k in ('wasserstein', 'penalty')},
-    'lambda_K': lambda_K,
-    'error_K': pid.error_K,
-    'integral_K': pid.integral_K,
-    'derivative_K': pid.derivative_K,
-    'g_loss': seen['objective'],
-    'base_loss': base_loss,
-    'learning_rate': learning_rate,
-    'reward': q.reward,
-    'q_state': q.state,
-    'q_action': q.action,
-    'trim': q.trim,
-    'epsilon': epsilon,
-    'grads_rms': _rms(gradients['generator']),
-    'drift': meld.cosine(
-      jax.tree.map(jnp.subtract, learned.params, state.master.params),
-      jax.tree.map(jnp.subtract, destination, state.master.params),
-    ),
-    'healthy': healthy,
-    'sick': health.sick,
-    'dropped': state.dropped + ~healthy,
-    'perplexity': _perplexity(counts_V),
-    'used': jnp.sum(counts_V > 0),
-    'lesson_B': ids_B,
-  }
-  state = state.replace(
-    step=step + 1,
-    generator=generator.replace(params=params),
-    critic=critic,
-    master=master,
-    pid=pid,
-    q=q,
-    own_loss=own_loss,
-    school=lessons,
-    health=health,
-    dropped=state.dropped + ~healthy,
-  )
-  # What the meld did not use of this clone is still worth a picture.
-  return state, {**metrics, 'specialist': learned.params}
+  return axes.where(is_sound, (pid, q, own_loss), newborn)
 
 
-def learn(
-  generator_params: Any,
-  critic_params: Any,
-  x: jax.Array,
-  lambda_K: jax.Array,
-  ramp: jax.Array,
-  epsilon_B: jax.Array,
-  *,
+def own_effect(
+  rng: jax.Array,
+  state: state_lib.CloneState,
+  learned: Learned,
+  destination: Any,
+  weight: jax.Array,
+  mission: state_lib.Mission,
+  shard: lessons_lib.Shard,
   spec: state_lib.StepSpec,
-) -> tuple[dict[str, Any], Metrics]:
-  """The gradients of generator and critic at one batch, and what was seen.
-
-  Both are taken where the cycle began, from one forward pass; so they can be
-  averaged over devices before either is applied.
-  """
-
-  def reconstruct(params: Any) -> tuple[Any, jax.Array]:
-    x_hat, codes, tokens = spec.tokenizer.apply({'params': params}, x)
-    return (x_hat, codes), tokens
-
-  def judge(params: Any, x: jax.Array) -> jax.Array:
-    return spec.critic.apply({'params': params}, x)
-
-  def objective(x_hat: jax.Array, x_adv: jax.Array, codes: Any):
-    terms_K, varentropy_B = losses.terms(
-      x,
-      x_hat,
-      x_adv,
-      codes,
-      functools.partial(judge, critic_params),
-      commitment=spec.commitment,
-      temperature=spec.temperature,
-    )
-    return jnp.vdot(lambda_K, terms_K), (terms_K, varentropy_B)
-
-  (x_hat, codes), pull_back, tokens = jax.vjp(
-    reconstruct, generator_params, has_aux=True
+) -> jax.Array:
+  """`q_learning.own_effect` by base weights, on a fresh batch."""
+  _, x = _draw(rng, state.school, shard, spec)
+  terms_of = axes.one_by_one(functools.partial(learning.probe, spec=spec))
+  return q_learning.own_effect(
+    lambda p: losses.base_objective(mission.pid.base_K, terms_of(p, x)),
+    destination,
+    state.generator.params,
+    learned.generator.params,
+    weight / lax.psum(weight, axes.AXES),
   )
-  (total, (terms_K, varentropy_B)), (by_rest, by_adv, by_codes) = (
-    jax.value_and_grad(objective, argnums=(0, 1, 2), has_aux=True)(
-      x_hat, x_hat, codes
-    )
-  )
-  (generator_gradient,) = pull_back((by_rest + ramp * by_adv, by_codes))
-  (critic_loss, parts), critic_gradient = jax.value_and_grad(
-    losses.critic_loss, has_aux=True
-  )(
-    critic_params,
-    judge,
-    x,
-    x_hat,
-    epsilon_B,
-    penalty=spec.penalty,
-    drift=spec.drift,
-  )
-  adv, rest = jnp.linalg.norm(by_adv.ravel()), jnp.linalg.norm(by_rest.ravel())
-  seen = {
-    'objective': total,
-    'terms_K': terms_K,
-    'varentropy_B': varentropy_B,
-    'adv_share': jnp.maximum(adv / (adv + rest + 1e-12), 1e-4),
-    'critic_loss': critic_loss,
-    'z_XxD': codes.z_BxhxwxD.reshape(-1, codes.z_BxhxwxD.shape[-1]),
-    'counts_V': jnp.bincount(
-      tokens.ravel(), length=spec.tokenizer.codes
-    ).astype(jnp.int32),
-    **parts,
-  }
-  return {'generator': generator_gradient, 'critic': critic_gradient}, seen
-
-
-def base_objective(base_K: jax.Array, terms_K: jax.Array) -> jax.Array:
-  """The loss that no agent moves: base weights, without the signed term."""
-  return jnp.vdot(base_K.at[losses.ADV].set(0), terms_K)
-
-
-def one_by_one(f: Callable[..., Any]) -> Callable[..., Any]:
-  """f, whose `vmap` is f written out once for each clone.
-
-  Mapped weights would turn the clones' convolutions into grouped ones, which
-  cost half as much again on one device.
-  """
-  once = jax.jit(f, inline=True)  # traced once, not once for each clone
-  f = custom_vmap(f)
-
-  @f.def_vmap
-  def _(size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
-    def pick(i: int) -> Any:
-      return jax.tree.map(lambda x, b: x[i] if b else x, args, tuple(batched))
-
-    out = jax.tree.map(
-      lambda *x: jnp.stack(x), *[once(*pick(i)) for i in range(size)]
-    )
-    return out, jax.tree.map(lambda _: True, out)
-
-  return f
 
 
 def make_train_step(
@@ -334,7 +327,7 @@ def make_train_step(
 
   Args:
     spec: the constants.
-    devices: one, two or four.
+    devices: whose number divides that of the clones.
     cycles: in one dispatch. More than one spare the host on an accelerator;
       on a CPU, XLA's loops are several times slower than what they hold.
     resident: whether a device's clones share one shard, which then has no
@@ -363,231 +356,42 @@ def make_train_step(
   return jax.pmap(dispatch, 'devices', devices=devices, donate_argnums=0)
 
 
-def put(tree: Any, devices: Sequence[jax.Device]) -> Any:
-  """Host arrays (M, ...) onto the devices as (devices, M / devices, ...).
-
-  With the very sharding that the compiled step returns: any other compiles it
-  twice and donates nothing.
-  """
-  mesh = jax.sharding.Mesh(np.array(devices), ('devices',))
-  sharding = jax.sharding.NamedSharding(
-    mesh, jax.sharding.PartitionSpec('devices')
+def _draw(rng, school, shard, spec) -> tuple[jax.Array, jax.Array]:
+  """ids_B of a lesson and its normalized path_params."""
+  ids_B, paths = lessons_lib.draw_lesson(
+    rng, school, shard, batch_size=spec.batch_size, mix=spec.school.mix
   )
-  n = len(devices)
-  return jax.tree.map(
-    lambda x: jax.device_put(
-      np.reshape(x, (n, np.shape(x)[0] // n, *np.shape(x)[1:])), sharding
-    ),
-    tree,
-  )
+  return ids_B, poincare.normalize(paths)
 
 
-def put_shared(tree: Any, devices: Sequence[jax.Device]) -> Any:
-  """Host arrays onto every device, as (devices, ...)."""
-  return jax.tree.map(
-    lambda x: jnp.squeeze(x, 1),
-    put(
-      jax.tree.map(
-        lambda x: np.broadcast_to(x, (len(devices), *np.shape(x))), tree
-      ),
-      devices,
-    ),
-  )
-
-
-def fetch(tree: Any) -> Any:
-  """Device arrays (devices, M / devices, ...) as host arrays (M, ...)."""
-  return jax.tree.map(
-    lambda x: np.reshape(x, (-1, *x.shape[2:])), jax.device_get(tree)
-  )
-
-
-def _descend(
-  state: state_lib.CloneState,
-  gradients: dict[str, Any],
-  mean_gradients: dict[str, Any],
-  learning_rate: jax.Array,
-  spec: state_lib.StepSpec,
-) -> tuple[state_lib.TrainState, state_lib.TrainState]:
-  direction, opt_state = meld.descend(
-    spec.adam,
-    gradients['generator'],
-    mean_gradients['generator'],
-    state.generator.opt_state,
-    mode=spec.optimizer_state,
-    b1=spec.adam_b1,
-    b2=spec.adam_b2,
-  )
-  critic_direction, critic_opt_state = spec.critic_adam.update(
-    gradients['critic'], state.critic.opt_state
-  )
-  return (
-    state_lib.TrainState(
-      _minus(state.generator.params, learning_rate, direction), opt_state
-    ),
-    state_lib.TrainState(
-      _minus(state.critic.params, spec.critic_learning_rate, critic_direction),
-      critic_opt_state,
-    ),
-  )
-
-
-def _own_effect(
-  rng, state, learned, destination, weight, mission, shard, spec
-) -> jax.Array:
-  """Loss at the destination over loss there without this clone's step.
-
-  On a fresh batch; to the power of 1 / share, so as though all clones had done
-  alike. The clone alone is no measure: its own step carries all the noise that
-  the mean is there to take out (a difference reward: Wolpert and Tumer, 2001,
-  https://doi.org/10.1142/S0219525901000188).
-  """
-  share = weight / lax.psum(weight, AXES)
-  without = jax.tree.map(
-    lambda d, after, before: d - share * (after - before),
-    destination,
-    learned.params,
-    state.generator.params,
-  )
-  _, paths = lessons_lib.draw_lesson(
-    rng, state.school, shard, batch_size=spec.batch_size, mix=spec.mix
-  )
-  x = poincare.normalize(paths)
-
-  def probe(params: Any, x: jax.Array) -> jax.Array:
-    x_hat, codes, _ = spec.tokenizer.apply({'params': params}, x)
-    terms_K, _ = losses.terms(
-      x,
-      x_hat,
-      x_hat,
-      codes,
-      lambda x: jnp.zeros(len(x), x.dtype),
-      commitment=spec.commitment,
-      temperature=spec.temperature,
+def _pool(net, weight, fallback, spec) -> state_lib.TrainState:
+  return state_lib.TrainState(
+    *optimizer_lib.pool(
+      net.params, net.opt_state, weight, fallback=fallback, spec=spec
     )
-    return terms_K
-
-  probe = one_by_one(probe)
-  base_K = mission.pid.base_K
-  effect = base_objective(base_K, probe(destination, x)) / base_objective(
-    base_K, probe(without, x)
-  )
-  effect = jnp.where(share > 0, effect, 1) ** (1 / share)
-  return jnp.where(jnp.isfinite(effect), effect, 1)
-
-
-def _remember(rng, lessons, mission, step, ids_B, seen, spec):
-  """Tracks every clone's varentropy; re-enrols whose mission it is."""
-  lessons = lessons_lib.record(
-    lessons, _gather(ids_B), _gather(seen['varentropy_B']), step
-  )
-  if not spec.enrol_from:
-    return lessons
-  is_due = (
-    (mission.enrols > 0)
-    & (step >= spec.enrol_from)
-    & ((step - spec.enrol_from) % spec.enrol_every == 0)
-  )
-
-  def re_enrol(is_due, rng, lessons, step):
-    return lax.cond(
-      is_due,
-      lambda s: lessons_lib.re_enrol(
-        rng, s, step, half_life=spec.half_life, floor=spec.floor
-      ),
-      lambda s: s,
-      lessons,
-    )
-
-  return one_by_one(re_enrol)(is_due, rng, lessons, step)
-
-
-def _synthesize(
-  master, destination, counts_V, z_XxD, is_meld, rng, step, spec
-) -> state_lib.Master:
-  unused_V = jnp.where(counts_V > 0, 0, master.unused_V + 1)
-  target = meld.fold(master.params, destination, spec.alpha)
-  update, outer = spec.outer.update(
-    jax.tree.map(jnp.subtract, master.params, target), master.outer
-  )
-  params = models.renormalize(optax.apply_updates(master.params, update))
-  if spec.revive_after:
-    dead_V = unused_V >= spec.revive_after
-    params = models.revive(params, dead_V, _gather(z_XxD), rng)
-    unused_V = jnp.where(dead_V & is_meld, 0, unused_V)
-  melded = state_lib.Master(
-    params=params,
-    outer=outer,
-    ema=meld.average(master.ema, params, spec.ema, step),
-    unused_V=unused_V,
-  )
-  return _where(is_meld, melded, master.replace(unused_V=unused_V))
-
-
-def _in_common(learned, weight, fallback, adam, mode) -> state_lib.TrainState:
-  """The healthy clones' mean, from which the others restart.
-
-  Their moments are fresh but for those that all hold in common: over a second
-  moment of its own, one clone's gradient alone is worlds apart from the
-  direction that it is a part of.
-  """
-  fresh = adam.init(learned.params)
-  names = meld.IN_COMMON[mode]
-  params, moments = meld.mean(
-    (learned.params, {k: getattr(learned.opt_state, k) for k in names}),
-    weight,
-    AXES,
-    (fallback, {k: getattr(fresh, k) for k in names}),
-  )
-  if names:
-    is_any = lax.psum(weight, AXES) > 0
-    moments['count'] = jnp.where(is_any, learned.opt_state.count, 0)
-  return state_lib.TrainState(params, fresh._replace(**moments))
-
-
-def _judge(
-  sizes: Sequence[jax.Array],
-  trees: Any,
-  usual_S: jax.Array,
-  bounds_S: Sequence[float],
-) -> tuple[jax.Array, jax.Array]:
-  """`quarantine.judge`; where a tree is not finite no size counts."""
-  is_whole = jnp.isfinite(quarantine.size(trees))
-  sizes_S = jnp.where(is_whole, jnp.stack(sizes), jnp.nan)
-  return quarantine.judge(_gather(sizes_S[None]), usual_S, bounds_S)
-
-
-def _new_agents(
-  pid: pid_lib.State, q: q_learning.State
-) -> tuple[pid_lib.State, q_learning.State, jax.Array]:
-  """Both as at birth, and the loss that the second is told of."""
-  return (
-    pid_lib.init(len(pid.error_K)),
-    q_learning.init(window=len(q.history_W), actions=q.table_SxA.shape[1]),
-    jnp.float32(1.0),
   )
 
 
-def _gather(x: jax.Array) -> jax.Array:
-  """All clones' rows, in the order of the clones."""
-  for axis in reversed(AXES):
-    x = lax.all_gather(x, axis)
-  return x.reshape(-1, *x.shape[3:])
+def _of_agents(pid: pid_lib.State, q: q_learning.State) -> Metrics:
+  return {
+    'pid/error': pid.error_K,
+    'pid/integral': pid.integral_K,
+    'pid/derivative': pid.derivative_K,
+    'agent/reward': q.reward,
+    'agent/state': q.state,
+    'agent/action': q.action,
+    'agent/trim': q.trim,
+  }
 
 
-def _minus(params: Any, learning_rate: Any, direction: Any) -> Any:
-  return jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
-
-
-def _where(condition: jax.Array, a: Any, b: Any) -> Any:
-  return jax.tree.map(functools.partial(jnp.where, condition), a, b)
-
-
-def _rms(tree: Any) -> jax.Array:
-  return optax.tree.norm(tree) / np.sqrt(optax.tree.size(tree))
-
-
-def _perplexity(counts_V: jax.Array) -> jax.Array:
-  """exp of the entropy of the codes' frequencies, 1 to V."""
-  p_V = counts_V / jnp.maximum(jnp.sum(counts_V), 1)
-  return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(p_V, p_V)))
+def _of_meld(learned, destination, start, counts_V) -> Metrics:
+  gradient = learned.gradients['generator']
+  return {
+    'grads/rms': optax.tree.norm(gradient) / np.sqrt(optax.tree.size(gradient)),
+    'meld/drift': average.cosine(
+      jax.tree.map(jnp.subtract, learned.generator.params, start),
+      jax.tree.map(jnp.subtract, destination, start),
+    ),
+    'codebook/perplexity': codebook.perplexity(counts_V),
+    'codebook/used': jnp.sum(counts_V > 0),
+  }

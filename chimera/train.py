@@ -11,7 +11,6 @@ import jax
 import ml_collections
 import numpy as np
 
-from chimera import step as step_lib
 from chimera.clones import losses
 from chimera.clones import state as state_lib
 from chimera.data import images
@@ -20,10 +19,11 @@ from chimera.meld import quarantine
 from chimera.monitor import observers as observers_lib
 from chimera.monitor import report, summary
 from chimera.monitor import snapshot as snapshot_lib
+from chimera.run import engine as engine_lib
 from chimera.run import init_from
 from chimera.run import keeper as keeper_lib
 from chimera.run import rollbacks as rollbacks_lib
-from chimera.school import curriculum, curriculum_file, lessons
+from chimera.school import curriculum, curriculum_file
 from chimera.system import disk, lock, preemption
 from chimera.tokenizer import export
 
@@ -87,7 +87,7 @@ def train(
   """
   watch = watch or preemption.Watch()
   bins = prepare_curriculum(config, workdir, data)
-  devices = choose_devices(config.devices)
+  devices = engine_lib.choose_devices(config.devices)
   spec, born = newborn(config, data, bins)
   keeper = keeper_lib.Keeper(config, workdir, bins)
   rollbacks = rollbacks_lib.Rollbacks(workdir, config.train.rollbacks)
@@ -129,7 +129,9 @@ def train(
       exam = examine(host.master, specialists)
       record_figures(exam, done)
     if not is_over:
-      engine = Engine(config, spec, bins, data.paths_NxHxWxC, devices)
+      engine = engine_lib.Engine(
+        config, spec, bins, data.paths_NxHxWxC, devices
+      )
       engine.place(host, done)
       observers.compiling(len(devices))
       is_new = True
@@ -142,7 +144,7 @@ def train(
         deferred.enter_context(watch.deferred())
         is_new = False
       if done % config.train.log_every == 0 or is_last:
-        seen = step_lib.fetch(metrics)
+        seen = engine_lib.fetch(metrics)
         observers.saw(done, seen)
         if has_diverged(config, done, seen, rollbacks):
           done, host, _ = set_out(config, keeper, rollbacks, born)
@@ -158,16 +160,18 @@ def train(
         if watch.signum is None:
           with watch.interruptible():
             exam = judge(
-              done, *step_lib.fetch((engine.state.master, specialists))
+              done, *engine_lib.fetch((engine.state.master, specialists))
             )
       if watch.signum is not None or keeper.is_due(done):
         with observers.during('saving'):
-          keeper.save(done, *step_lib.fetch((engine.state, specialists)), watch)
+          keeper.save(
+            done, *engine_lib.fetch((engine.state, specialists)), watch
+          )
       watch.stop(
         f'Stopped at cycle {done}, saved: the same command goes on from here.'
       )
     if not is_over:
-      host = step_lib.fetch(engine.state)
+      host = engine_lib.fetch(engine.state)
   rows = keeper.extra['rows']
   save_report(
     config,
@@ -247,7 +251,10 @@ def has_diverged(
     f'{name} {"healthy" if healthy else "sick"}, loss {loss:.4g}, left out of '
     f'{dropped} cycles'
     for name, healthy, loss, dropped in zip(
-      config.clone_names, seen['healthy'], seen['base_loss'], seen['dropped']
+      config.clone_names,
+      seen['healthy'],
+      seen['loss/base'],
+      seen['meld/dropped'],
     )
   ]
   reason = (
@@ -324,108 +331,6 @@ def export_workdir(
     save_tokenizer(config, workdir, spec, host.master, data, done, out)
 
 
-class Engine:
-  """The compiled step on its devices, and what it works on there.
-
-  Attributes:
-    cycles: of a dispatch.
-    state: of all clones.
-  """
-
-  def __init__(
-    self,
-    config: ml_collections.ConfigDict,
-    spec: state_lib.StepSpec,
-    bins: dict[int, list[int]],
-    paths_NxHxWxC: np.ndarray,
-    devices: list[jax.Device],
-  ):
-    self.cycles = config.train.cycles_per_dispatch
-    self._devices = devices
-    self._missions = step_lib.put(
-      state_lib.stack(state_lib.create_missions(config, bins)), devices
-    )
-    self._shards = Shards(config, paths_NxHxWxC, devices)
-    self._step = step_lib.make_train_step(
-      spec, devices, cycles=self.cycles, resident=self._shards.resident
-    )
-
-  def place(self, host: state_lib.CloneState, done: int) -> None:
-    """Puts the clones on the devices, with the shards of their cycle."""
-    self._shard = self._shards.deal(host.school.enrolled_L, done)
-    self.state = step_lib.put(host, self._devices)
-
-  def dispatch(self) -> tuple[dict[str, jax.Array], Any]:
-    """Goes on by its cycles: metrics, and the specialists before the meld."""
-    with jax.transfer_guard('disallow'):
-      self.state, metrics = self._step(self.state, self._missions, self._shard)
-    return metrics, metrics.pop('specialist')
-
-  def deal_if_due(self, done: int) -> None:
-    """Other shards, where they rotated or others are enrolled by now."""
-    if self._shards.are_due(done, self.cycles):
-      enrolled = step_lib.fetch(self.state.school.enrolled_L)
-      self._shard = self._shards.deal(enrolled, done)
-
-
-class Shards:
-  """Deals each clone what its device holds of the training set."""
-
-  def __init__(
-    self,
-    config: ml_collections.ConfigDict,
-    paths_NxHxWxC: np.ndarray,
-    devices: list[jax.Device],
-  ):
-    self._config = config
-    self._paths = paths_NxHxWxC
-    self._devices = devices
-    self.resident = paths_NxHxWxC.nbytes <= config.school.resident_mb << 20
-
-  def deal(self, enrolled_MxL: np.ndarray, cycle: int) -> lessons.Shard:
-    """The shards from `cycle` on, a function of it and who is enrolled then."""
-    shards = lessons.make_shards(
-      self._paths,
-      enrolled_MxL,
-      resident_mb=self._config.school.resident_mb,
-      rotating_samples=self._config.school.rotating_samples,
-      rotation=cycle // self._config.school.rotate_every,
-      seed=self._config.seed,
-    )
-    if self.resident:
-      return step_lib.put_shared(shards[0], self._devices)
-    return step_lib.put(state_lib.stack(shards), self._devices)
-
-  def are_due(self, cycle: int, cycles: int) -> bool:
-    """Whether the last `cycles` rotated the shards, or enrolled others.
-
-    As they follow from the state, a run that is resumed between two rotations
-    goes on with the shards that it had.
-    """
-    c = self._config.school
-    if self.resident:
-      return False
-    before = cycle - cycles
-    enrolments = range(c.enrol_from, cycle, c.enrol_every)
-    enrols = c.enabled and c.enrol_from and enrolments[-1:]
-    return bool(
-      cycle // c.rotate_every != before // c.rotate_every
-      or (enrols and enrolments[-1] >= before)
-    )
-
-
-def choose_devices(count: int) -> list[jax.Device]:
-  """The first `count` devices; 0 is the most of 1, 2 and 4 there are."""
-  there = jax.local_devices()
-  count = count or max(n for n in (1, 2, 4) if n <= len(there))
-  if count not in (1, 2, 4) or count > len(there):
-    raise ValueError(
-      f'devices must be 1, 2 or 4 and at most {len(there)} here, got '
-      f'devices = {count}: mend --config.devices (0 chooses).'
-    )
-  return there[:count]
-
-
 def summarize(
   config: ml_collections.ConfigDict,
   bins: dict[int, list[int]],
@@ -437,18 +342,18 @@ def summarize(
     base_K = np.array(
       [snapshot_lib.base_of(config, t, i) for t in losses.TERMS]
     )
-    ratio_K = seen['lambda_K'][i] / np.where(base_K > 0, base_K, np.inf)
+    ratio_K = seen['lambda'][i] / np.where(base_K > 0, base_K, np.inf)
     k = int(np.argmax(ratio_K))
     rows.append(
       {
         'name': name,
         'bins': config.school.lessons[i],
         'samples': sum(len(bins[b]) for b in config.school.lessons[i]),
-        'g_loss': float(seen['g_loss'][i]),
-        'critic_loss': float(seen['critic_loss'][i]),
+        'g_loss': float(seen['loss/total'][i]),
+        'critic_loss': float(seen['critic/loss'][i]),
         'dominant': losses.TERMS[k],
         'dominance': float(ratio_K[k]),
-        'learning_rate': float(seen['learning_rate'][i]),
+        'learning_rate': float(seen['agent/lr'][i]),
       }
     )
   return rows

@@ -21,6 +21,7 @@ from chimera.agents import q_learning
 from chimera.clones import losses, models
 from chimera.clones import state as state_lib
 from chimera.optics import poincare
+from chimera.run import engine
 from chimera.school import lessons
 from tests import tiny
 
@@ -33,7 +34,7 @@ def appendix_a(config, spec, bins, paths, total_steps):
   missions = state_lib.create_missions(config, bins)
   curriculum = [jax.tree.map(jnp.asarray, s.school) for s in born]
   shard = tiny.shard(paths)
-  adam = optax.scale_by_adam(spec.adam_b1, spec.adam_b2)
+  adam = optax.scale_by_adam(config.train.adam_b1, config.train.adam_b2)
   critic_adam = optax.scale_by_adam(0.0, 0.9)
 
   # --- Initialization ---
@@ -55,7 +56,7 @@ def appendix_a(config, spec, bins, paths, total_steps):
 
   get_specialized_batch = jax.jit(
     functools.partial(
-      lessons.draw_lesson, batch_size=spec.batch_size, mix=spec.mix
+      lessons.draw_lesson, batch_size=spec.batch_size, mix=spec.school.mix
     )
   )
   remember = jax.jit(lessons.record)
@@ -67,24 +68,24 @@ def appendix_a(config, spec, bins, paths, total_steps):
   update_pid = jax.jit(
     functools.partial(
       pid_lib.observe,
-      smoothing=spec.pid_smoothing,
-      limit=spec.pid_limit,
-      slew=spec.pid_slew,
+      smoothing=spec.pid.smoothing,
+      limit=spec.pid.limit,
+      slew=spec.pid.slew,
     )
   )
   choose_action = jax.jit(
     functools.partial(
       q_learning.act,
-      actions=spec.q_actions,
-      every=spec.q_every,
+      actions=spec.q.actions,
+      every=spec.q.every,
     )
   )
   update_q = jax.jit(
     functools.partial(
       q_learning.observe,
-      every=spec.q_every,
-      rate=spec.q_rate,
-      discount=spec.q_discount,
+      every=spec.q.every,
+      rate=spec.q.rate,
+      discount=spec.q.discount,
     )
   )
 
@@ -96,8 +97,8 @@ def appendix_a(config, spec, bins, paths, total_steps):
       x_hat,
       codes,
       lambda y: spec.critic.apply({'params': critic}, y),
-      commitment=spec.commitment,
-      temperature=spec.temperature,
+      commitment=spec.loss.commitment,
+      temperature=spec.loss.temperature,
     )
     ramped_K = lambdas.at[losses.ADV].multiply(ramp)
     return jnp.sum(ramped_K * terms_K), (
@@ -115,8 +116,8 @@ def appendix_a(config, spec, bins, paths, total_steps):
       x,
       fake,
       epsilon_B,
-      penalty=spec.penalty,
-      drift=spec.drift,
+      penalty=spec.wgan.penalty,
+      drift=spec.wgan.drift,
     )[0]
 
   def adv_share(params, critic, x, lambdas):
@@ -129,8 +130,8 @@ def appendix_a(config, spec, bins, paths, total_steps):
         y,
         codes,
         lambda y: spec.critic.apply({'params': critic}, y),
-        commitment=spec.commitment,
-        temperature=spec.temperature,
+        commitment=spec.loss.commitment,
+        temperature=spec.loss.temperature,
       )
       return jnp.sum(chosen_K * lambdas * terms_K)
 
@@ -155,7 +156,7 @@ def appendix_a(config, spec, bins, paths, total_steps):
     critic_up, critic_opt = critic_adam.update(
       critic_grads, clone['critic_adam']
     )
-    rate = spec.critic_learning_rate
+    rate = spec.wgan.learning_rate
     return {
       'params': jax.tree.map(
         lambda p, d: p - learning_rate * d, clone['params'], up
@@ -184,14 +185,14 @@ def appendix_a(config, spec, bins, paths, total_steps):
         q_agents[i],
         missions[i].q,
         cycle=step,
-        epsilon=spec.q_epsilon_end
-        + (spec.q_epsilon - spec.q_epsilon_end)
-        * np.exp(-float(q_agents[i].decisions) / spec.q_epsilon_decay),
+        epsilon=spec.q.epsilon_end
+        + (spec.q.epsilon - spec.q.epsilon_end)
+        * np.exp(-float(q_agents[i].decisions) / spec.q.epsilon_decay),
       )
       # 4. Update the clone's optimizer with the agent's decision
-      learning_rate = q_agents[i].trim * spec.plain_learning_rate(step)
+      learning_rate = q_agents[i].trim * spec.schedule(step)
       # 5. Execute a single, independent training step for this clone
-      ramp = min(1.0, step / spec.adv_ramp)
+      ramp = min(1.0, step / spec.loss.adv_ramp)
       updated, (terms_K, varentropy_B, tokens, z, share) = wgan_gp_train_step(
         clone_states[i],
         x,
@@ -241,7 +242,7 @@ def appendix_a(config, spec, bins, paths, total_steps):
         mean_clone_params,
       )
       master_params = models.renormalize(master_params)
-      dead_V = unused_V >= spec.revive_after
+      dead_V = unused_V >= spec.meld.revive_after
       master_params = models.revive(
         master_params,
         jnp.asarray(dead_V),
@@ -249,7 +250,7 @@ def appendix_a(config, spec, bins, paths, total_steps):
         cycle_key,
       )
       unused_V = np.where(dead_V, 0, unused_V)
-      decay = min(spec.ema, (1 + step) / (10 + step))
+      decay = min(spec.meld.ema, (1 + step) / (10 + step))
       ema_params = jax.tree.map(
         lambda e, m, d=decay: d * e + (1 - d) * m, ema_params, master_params
       )
@@ -298,30 +299,30 @@ def test_the_compiled_program_is_appendix_a(every):
   state, mission, shard = tiny.on_devices(config, spec, bins, paths, devices)
   for row in log:
     state, metrics = run(state, mission, shard)
-    seen = step_lib.fetch({**metrics, 'specialist': ()})
+    seen = engine.fetch({**metrics, 'specialist': ()})
     np.testing.assert_array_equal(
       seen['lesson_B'], np.stack([r['ids'] for r in row])
     )
     for name, mine in (
-      ('terms_K', 'terms_K'),
-      ('lambdas', 'lambda_K'),
-      ('lr', 'learning_rate'),
-      ('share', 'adv_share'),
+      ('terms_K', 'loss'),
+      ('lambdas', 'lambda'),
+      ('lr', 'agent/lr'),
+      ('share', 'loss/adv_share'),
     ):
       assert_close(seen[mine], np.stack([r[name] for r in row]), name)
-  state = step_lib.fetch(state)
+  state = engine.fetch(state)
   stack = state_lib.stack
   assert_close(
     state.generator.params, stack([c['params'] for c in clones]), 'generator'
   )
   assert_close(
-    state.generator.opt_state, stack([c['adam'] for c in clones]), 'moments'
+    state.generator.opt_state[0], stack([c['adam'] for c in clones]), 'moments'
   )
   assert_close(
     state.critic.params, stack([c['critic'] for c in clones]), 'critic'
   )
   assert_close(
-    state.critic.opt_state,
+    state.critic.opt_state[0],
     stack([c['critic_adam'] for c in clones]),
     'critic moments',
   )

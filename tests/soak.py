@@ -34,7 +34,7 @@ from chimera import step as step_lib
 from chimera.clones import losses
 from chimera.evaluation import exam, sheets
 from chimera.monitor import history
-from chimera.run import checkpoint, rollbacks
+from chimera.run import checkpoint, engine, rollbacks
 from tests import tiny
 
 # By what the greatest measure of the last quarter of the cycles may exceed that
@@ -141,7 +141,7 @@ class Faults:
 
   def after(self, state):
     self.at += 1
-    master = step_lib.fetch(state.master.params)
+    master = engine.fetch(state.master.params)
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(master)):
       self.lost.append(f'the master of cycle {self.at} is not finite')
     if self.at % max(1, self._cycles // 40) == 0:
@@ -150,24 +150,24 @@ class Faults:
 
 def weigh(mission, clones, poison, devices):
   """Of the term that reaches a clone's own gradients, and only those."""
-  base_MxK = np.array(step_lib.fetch(mission.pid.base_K))
+  base_MxK = np.array(engine.fetch(mission.pid.base_K))
   base_MxK[clones, losses.ADV] = poison
   return mission._replace(
-    pid=mission.pid._replace(base_K=step_lib.put(base_MxK, devices))
+    pid=mission.pid._replace(base_K=engine.put(base_MxK, devices))
   )
 
 
 def spoil(state, site, clones, poison, devices):
   """One number of each clone's network gone bad."""
-  host = jax.tree.map(np.array, step_lib.fetch(state))
+  host = jax.tree.map(np.array, engine.fetch(state))
   net = host.generator
   trees = [net.params]
   if site == 'moments':
-    trees = [net.opt_state.mu, net.opt_state.nu]
+    trees = [net.opt_state[0].mu, net.opt_state[0].nu]
   for tree in trees:
     for i in clones:
       jax.tree.leaves(tree)[-1][i].flat[1] = poison
-  return step_lib.put(host, devices)
+  return engine.put(host, devices)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from chimera import step as step_lib
 from chimera.clones import losses
 from chimera.clones import state as state_lib
 from chimera.optics import poincare
+from chimera.run import engine
 from chimera.school import lessons as lessons_lib
 from tests import tiny
 
@@ -46,7 +47,7 @@ class Program:
     self.born = host(self.born)
 
   def put(self, state):
-    return step_lib.put(state, self.devices)
+    return engine.put(state, self.devices)
 
   def run(self, cycles, state=None, mission=None):
     """[(state before, metrics, state after)], on the host."""
@@ -63,14 +64,14 @@ class Program:
     return rows
 
   def missions(self, config):
-    return step_lib.put(
+    return engine.put(
       state_lib.stack(state_lib.create_missions(config, BINS)), self.devices
     )
 
 
 def host(tree):
   """A copy: a view of a device's buffer would keep it from being donated."""
-  return jax.tree.map(np.array, step_lib.fetch(tree))
+  return jax.tree.map(np.array, engine.fetch(tree))
 
 
 def get_config(**overrides):
@@ -186,7 +187,7 @@ def test_a_q_agent_is_judged_by_what_its_clone_brought_to_the_mean(
         jax.tree.map(jnp.asarray, clone(before.school, i)),
         tiny.shard(PATHS),
         batch_size=spec.batch_size,
-        mix=spec.mix,
+        mix=spec.school.mix,
       )
       stayed = jax.tree.map(
         lambda own, old, i=i: np.concatenate(
@@ -246,7 +247,7 @@ def test_weights_by_mass_reach_the_meld(four):
 
 def test_it_learns(trajectory):
   first, last = (
-    np.mean([m['base_loss'] for _, m, _ in rows])
+    np.mean([m['loss/base'] for _, m, _ in rows])
     for rows in (trajectory[:5], trajectory[-5:])
   )
   assert last < first
@@ -307,7 +308,7 @@ def poisoned(state, clones, network, where, poison):
   net = getattr(state, network)
   tree = net.params
   if where in ('mu', 'nu'):
-    tree = getattr(net.opt_state, where)
+    tree = getattr(net.opt_state[0], where)
   leaf = tree['codebook'] if where == 'codebook' else jax.tree.leaves(tree)[-1]
   for i in clones:
     leaf[i].flat[1] = poison
@@ -327,12 +328,12 @@ def test_a_poisoned_clone_is_left_out_and_restarts(four, trajectory, poison):
   assert_close(state.generator.params, state.master.params, 0)
   np.testing.assert_array_equal(state.dropped, [0, 0, 1, 0])
   # What its own moments were is gone; the second of the generator is common.
-  moments = state.generator.opt_state
+  moments = state.generator.opt_state[0]
   for x in jax.tree.leaves(clone((moments.mu, state.critic.opt_state), 2)):
     np.testing.assert_array_equal(x, 0)
   assert_close(clone(moments.nu, 2), clone(moments.nu, 0), 1e-6)
   np.testing.assert_array_equal(moments.count, 5)
-  np.testing.assert_array_equal(state.critic.opt_state.count, [5, 5, 0, 5])
+  np.testing.assert_array_equal(state.critic.opt_state[0].count, [5, 5, 0, 5])
   others = jax.tree.map(lambda x: x[[0, 1, 3]].mean(0), state.critic.params)
   assert_close(clone(state.critic.params, 2), others, 1e-5)
   assert_finite((later, healed))
@@ -358,16 +359,16 @@ def test_without_the_pid_the_weights_are_the_base_weights(four, trajectory):
   base_MxK = host(mission).pid.base_K
   for _, metrics, _ in four.run(3, mission=mission):
     assert_finite(metrics)
-    np.testing.assert_array_equal(metrics['lambda_K'], base_MxK)
-  assert np.any(trajectory[2][1]['lambda_K'] != base_MxK)
-  np.testing.assert_array_equal(trajectory[0][1]['lambda_K'], base_MxK)
+    np.testing.assert_array_equal(metrics['lambda'], base_MxK)
+  assert np.any(trajectory[2][1]['lambda'] != base_MxK)
+  np.testing.assert_array_equal(trajectory[0][1]['lambda'], base_MxK)
 
 
 def test_one_device_follows_the_same_trajectory_as_four(trajectory):
   rows = Program(get_config(), devices=1).run(CYCLES)
   for (_, expected, _), (_, metrics, _) in zip(trajectory, rows, strict=True):
     np.testing.assert_array_equal(metrics['lesson_B'], expected['lesson_B'])
-    for name in ('terms_K', 'lambda_K', 'learning_rate', 'critic_loss'):
+    for name in ('loss', 'lambda', 'agent/lr', 'critic/loss'):
       assert_close(metrics[name], expected[name])
   assert_close(rows[-1][2], trajectory[-1][2])
 
@@ -387,9 +388,7 @@ def test_the_rate_is_the_schedule_without_q_and_every_fourth_cycle_melds():
   for step, (before, metrics, state) in enumerate(rows):
     assert_finite((metrics, state))
     np.testing.assert_array_equal(state.q.trim, 1)
-    np.testing.assert_allclose(
-      metrics['learning_rate'], program.spec.plain_learning_rate(step)
-    )
+    np.testing.assert_allclose(metrics['agent/lr'], program.spec.schedule(step))
     assert alike(state.master)
     if step % 4 == 3:
       assert alike(state.generator.params)
@@ -420,7 +419,7 @@ def test_without_the_meld_all_clones_hold_one_generator_and_one_critic():
     assert_finite((metrics, state))
     assert alike((state.generator, state.critic, state.master))
     assert_close(state.generator.params, state.master.params, 0)
-    assert not alike(metrics['terms_K'])
+    assert not alike(metrics['loss'])
 
 
 def test_the_control_is_one_data_parallel_learner():
@@ -428,7 +427,9 @@ def test_the_control_is_one_data_parallel_learner():
   config = tiny.get_config('control')
   program = Program(config)
   spec, born = program.spec, clone(program.born, 0)
-  adam = optax.adam(1.0, spec.adam_b1, spec.adam_b2)
+  adam = optax.adam(
+    1.0, spec.generator_optimizer.adam_b1, spec.generator_optimizer.adam_b2
+  )
   critic_adam = optax.adam(spec.critic_learning_rate, 0.0, 0.9)
   base_K = state_lib.create_missions(config, BINS)[0].pid.base_K
 
@@ -478,7 +479,7 @@ def test_the_control_is_one_data_parallel_learner():
     gradient, critic_gradient = gradients(
       params, critic, x, min(1.0, step / 5), jnp.concatenate(epsilon)
     )
-    rate = spec.plain_learning_rate(step)
+    rate = spec.schedule(step)
     update, moments = adam.update(gradient, moments)
     params = jax.tree.map(lambda p, u: p + rate * u, params, update)  # noqa: B023
     update, critic_moments = critic_adam.update(critic_gradient, critic_moments)

@@ -8,6 +8,7 @@ from chimera import step as step_lib
 from chimera.clones import losses, models
 from chimera.clones import state as state_lib
 from chimera.optics import modules as optics
+from chimera.run import engine
 from chimera.school import lessons
 from chimera.tokenizer import export
 from configs import chimera as chimera_config
@@ -56,11 +57,11 @@ def shard(paths):
 def on_devices(config, spec, bins, paths, devices):
   states = state_lib.create_states(config, spec, bins, paths.shape[1:3])
   return (
-    step_lib.put(state_lib.stack(states), devices),
-    step_lib.put(
+    engine.put(state_lib.stack(states), devices),
+    engine.put(
       state_lib.stack(state_lib.create_missions(config, bins)), devices
     ),
-    step_lib.put_shared(shard(paths), devices),
+    engine.put_shared(shard(paths), devices),
   )
 
 
@@ -73,17 +74,18 @@ def run(config, cycles, devices, spec=None):
   log = []
   for _ in range(cycles):
     state, metrics = step(state, mission, shard)
-    log.append(step_lib.fetch({**metrics, 'specialist': ()}))
-  return step_lib.fetch(state), log
+    log.append(engine.fetch({**metrics, 'specialist': ()}))
+  return engine.fetch(state), log
 
 
 def metrics(clones=4):
   """What the loop sees of a cycle: all zero."""
-  of_terms = ('terms_K', 'lambda_K', 'error_K', 'integral_K', 'derivative_K')
+  of_terms = ('loss', 'lambda', 'pid/error', 'pid/integral', 'pid/derivative')
   of_clones = (
-    *('g_loss', 'base_loss', 'adv_share', 'learning_rate', 'epsilon'),
-    *('reward', 'q_state', 'q_action', 'trim', 'critic_loss', 'wasserstein'),
-    *('penalty', 'grads_rms', 'drift', 'dropped', 'perplexity', 'used'),
+    *('loss/total', 'loss/base', 'loss/adv_share', 'agent/lr', 'agent/epsilon'),
+    *('agent/reward', 'agent/state', 'agent/action', 'agent/trim'),
+    *('critic/loss', 'critic/wasserstein', 'critic/penalty', 'grads/rms'),
+    *('meld/drift', 'meld/dropped', 'codebook/perplexity', 'codebook/used'),
   )
   return {
     **{name: np.zeros((clones, len(losses.TERMS))) for name in of_terms},

@@ -10,12 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from chimera import step as step_lib
 from chimera import train
 from chimera.evaluation import evaluate, sheets
 from chimera.monitor import history, report
 from chimera.optics import poincare, stage_1
-from chimera.run import checkpoint, keeper
+from chimera.run import checkpoint, engine, keeper
 from chimera.system import lock, provenance
 from chimera.tokenizer import export
 from tests import tiny
@@ -262,7 +261,7 @@ def test_shards_are_dealt_at_rotations_and_enrolments():
   config.school.rotate_every = 6
   config.school.enrol_from = 3
   config.school.enrol_every = 5
-  shards = train.Shards(config, np.zeros((10, 2, 2, 3), np.float32), [])
+  shards = engine.Shards(config, np.zeros((10, 2, 2, 3), np.float32), [])
   # The enrolments of cycles 3 and 8 are there once 4 and 9 cycles are done.
   due = [c for c in range(1, 13) if shards.are_due(c, 1)]
   assert due == [4, 6, 9, 12]
@@ -298,17 +297,17 @@ def test_a_checkpoint_of_4_devices_goes_to_1_2_and_4_and_back(
   bins = train.prepare_curriculum(config, workdir, data)
   _, target = train.newborn(config, data, bins)
   _, whole, _ = keeper.restore(config, workdir, target, bins)
-  on_4 = step_lib.put(whole, train.choose_devices(4))
+  on_4 = engine.put(whole, engine.choose_devices(4))
   for count in (1, 2, 4):
     checkpoints = checkpoint.Checkpoints(tmp_path / str(count), keep=2)
-    checkpoints.save(1, step_lib.fetch(on_4), {})
+    checkpoints.save(1, engine.fetch(on_4), {})
     _, there, _ = checkpoints.restore(target)
-    there = step_lib.put(there, train.choose_devices(count))
-    checkpoints.save(2, step_lib.fetch(there), {})
+    there = engine.put(there, engine.choose_devices(count))
+    checkpoints.save(2, engine.fetch(there), {})
     _, back, _ = checkpoints.restore(target)
-    on_4 = step_lib.put(back, train.choose_devices(4))
+    on_4 = engine.put(back, engine.choose_devices(4))
     for a, b in zip(
-      jax.tree.leaves(step_lib.fetch(on_4)), jax.tree.leaves(whole)
+      jax.tree.leaves(engine.fetch(on_4)), jax.tree.leaves(whole)
     ):
       assert a.dtype == b.dtype
       assert np.asarray(a).tobytes() == b.tobytes()
@@ -316,4 +315,4 @@ def test_a_checkpoint_of_4_devices_goes_to_1_2_and_4_and_back(
 
 def test_too_many_devices_are_refused():
   with pytest.raises(ValueError, match=r'--config\.devices'):
-    train.choose_devices(3)
+    engine.choose_devices(3)

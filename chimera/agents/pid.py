@@ -5,6 +5,7 @@ inside the compiled step: `act` before the clone learns, `observe` after; so
 what it does in a cycle rests on the cycles before it.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import chex
@@ -17,6 +18,15 @@ EASE = 0.25
 # Greatest log error that counts, a factor of about 150: one absurd measurement
 # must not take the filter longer to forget than a bad one.
 MAX_ERROR = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """What is the same for all clones; the config's `pid` explains each."""
+
+  smoothing: float
+  limit: float
+  slew: float
 
 
 class Mission(NamedTuple):

@@ -4,7 +4,9 @@ Design document, section 5.3. Pure functions of one clone's state, for use
 inside the compiled step: `act` before the clone learns, `observe` after.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+import dataclasses
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -23,6 +25,20 @@ LOW, HIGH = 0.85, 1.15
 STAGNATION_COST = 0.1
 ASCENT_COST = 1.0
 MAX_REWARD = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """What is the same for all clones; the config's `q` explains each."""
+
+  actions: tuple[float, ...]
+  every: int
+  history: str
+  rate: float
+  discount: float
+  epsilon: float
+  epsilon_end: float
+  epsilon_decay: float
 
 
 class Mission(NamedTuple):
@@ -220,6 +236,41 @@ def observe(
     filled=filled,
     state=jnp.where(due, next_state, state.state),
   )
+
+
+def own_effect(
+  loss: Callable[[Any], jax.Array],
+  destination: Any,
+  start: Any,
+  arrived: Any,
+  share: jax.Array,
+) -> jax.Array:
+  """Loss at the destination over loss there without this clone's step.
+
+  To the power of 1 / share, so as though all clones had done alike. The clone
+  alone is no measure: its own step carries all the noise that the mean is there
+  to take out (a difference reward: Wolpert and Tumer, 2001,
+  https://doi.org/10.1142/S0219525901000188).
+
+  Args:
+    loss: of params, on samples that the step was not fitted to.
+    destination: mean of where the clones arrived.
+    start: where they all began.
+    arrived: where this clone arrived.
+    share: this clone's in the mean.
+
+  Returns:
+    A scalar above 0; 1 where the clone had no part, or it is not finite.
+  """
+  without = jax.tree.map(
+    lambda d, after, before: d - share * (after - before),
+    destination,
+    arrived,
+    start,
+  )
+  effect = loss(destination) / loss(without)
+  effect = jnp.where(share > 0, effect, 1) ** (1 / share)
+  return jnp.where(jnp.isfinite(effect), effect, 1)
 
 
 def trend(history_W: jax.Array) -> jax.Array:

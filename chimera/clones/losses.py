@@ -6,6 +6,7 @@ https://arxiv.org/abs/1704.00028.
 """
 
 from collections.abc import Callable
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -29,6 +30,29 @@ TERMS = (
   'color_covariance',
 )
 ADV = TERMS.index('adv')
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """The constants of the terms; the config's `loss` explains each."""
+
+  commitment: float
+  temperature: float
+  adv_ramp: int
+
+  def ramp(self, step: jax.Array) -> jax.Array:
+    """Share of the adversarial weight that a cycle has, 0 to 1."""
+    return jnp.minimum(1.0, step / max(self.adv_ramp, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class CriticSpec:
+  """The constants of WGAN-GP; the config's `critic` explains each."""
+
+  learning_rate: float
+  penalty: float
+  drift: float
+
 
 Score = Callable[[jax.Array], jax.Array]
 
@@ -95,6 +119,11 @@ def terms(
   by_name['adv'] = -jnp.mean(score(x_adv))
   by_name['varentropy'] = jnp.mean(varentropy_B)
   return jnp.stack([by_name[name] for name in TERMS]), varentropy_B
+
+
+def base_objective(base_K: jax.Array, terms_K: jax.Array) -> jax.Array:
+  """The loss that no agent moves: base weights, without the signed term."""
+  return jnp.vdot(base_K.at[ADV].set(0), terms_K)
 
 
 def gradient_penalty(

@@ -14,41 +14,20 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 
 from chimera.agents import pid as pid_lib
 from chimera.agents import q_learning
 from chimera.clones import losses, models
-from chimera.meld import average as meld
-from chimera.meld import quarantine
-from chimera.school import lessons
-
-# Of the learning rate at the end of the cosine. At 0 the last specialists would
-# be the master, and nothing would tell them apart.
-COSINE_END = 0.01
+from chimera.meld import average, quarantine
+from chimera.meld import optimizer as optimizer_lib
+from chimera.school import lessons as lessons_lib
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """Parameters and their Adam moments."""
+  """Parameters and the state of their optimizer."""
 
   params: Any
-  opt_state: optax.ScaleByAdamState
-
-
-class Master(flax.struct.PyTreeNode):
-  """The same on every clone.
-
-  Attributes:
-    params: the melded generator.
-    outer: state of the outer optimizer.
-    ema: the evaluation-only average of params, never fed back.
-    unused_V: cycles since any clone used each code, int32.
-  """
-
-  params: Any
-  outer: Any
-  ema: Any
-  unused_V: jax.Array
+  opt_state: Any
 
 
 class CloneState(flax.struct.PyTreeNode):
@@ -73,11 +52,11 @@ class CloneState(flax.struct.PyTreeNode):
   rng: jax.Array
   generator: TrainState
   critic: TrainState
-  master: Master
+  master: average.Master
   pid: pid_lib.State
   q: q_learning.State
   own_loss: jax.Array
-  school: lessons.SchoolState
+  school: lessons_lib.SchoolState
   health: quarantine.Health
   dropped: jax.Array
 
@@ -102,131 +81,64 @@ class Mission(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StepSpec:
-  """The constants of a compiled step; the config explains each."""
+  """The constants of a compiled step, a part a pillar."""
 
   tokenizer: models.Tokenizer
   critic: models.Critic
   batch_size: int
-  mix: float
-  enrol_from: int
-  enrol_every: int
-  half_life: float
-  floor: float
-  revive_after: int
-  commitment: float
-  temperature: float
-  adv_ramp: int
-  critic_learning_rate: float
-  penalty: float
-  drift: float
-  pid_smoothing: float
-  pid_limit: float
-  pid_slew: float
-  q_actions: tuple[float, ...]
-  q_every: int
-  q_history: str
-  q_rate: float
-  q_discount: float
-  q_epsilon: float
-  q_epsilon_end: float
-  q_epsilon_decay: float
-  average_gradients: bool
-  every: int
-  alpha: float
-  optimizer_state: str
-  outer_learning_rate: float
-  outer_momentum: float
-  ema: float
-  loss_bound: float
-  update_bound: float
-  sick_cycles: int
-  cycles: int
-  learning_rate: float
-  warmup: int
-  schedule: str
-  adam_b1: float
-  adam_b2: float
-
-  @property
-  def bounds(self) -> tuple[float, ...]:
-    """Of a clone's loss, its networks' two gradients, and its step."""
-    return (self.loss_bound, *[self.update_bound] * 3)
-
-  @property
-  def adam(self) -> optax.GradientTransformation:
-    return optax.scale_by_adam(self.adam_b1, self.adam_b2)
-
-  @property
-  def critic_adam(self) -> optax.GradientTransformation:
-    return optax.scale_by_adam(0.0, 0.9)
-
-  @property
-  def outer(self) -> optax.GradientTransformation:
-    return meld.outer(self.outer_learning_rate, self.outer_momentum)
-
-  def plain_learning_rate(self, step: jax.Array) -> jax.Array:
-    """The schedule before the Q-agent's trim."""
-    if self.schedule == 'constant':
-      return optax.warmup_constant_schedule(
-        0.0, self.learning_rate, self.warmup
-      )(step + 1)
-    return optax.warmup_cosine_decay_schedule(
-      0.0,
-      self.learning_rate,
-      self.warmup,
-      max(self.cycles, self.warmup + 1),
-      COSINE_END * self.learning_rate,
-    )(step + 1)
+  school: lessons_lib.Spec
+  loss: losses.Spec
+  wgan: losses.CriticSpec
+  pid: pid_lib.Spec
+  q: q_learning.Spec
+  meld: average.Spec
+  quarantine: quarantine.Spec
+  schedule: optimizer_lib.Schedule
+  generator_optimizer: optimizer_lib.Spec
+  critic_optimizer: optimizer_lib.Spec
 
 
 def create_spec(config: ml_collections.ConfigDict) -> StepSpec:
   c = config
-  # Averaged gradients are the meld of every step with Adam in common.
-  melds = c.meld.enabled
+  school = _made(lessons_lib.Spec, c.school)
+  if not c.school.enabled:
+    school = dataclasses.replace(school, mix=1.0, enrol_from=0)
+  q = _made(q_learning.Spec, c.q)
+  if not c.q.enabled:
+    q = dataclasses.replace(q, history='total')
+  meld = _made(average.Spec, {**c.meld, 'revive_after': c.model.revive_after})
+  optimizer_state = c.meld.optimizer_state
+  if not meld.enabled:
+    # Averaged gradients are the meld of every step with Adam in common.
+    optimizer_state = 'shared'
+    meld = dataclasses.replace(
+      meld, every=1, alpha=0.0, outer_learning_rate=1.0, outer_momentum=0.0
+    )
   return StepSpec(
     tokenizer=create_tokenizer(c),
     critic=models.Critic(width=c.model.critic_width),
     batch_size=c.train.batch_size,
-    mix=c.school.mix if c.school.enabled else 1.0,
-    enrol_from=c.school.enrol_from if c.school.enabled else 0,
-    enrol_every=c.school.enrol_every,
-    half_life=c.school.half_life,
-    floor=c.school.floor,
-    revive_after=c.model.revive_after,
-    commitment=c.loss.commitment,
-    temperature=c.loss.temperature,
-    adv_ramp=c.loss.adv_ramp,
-    critic_learning_rate=c.critic.learning_rate,
-    penalty=c.critic.penalty,
-    drift=c.critic.drift,
-    pid_smoothing=c.pid.smoothing,
-    pid_limit=c.pid.limit,
-    pid_slew=c.pid.slew,
-    q_actions=tuple(c.q.actions),
-    q_every=c.q.every,
-    q_history=c.q.history if c.q.enabled else 'total',
-    q_rate=c.q.rate,
-    q_discount=c.q.discount,
-    q_epsilon=c.q.epsilon,
-    q_epsilon_end=c.q.epsilon_end,
-    q_epsilon_decay=c.q.epsilon_decay,
-    average_gradients=not melds,
-    every=c.meld.every if melds else 1,
-    alpha=c.meld.alpha if melds else 0.0,
-    optimizer_state=c.meld.optimizer_state if melds else 'shared',
-    outer_learning_rate=c.meld.outer_learning_rate if melds else 1.0,
-    outer_momentum=c.meld.outer_momentum if melds else 0.0,
-    ema=c.meld.ema,
-    loss_bound=c.meld.loss_bound,
-    update_bound=c.meld.update_bound,
-    sick_cycles=c.meld.sick_cycles,
-    cycles=c.train.cycles,
-    learning_rate=c.train.learning_rate,
-    warmup=c.train.warmup,
-    schedule=c.train.schedule,
-    adam_b1=c.train.adam_b1,
-    adam_b2=c.train.adam_b2,
+    school=school,
+    loss=_made(losses.Spec, c.loss),
+    wgan=_made(losses.CriticSpec, c.critic),
+    pid=_made(pid_lib.Spec, c.pid),
+    q=q,
+    meld=meld,
+    quarantine=_made(quarantine.Spec, c.meld),
+    schedule=_made(optimizer_lib.Schedule, c.train),
+    generator_optimizer=optimizer_lib.Spec(
+      c.train.adam_b1, c.train.adam_b2, optimizer_state
+    ),
+    # Critics are private, but where all clones are one learner.
+    critic_optimizer=optimizer_lib.Spec(
+      0.0, 0.9, 'local' if meld.enabled else 'shared'
+    ),
   )
+
+
+def _made(spec: type, part: Any) -> Any:
+  """A pillar's constants of its part of the config, by the fields' names."""
+  return spec(**{f.name: part[f.name] for f in dataclasses.fields(spec)})
 
 
 def create_tokenizer(config: ml_collections.ConfigDict) -> models.Tokenizer:
@@ -300,14 +212,14 @@ def create_states(
     jax.random.fold_in(jax.random.wrap_key_data(key), 0), x
   )['params']
   samples = sum(map(len, bins.values()))
-  length = lessons.lesson_length(
+  length = lessons_lib.lesson_length(
     bins, config.school.lessons, batch_size=config.train.batch_size
   )
   init_critic = jax.jit(spec.critic.init)
   states = []
   for i, lesson in enumerate(config.school.lessons):
     # Averaged critics must be born alike.
-    number = 1 if spec.average_gradients else 1 + i
+    number = 1 + i if spec.meld.enabled else 1
     critic_params = init_critic(
       jax.random.fold_in(jax.random.wrap_key_data(key), number), x
     )['params']
@@ -315,25 +227,24 @@ def create_states(
       CloneState(
         step=jnp.int32(0),
         rng=key,
-        generator=TrainState(params, spec.adam.init(params)),
-        critic=TrainState(critic_params, spec.critic_adam.init(critic_params)),
-        master=Master(
-          params=params,
-          outer=spec.outer.init(params),
-          ema=params,
-          unused_V=jnp.zeros(config.model.codes, jnp.int32),
-        ),
+        generator=_at_birth(params, spec.generator_optimizer),
+        critic=_at_birth(critic_params, spec.critic_optimizer),
+        master=average.create_master(params, spec.tokenizer.codes, spec.meld),
         pid=pid_lib.init(len(losses.TERMS)),
-        q=q_learning.init(window=config.q.window, actions=len(spec.q_actions)),
+        q=q_learning.init(window=config.q.window, actions=len(spec.q.actions)),
         own_loss=jnp.float32(1.0),
-        school=lessons.create_state(
+        school=lessons_lib.create_state(
           bins, lesson, samples=samples, length=length
         ),
-        health=quarantine.healthy_at_birth(len(spec.bounds)),
+        health=quarantine.healthy_at_birth(len(spec.quarantine.bounds)),
         dropped=jnp.int32(0),
       )
     )
   return states
+
+
+def _at_birth(params: Any, spec: optimizer_lib.Spec) -> TrainState:
+  return TrainState(params, optimizer_lib.make_optimizer(spec).init(params))
 
 
 def stack(trees: Sequence[Any]) -> Any:

@@ -19,12 +19,11 @@ import ml_collections
 import numpy as np
 
 from chimera import step as step_lib
-from chimera import train
 from chimera.clones import state as state_lib
 from chimera.data import images
 from chimera.optics import modules as optics
 from chimera.optics import poincare, stage_1
-from chimera.run import keeper
+from chimera.run import engine, keeper
 from chimera.school import curriculum
 from chimera.school import lessons as lessons_lib
 from chimera.system import progress
@@ -166,13 +165,13 @@ def _sections(
   yield ('Lessons', *_lessons(config, spec, bins))
   host = state_lib.stack(state_lib.create_states(c, spec, bins, found.grid))
   yield ('Parameters', *_parameters(config, host))
-  devices = train.choose_devices(c.devices)
-  shards = train.Shards(config, _stand_ins(found), devices)
+  devices = engine.choose_devices(c.devices)
+  shards = engine.Shards(config, _stand_ins(found), devices)
   shard = shards.deal(host.school.enrolled_L, 0)
-  missions = step_lib.put(
+  missions = engine.put(
     state_lib.stack(state_lib.create_missions(c, bins)), devices
   )
-  state = step_lib.put(host, devices)
+  state = engine.put(host, devices)
   logging.info('Compiling the step for %d device(s).', len(devices))
   start = time.perf_counter()
   compiled = (
@@ -248,11 +247,11 @@ def _lessons(
 ) -> Iterator[str]:
   c = config
   means = drawn(
-    bins, c.school.lessons, batch_size=spec.batch_size, mix=spec.mix
+    bins, c.school.lessons, batch_size=spec.batch_size, mix=spec.school.mix
   )
   yield (
     f'{len(c.clone_names)} clones draw {spec.batch_size} samples a cycle, '
-    f'{round(spec.mix * spec.batch_size)} of them from everything'
+    f'{round(spec.school.mix * spec.batch_size)} of them from everything'
   )
   yield 'bin  samples  drawn a cycle  each in all  lesson of'
   for b, mean in enumerate(means):
@@ -266,10 +265,10 @@ def _lessons(
       f'{b:3}  {len(bins[b]):7}  {mean:13.2f}  {each:11.1f}  '
       f'{of[0] if of else "-"}'
     )
-  if spec.enrol_from:
+  if spec.school.enrol_from:
     yield (
-      f'from cycle {spec.enrol_from} on {c.clone_names[-1]} is given others, '
-      'by varentropy'
+      f'from cycle {spec.school.enrol_from} on {c.clone_names[-1]} is given '
+      'others, by varentropy'
     )
 
 

@@ -1,27 +1,79 @@
 """The Brain Meld: average the clones, fold into the master, hand it back.
 
-Design document, section 6. Two identities that the tests keep:
-
-- Re-cloning every step makes `master = alpha * master + (1 - alpha) * mean` an
-  outer step of size 1 - alpha. `alpha` is an inverse step size, not smoothing:
-  0.999 trains a thousand times slower. Smoothing is `average`, a second EMA
-  for evaluation only, which is never fed back.
-- With a second moment common to the clones, the mean of their destinations is
-  the destination of their mean gradient (`descend`).
+Design document, section 6. Re-cloning every step makes
+`master = alpha * master + (1 - alpha) * mean` an outer step of size 1 - alpha:
+`alpha` is an inverse step size, not smoothing, and 0.999 trains a thousand
+times slower. Smoothing is `Master.ema`, for evaluation only, which is never fed
+back.
 """
 
+import dataclasses
 from typing import Any
 
+import flax.struct
 import jax
 from jax import lax
 import jax.flatten_util
 import jax.numpy as jnp
 import optax
 
+from chimera.meld import codebook
+from chimera.system import axes
+
 Tree = Any
 
-# Adam's moments that are the same on all clones, by `optimizer_state`.
-IN_COMMON = {'local': (), 'shared_v': ('nu',), 'shared': ('mu', 'nu')}
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """The constants of the Meld; the config's `meld` explains each.
+
+  Attributes:
+    enabled: False averages the gradients instead.
+  """
+
+  enabled: bool
+  every: int
+  alpha: float
+  outer_learning_rate: float
+  outer_momentum: float
+  ema: float
+  revive_after: int
+
+  @property
+  def outer(self) -> optax.GradientTransformation:
+    """The outer optimizer; its gradient is master - target.
+
+    Douillard et al., DiLoCo, 2023, https://arxiv.org/abs/2311.08105: SGD with
+    Nesterov momentum, 0.7 and 0.9. With 1 and 0 the master becomes the target.
+    """
+    return optax.sgd(
+      self.outer_learning_rate, self.outer_momentum or None, nesterov=True
+    )
+
+
+class Master(flax.struct.PyTreeNode):
+  """The melded tokenizer, the same on every clone.
+
+  Attributes:
+    params: the melded generator.
+    outer: state of the outer optimizer.
+    ema: the evaluation-only average of params, never fed back.
+    unused_V: cycles since any clone used each code, int32.
+  """
+
+  params: Any
+  outer: Any
+  ema: Any
+  unused_V: jax.Array
+
+
+def create_master(params: Tree, codes: int, spec: Spec) -> Master:
+  return Master(
+    params=params,
+    outer=spec.outer.init(params),
+    ema=params,
+    unused_V=jnp.zeros(codes, jnp.int32),
+  )
 
 
 def all_finite(tree: Tree) -> jax.Array:
@@ -50,11 +102,7 @@ def mean(
   total = lax.pmean(weight, axis)
   share = (weight / jnp.where(total > 0, total, 1)).astype(flat.dtype)
   averaged = lax.pmean(jnp.where(weight > 0, share * flat, 0), axis)
-  return jax.tree.map(
-    lambda x, otherwise: jnp.where(total > 0, x, otherwise),
-    unravel(averaged),
-    fallback,
-  )
+  return axes.where(total > 0, unravel(averaged), fallback)
 
 
 def fold(master: Tree, mean_params: Tree, alpha: float) -> Tree:
@@ -64,18 +112,7 @@ def fold(master: Tree, mean_params: Tree, alpha: float) -> Tree:
   )
 
 
-def outer(
-  learning_rate: float, momentum: float
-) -> optax.GradientTransformation:
-  """The outer optimizer; its gradient is master - target.
-
-  Douillard et al., DiLoCo, 2023, https://arxiv.org/abs/2311.08105: SGD with
-  Nesterov momentum, 0.7 and 0.9. With 1 and 0 the master becomes the target.
-  """
-  return optax.sgd(learning_rate, momentum or None, nesterov=True)
-
-
-def average(ema: Tree, master: Tree, decay: float, step: jax.Array) -> Tree:
+def smooth(ema: Tree, master: Tree, decay: float, step: jax.Array) -> Tree:
   """The evaluation-only EMA, its decay rising as (1 + t) / (10 + t)."""
   decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
   return jax.tree.map(
@@ -83,42 +120,51 @@ def average(ema: Tree, master: Tree, decay: float, step: jax.Array) -> Tree:
   )
 
 
-def descend(
-  adam: optax.GradientTransformation,
-  gradient: Tree,
-  mean_gradient: Tree,
-  state: optax.ScaleByAdamState,
+def synthesize(
+  master: Master,
+  destination: Tree,
+  counts_V: jax.Array,
+  z_XxD: jax.Array,
+  rng: jax.Array,
+  step: jax.Array,
+  is_meld: jax.Array,
   *,
-  mode: str,
-  b1: float,
-  b2: float,
-  eps: float = 1e-8,
-) -> tuple[Tree, optax.ScaleByAdamState]:
-  """Adam's direction (to be subtracted), its moments private or in common.
+  spec: Spec,
+  quantizer: Any,
+) -> Master:
+  """The destination, folded into the master; where no meld is due, itself.
 
   Args:
-    adam: `optax.scale_by_adam(b1, b2, eps)`.
-    gradient: this clone's.
-    mean_gradient: of the healthy clones.
-    state: Adam's moments.
-    mode: 'local', Adam on the clone's gradient; 'shared', Adam on the mean
-      gradient; 'shared_v', the first moment of the clone's gradient over the
-      second moment of the mean gradient. Moments are linear but for v, so the
-      clones' mean direction under 'shared_v' is the direction of 'shared'.
-    b1: decay of the first moment.
-    b2: decay of the second moment.
-    eps: as Adam's.
+    master: as it was.
+    destination: mean of the healthy clones' params.
+    counts_V: uses of each code by all clones in this cycle.
+    z_XxD: this clone's encodings, NaN where it is left out.
+    rng: the same on every clone.
+    step: the cycle.
+    is_meld: whether it ends with a meld.
+    spec: the constants.
+    quantizer: of the tokenizer.
   """
-  if mode == 'shared':
-    return adam.update(mean_gradient, state)
-  direction, own = adam.update(gradient, state)
-  if mode == 'local':
-    return direction, own
-  _, common = adam.update(mean_gradient, state)
-  mu_hat = optax.tree.bias_correction(own.mu, b1, own.count)
-  nu_hat = optax.tree.bias_correction(common.nu, b2, own.count)
-  direction = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu_hat, nu_hat)
-  return direction, own._replace(nu=common.nu)
+  unused_V = jnp.where(counts_V > 0, 0, master.unused_V + 1)
+  target = fold(master.params, destination, spec.alpha)
+  update, outer = spec.outer.update(
+    jax.tree.map(jnp.subtract, master.params, target), master.outer
+  )
+  params, tended_V = codebook.tend(
+    optax.apply_updates(master.params, update),
+    unused_V,
+    z_XxD,
+    rng,
+    quantizer=quantizer,
+    revive_after=spec.revive_after,
+  )
+  melded = Master(
+    params=params,
+    outer=outer,
+    ema=smooth(master.ema, params, spec.ema, step),
+    unused_V=tended_V,
+  )
+  return axes.where(is_meld, melded, master.replace(unused_V=unused_V))
 
 
 def cosine(a: Tree, b: Tree) -> jax.Array:

@@ -6,6 +6,7 @@ compiled step.
 """
 
 from collections.abc import Sequence
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -13,22 +14,38 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from chimera.system import axes
+
 # Healthy clones without which a cycle counts as sick: the median of one is
 # itself, and nothing would speak against it.
 QUORUM = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """The bounds of health; the config's `meld` explains each."""
+
+  loss_bound: float
+  update_bound: float
+  sick_cycles: int
+
+  @property
+  def bounds(self) -> tuple[float, ...]:
+    """Of a clone's loss, its networks' two gradients, and its step."""
+    return (self.loss_bound, *[self.update_bound] * 3)
 
 
 class Health(NamedTuple):
   """What is remembered of the clones' health, the same on every clone.
 
   Attributes:
-    usual_S: the clones' median sizes when a quorum was last healthy, float32;
-      0 before that.
+    baseline_S: the clones' median sizes when a quorum was last healthy,
+      float32; 0 before that.
     sick: cycles in a row without a quorum. It stays, once it has come to the
       number that calls for a roll-back. int32.
   """
 
-  usual_S: jax.Array
+  baseline_S: jax.Array
   sick: jax.Array
 
 
@@ -36,7 +53,7 @@ def healthy_at_birth(sizes: int) -> Health:
   return Health(jnp.zeros(sizes, jnp.float32), jnp.int32(0))
 
 
-def size(tree: Any) -> jax.Array:
+def global_norm(tree: Any) -> jax.Array:
   """Euclidean norm of all leaves but integers, scalar.
 
   Not finite where a leaf is not, nor where one is beyond some 1e19, whose
@@ -47,7 +64,7 @@ def size(tree: Any) -> jax.Array:
   )
 
 
-def length(step: Any) -> jax.Array:
+def l1_norm(step: Any) -> jax.Array:
   """Sum of the absolute values of all leaves, scalar.
 
   What a step is measured by: over a second moment in common a few entries,
@@ -57,20 +74,33 @@ def length(step: Any) -> jax.Array:
   return optax.tree.norm(step, ord=1)
 
 
+def examine(
+  sizes: Sequence[jax.Array],
+  trees: Any,
+  baseline_S: jax.Array,
+  bounds_S: Sequence[float],
+) -> tuple[jax.Array, jax.Array]:
+  """`judge` of what each clone has; where its trees are not finite, no size
+  counts."""
+  is_whole = jnp.isfinite(global_norm(trees))
+  sizes_S = jnp.where(is_whole, jnp.stack(sizes), jnp.nan)
+  return judge(axes.gather(sizes_S[None]), baseline_S, bounds_S)
+
+
 def judge(
-  sizes_MxS: jax.Array, usual_S: jax.Array, bounds_S: Sequence[float]
+  sizes_MxS: jax.Array, baseline_S: jax.Array, bounds_S: Sequence[float]
 ) -> tuple[jax.Array, jax.Array]:
   """Compares the clones' sizes, all at least 0.
 
   A size is within its bound where it is at most bound times the clones' median,
-  and that median counts as at most bound times the usual one: four clones that
+  and that median counts as at most bound times the baseline: four clones that
   leap together have nobody to tell them by. Of an even number of finite sizes
   the median is the lesser of the two in the middle: two absurd ones of four
   must not move it.
 
   Args:
     sizes_MxS: of M clones.
-    usual_S: their median when it was last trusted; 0 where there is none.
+    baseline_S: their median when it was last trusted; 0 where there is none.
     bounds_S: above 1, or 0 for none.
 
   Returns:
@@ -83,7 +113,7 @@ def judge(
   middle_S = jnp.maximum(jnp.sum(finite_MxS, axis=0) - 1, 0) // 2
   median_S = jnp.take_along_axis(rising_MxS, middle_S[None], axis=0)[0]
   trusted_S = jnp.where(
-    usual_S > 0, jnp.minimum(median_S, bounds_S * usual_S), median_S
+    baseline_S > 0, jnp.minimum(median_S, bounds_S * baseline_S), median_S
   )
   within_MxS = sizes_MxS <= (bounds_S * trusted_S)[None]
   within_MxS |= (bounds_S == 0)[None]
@@ -91,7 +121,7 @@ def judge(
 
 
 def remember(
-  health: Health, healthy_M: jax.Array, median_S: jax.Array, *, patience: int
+  health: Health, healthy_M: jax.Array, median_S: jax.Array, spec: Spec
 ) -> Health:
   """Counts the cycle; the medians are remembered where there is a quorum.
 
@@ -99,11 +129,11 @@ def remember(
     health: before this cycle.
     healthy_M: of this cycle.
     median_S: of this cycle.
-    patience: sick cycles in a row that call for a roll-back.
+    spec: whose sick_cycles in a row call for a roll-back.
   """
-  quorum = jnp.sum(healthy_M) >= QUORUM
-  recovered = jnp.where(health.sick < patience, 0, health.sick)
+  quorum = jnp.sum(healthy_M) >= min(QUORUM, len(healthy_M))
+  recovered = jnp.where(health.sick < spec.sick_cycles, 0, health.sick)
   return Health(
-    jnp.where(quorum, median_S, health.usual_S),
+    jnp.where(quorum, median_S, health.baseline_S),
     jnp.where(quorum, recovered, health.sick + 1),
   )

@@ -20,6 +20,9 @@ from chimera.monitor import snapshot as snapshot_lib
 from chimera.run import preflight
 from chimera.system import progress
 
+# Tags without a slash that are those of a term's metrics.
+_OF_TERMS = ('loss', 'lambda')
+
 
 class Observers:
   """Who is told what happens: the dashboard, TensorBoard and the history.
@@ -113,7 +116,7 @@ class Observers:
 
   def saw(self, done: int, seen: dict[str, np.ndarray]) -> None:
     """A log cycle."""
-    rate = self._progress.update(done, f'loss {seen["base_loss"].mean():.4f}')
+    rate = self._progress.update(done, f'loss {seen["loss/base"].mean():.4f}')
     names = self._config.clone_names
     clones = [clone_scalars(seen, i) for i in range(len(names))]
     master = master_scalars(seen, rate, self._spec)
@@ -152,39 +155,27 @@ class Observers:
 
 
 def clone_scalars(seen: dict[str, np.ndarray], i: int) -> dict[str, float]:
-  """Clone i's row of TensorBoard scalars."""
-  return {
-    **{f'loss/{t}': v for t, v in _terms(seen['terms_K'][i])},
-    **{f'lambda/{t}': v for t, v in _terms(seen['lambda_K'][i])},
-    **{f'pid/error/{t}': v for t, v in _terms(seen['error_K'][i])},
-    **{f'pid/integral/{t}': v for t, v in _terms(seen['integral_K'][i])},
-    **{f'pid/derivative/{t}': v for t, v in _terms(seen['derivative_K'][i])},
-    'loss/total': float(seen['g_loss'][i]),
-    'loss/base': float(seen['base_loss'][i]),
-    'loss/adv_share': float(seen['adv_share'][i]),
-    'agent/lr': float(seen['learning_rate'][i]),
-    'agent/epsilon': float(seen['epsilon'][i]),
-    'agent/reward': float(seen['reward'][i]),
-    'agent/state': float(seen['q_state'][i]),
-    'agent/action': float(seen['q_action'][i]),
-    'agent/trim': float(seen['trim'][i]),
-    'critic/loss': float(seen['critic_loss'][i]),
-    'critic/wasserstein': float(seen['wasserstein'][i]),
-    'critic/penalty': float(seen['penalty'][i]),
-    'grads/rms': float(seen['grads_rms'][i]),
-    'meld/drift': float(seen['drift'][i]),
-    'meld/dropped': float(seen['dropped'][i]),
-  }
+  """Clone i's row of TensorBoard scalars, by tag."""
+  row = {}
+  for tag, values_M in seen.items():
+    if tag.startswith('codebook/') or ('/' not in tag and tag not in _OF_TERMS):
+      continue
+    value = values_M[i]
+    if np.ndim(value):
+      row |= {f'{tag}/{t}': v for t, v in _terms(value)}
+    else:
+      row[tag] = float(value)
+  return row
 
 
 def master_scalars(
   seen: dict[str, np.ndarray], rate: float, spec: state_lib.StepSpec
 ) -> dict[str, float]:
-  clones = len(seen['g_loss'])
+  clones = len(seen['loss/total'])
   return {
-    'codebook/perplexity': float(seen['perplexity'][0]),
-    'codebook/used': float(seen['used'][0]),
-    'meld/dropped': float(seen['dropped'].sum()),
+    'codebook/perplexity': float(seen['codebook/perplexity'][0]),
+    'codebook/used': float(seen['codebook/used'][0]),
+    'meld/dropped': float(seen['meld/dropped'].sum()),
     'perf/cycles_per_sec': rate,
     'perf/images_per_sec': rate * clones * spec.batch_size,
   }

@@ -4,6 +4,7 @@ Design document 3.4 and clone D's curriculum of 4.3. `draw_lesson`, `record` and
 `re_enrol` run inside the compiled step, for one clone.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from chimera.school import curriculum
+from chimera.system import axes
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """What is the same for all clones; the config's `school` explains each."""
+
+  mix: float
+  enrol_from: int
+  enrol_every: int
+  half_life: float
+  floor: float
 
 
 class Shard(NamedTuple):
@@ -176,6 +189,49 @@ def draw_lesson(
   )
   x_BxHxWxC = shard.samples_RxHxWxC[jnp.where(from_whole_B, whole_B, row_B)]
   return ids_B, x_BxHxWxC
+
+
+def remember(
+  rng: jax.Array,
+  state: SchoolState,
+  ids_B: jax.Array,
+  varentropy_B: jax.Array,
+  cycle: jax.Array,
+  enrols: jax.Array,
+  *,
+  spec: Spec,
+) -> SchoolState:
+  """Tracks every clone's varentropy; re-enrols the clone whose mission it is.
+
+  Args:
+    rng: key of this clone and cycle.
+    state: of this clone.
+    ids_B: its lesson.
+    varentropy_B: of the lesson's samples.
+    cycle: now, scalar int32.
+    enrols: above 0 where this clone's class follows the tracked varentropy.
+    spec: the constants.
+  """
+  state = record(state, axes.gather(ids_B), axes.gather(varentropy_B), cycle)
+  if not spec.enrol_from:
+    return state
+  is_due = (
+    (enrols > 0)
+    & (cycle >= spec.enrol_from)
+    & ((cycle - spec.enrol_from) % spec.enrol_every == 0)
+  )
+
+  def re_enrol_if(is_due, rng, state, cycle):
+    return jax.lax.cond(
+      is_due,
+      lambda s: re_enrol(
+        rng, s, cycle, half_life=spec.half_life, floor=spec.floor
+      ),
+      lambda s: s,
+      state,
+    )
+
+  return axes.one_by_one(re_enrol_if)(is_due, rng, state, cycle)
 
 
 def record(

@@ -90,7 +90,7 @@ def test_alpha_one_keeps_the_master_and_alpha_zero_takes_the_mean():
 
 @pytest.mark.parametrize('alpha', [0.0, 0.5, 0.9, 0.999])
 def test_alpha_is_an_inverse_step_size(alpha):
-  """The outer-step identity of DESIGN section 7, over five re-clonings."""
+  """Re-cloning is an outer step of size 1 - alpha, over five cycles."""
   rng = np.random.default_rng(3)
   master, sgd = {'w': jnp.ones(5)}, optax.sgd(1 - alpha)
   stepped, state = master, sgd.init(master)
@@ -101,6 +101,18 @@ def test_alpha_is_an_inverse_step_size(alpha):
     stepped = optax.apply_updates(stepped, update)
     np.testing.assert_allclose(folded['w'], stepped['w'], rtol=1e-5, atol=1e-6)
     master = folded
+
+
+def outer(learning_rate, momentum):
+  return meld.Spec(
+    enabled=True,
+    every=1,
+    alpha=0.0,
+    outer_learning_rate=learning_rate,
+    outer_momentum=momentum,
+    ema=0.9,
+    revive_after=0,
+  ).outer
 
 
 def outer_steps(outer, master, targets):
@@ -116,98 +128,21 @@ def test_the_outer_step_of_diloco_by_hand():
   # g = 10 - 8 = 2, m = 2,              10  - 0.7 (2 + 0.9 * 2)      = 7.34
   # g = 7.34 - 5 = 2.34, m = 4.14,      7.34 - 0.7 (2.34 + 0.9 * 4.14) = 3.0938
   trail = outer_steps(
-    meld.outer(0.7, 0.9), jnp.float32(10.0), (jnp.float32(8.0), 5.0)
+    outer(0.7, 0.9), jnp.float32(10.0), (jnp.float32(8.0), 5.0)
   )
   np.testing.assert_allclose(trail, [7.34, 3.0938], rtol=1e-6)
 
 
 def test_without_momentum_the_master_becomes_its_target():
-  trail = outer_steps(meld.outer(1.0, 0.0), jnp.float32(10.0), (8.0, 5.0))
+  trail = outer_steps(outer(1.0, 0.0), jnp.float32(10.0), (8.0, 5.0))
   np.testing.assert_allclose(trail, [8.0, 5.0], rtol=1e-6)
-
-
-B1, B2 = 0.9, 0.99
-
-
-def directions(mode, gradients_TxM):
-  """Each clone's direction at every step: (T, M, ...)."""
-  adam = optax.scale_by_adam(B1, B2)
-
-  def one(state, gradient):
-    mean = jax.tree.map(lambda g: jax.lax.pmean(g, 'clones'), gradient)
-    return meld.descend(adam, gradient, mean, state, mode=mode, b1=B1, b2=B2)
-
-  state = jax.vmap(adam.init)(gradients_TxM[0])
-  trail = []
-  for gradient in gradients_TxM:
-    direction, state = jax.vmap(one, axis_name='clones')(state, gradient)
-    trail.append(direction)
-  return trail, state
-
-
-def adam_trail(gradients_T):
-  adam = optax.scale_by_adam(B1, B2)
-  state, trail = adam.init(gradients_T[0]), []
-  for g in gradients_T:
-    direction, state = adam.update(g, state)
-    trail.append(direction)
-  return trail, state
-
-
-GRADIENTS_TxM = [clones(seed) for seed in range(6)]
-MEANS_T = [{k: v.mean(0) for k, v in g.items()} for g in GRADIENTS_TxM]
-
-
-def test_shared_is_adam_on_the_mean_gradient():
-  got, _ = directions('shared', GRADIENTS_TxM)
-  for mine, reference in zip(got, adam_trail(MEANS_T)[0], strict=True):
-    assert_all_receive(mine, reference, rtol=1e-5)
-
-
-def test_local_is_adam_on_each_clone_s_own_gradient():
-  got, _ = directions('local', GRADIENTS_TxM)
-  for i in range(M):
-    own = [{k: v[i] for k, v in g.items()} for g in GRADIENTS_TxM]
-    for mine, reference in zip(got, adam_trail(own)[0], strict=True):
-      for name, x in reference.items():
-        np.testing.assert_allclose(mine[name][i], x, rtol=1e-5, atol=1e-6)
-
-
-def test_the_mean_direction_under_shared_v_is_adam_of_the_mean_gradient():
-  """So that a meld of destinations costs nothing: DESIGN section 7."""
-  got, state = directions('shared_v', GRADIENTS_TxM)
-  trail, reference_state = adam_trail(MEANS_T)
-  for mine, reference in zip(got, trail, strict=True):
-    for name, x in reference.items():
-      np.testing.assert_allclose(
-        mine[name].mean(0), x, rtol=1e-6, atol=1e-6 * np.abs(x).max()
-      )
-      assert np.abs(mine[name][0] - x).max() > 0.1  # yet it goes its own way
-  assert_all_receive(state.nu, reference_state.nu, rtol=1e-5)
-
-
-def test_under_adam_of_its_own_the_scale_of_a_clone_s_loss_is_lost():
-  """What 'shared_v' is for: a clone of ten times the loss votes no more."""
-  louder = [
-    {k: np.concatenate([10 * v[:1], v[1:]]) for k, v in g.items()}
-    for g in GRADIENTS_TxM
-  ]
-  plain, loud = (directions('local', g)[0][-1] for g in (GRADIENTS_TxM, louder))
-  for name in plain:
-    np.testing.assert_allclose(
-      loud[name].mean(0), plain[name].mean(0), rtol=1e-4, atol=1e-5
-    )
-  plain, loud = (
-    directions('shared_v', g)[0][-1] for g in (GRADIENTS_TxM, louder)
-  )
-  assert np.abs(loud['bias'].mean(0) - plain['bias'].mean(0)).max() > 0.1
 
 
 @pytest.mark.parametrize(
   ('step', 'decay'), [(0, 0.1), (8, 0.5), (90, 0.91), (10**6, 0.995)]
 )
 def test_the_evaluation_average_starts_quick_and_ends_at_its_decay(step, decay):
-  got = meld.average(
+  got = meld.smooth(
     {'w': jnp.float32(1.0)}, {'w': jnp.float32(3.0)}, 0.995, jnp.int32(step)
   )
   np.testing.assert_allclose(got['w'], decay * 1 + (1 - decay) * 3, rtol=1e-6)

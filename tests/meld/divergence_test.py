@@ -20,7 +20,7 @@ from chimera.clones import losses
 from chimera.clones import state as state_lib
 from chimera.meld import quarantine
 from chimera.optics import stage_1
-from chimera.run import keeper
+from chimera.run import engine, keeper
 from chimera.run import rollbacks as rollbacks_lib
 from tests import tiny
 
@@ -31,7 +31,7 @@ B1, B2, EPSILON = 0.9, 0.99, 1e-8
 
 
 def host(tree):
-  return jax.tree.map(np.array, step_lib.fetch(tree))
+  return jax.tree.map(np.array, engine.fetch(tree))
 
 
 class Clinic:
@@ -53,8 +53,8 @@ class Clinic:
 
   def run(self, state, mission=None):
     state, metrics = self.step(
-      step_lib.put(state, self.devices),
-      step_lib.put(mission or self.mission, self.devices),
+      engine.put(state, self.devices),
+      engine.put(mission or self.mission, self.devices),
       self.shard,
     )
     return host(state), host(metrics)
@@ -72,7 +72,7 @@ class Clinic:
       else:
         trees = [net.params]
         if site == 'moments':
-          trees = [net.opt_state.mu, net.opt_state.nu]
+          trees = [net.opt_state[0].mu, net.opt_state[0].nu]
         for tree in trees:
           jax.tree.leaves(tree)[-1][i].flat[1] = poison
     pid = self.mission.pid._replace(base_K=base_MxK)
@@ -110,8 +110,8 @@ def melded(clinic, before, after, metrics, well):
   'shared_v': their gradients, read off those moments, have one second moment;
   each clone steps by its own first over it; the mean of where they arrive.
   """
-  count = int(before.generator.opt_state.count[0]) + 1
-  rates = [float(metrics['learning_rate'][i]) for i in well]
+  count = int(before.generator.opt_state[0].count[0]) + 1
+  rates = [float(metrics['agent/lr'][i]) for i in well]
 
   def leaf(master, mu_M, new_mu_M, nu_M):
     master, mu_M, new_mu_M, nu_M = (
@@ -129,9 +129,9 @@ def melded(clinic, before, after, metrics, well):
   master = jax.tree.map(
     leaf,
     before.master.params,
-    before.generator.opt_state.mu,
-    after.generator.opt_state.mu,
-    before.generator.opt_state.nu,
+    before.generator.opt_state[0].mu,
+    after.generator.opt_state[0].mu,
+    before.generator.opt_state[0].nu,
   )
   book = master['codebook']
   master['codebook'] = book / np.linalg.norm(book, axis=-1, keepdims=True)
@@ -141,7 +141,7 @@ def melded(clinic, before, after, metrics, well):
 def test_nobody_is_sick_at_first(clinic):
   np.testing.assert_array_equal(clinic.before.dropped, 0)
   np.testing.assert_array_equal(clinic.before.health.sick, 0)
-  assert np.all(clinic.before.health.usual_S > 0)
+  assert np.all(clinic.before.health.baseline_S > 0)
   assert clinic.metrics['healthy'].all()
 
 
@@ -265,7 +265,7 @@ def test_without_the_meld_a_bad_gradient_is_left_out_and_nobody_restarts():
     for x in jax.tree.leaves(state.critic):
       scale = max(np.abs(x).max(), 1e-6)
       assert np.abs(x - x[:1]).max() <= 1e-5 * scale
-    assert state.generator.opt_state.count[2] == 7
+    assert state.generator.opt_state[0].count[2] == 7
     assert not np.array_equal(
       before.master.params['codebook'], state.master.params['codebook']
     )
@@ -318,9 +318,9 @@ def test_sick_cycles_count_in_a_row_until_they_call():
       health,
       jnp.arange(4) < healthy,
       jnp.full(1, float(healthy)),
-      patience=3,
+      quarantine.Spec(0.0, 0.0, 3),
     )
-    counts.append((int(health.sick), float(health.usual_S[0])))
+    counts.append((int(health.sick), float(health.baseline_S[0])))
   assert counts == [
     (0, 4),
     (1, 4),
@@ -336,10 +336,12 @@ def test_sick_cycles_count_in_a_row_until_they_call():
 
 def test_a_size_sees_every_leaf_but_the_counts():
   tree = {'a': jnp.array([3.0, 0.0]), 'b': jnp.array(4.0), 'n': jnp.int32(9**9)}
-  assert quarantine.size(tree) == 5
-  assert quarantine.length(tree['a']) == 3
+  assert quarantine.global_norm(tree) == 5
+  assert quarantine.l1_norm(tree['a']) == 3
   for poison in (NAN, INF, HUGE):
-    assert not np.isfinite(quarantine.size({**tree, 'b': jnp.array(poison)}))
+    assert not np.isfinite(
+      quarantine.global_norm({**tree, 'b': jnp.array(poison)})
+    )
 
 
 def test_the_record_counts_and_changes_the_key(tmp_path):
@@ -400,7 +402,7 @@ def sicken(monkeypatch, sick_with):
           base_MxK = host(mission.pid.base_K)
           base_MxK[:3, losses.ADV] = NAN
           mission = mission._replace(
-            pid=mission.pid._replace(base_K=step_lib.put(base_MxK, devices))
+            pid=mission.pid._replace(base_K=engine.put(base_MxK, devices))
           )
         return step(state, mission, shard)
 

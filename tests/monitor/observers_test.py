@@ -27,10 +27,10 @@ def told(config, tmp_path):
 
 def test_a_clone_has_the_scalars_of_its_own():
   seen = tiny.metrics()
-  seen['terms_K'][1, losses.TERMS.index('ssim')] = 0.25
-  seen['lambda_K'][1, losses.TERMS.index('l1')] = 4.0
-  seen['g_loss'][1] = 3.0
-  seen['dropped'][:] = (0, 2, 0, 1)
+  seen['loss'][1, losses.TERMS.index('ssim')] = 0.25
+  seen['lambda'][1, losses.TERMS.index('l1')] = 4.0
+  seen['loss/total'][1] = 3.0
+  seen['meld/dropped'][:] = (0, 2, 0, 1)
   of_it = observers.clone_scalars(seen, 1)
   assert {k: v for k, v in of_it.items() if v} == {
     'loss/ssim': 0.25,
@@ -43,8 +43,8 @@ def test_a_clone_has_the_scalars_of_its_own():
 
 def test_the_master_has_the_rate_in_images_of_all_clones(config):
   seen = tiny.metrics()
-  seen['dropped'][:] = (0, 2, 0, 1)
-  seen['perplexity'][:] = 12.5
+  seen['meld/dropped'][:] = (0, 2, 0, 1)
+  seen['codebook/perplexity'][:] = 12.5
   spec = state_lib.create_spec(config)
   assert observers.master_scalars(seen, 2.5, spec) == {
     'codebook/perplexity': 12.5,

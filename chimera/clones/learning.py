@@ -1,0 +1,122 @@
+"""What a clone learns at one batch: its gradients, and what it saw there."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from chimera.clones import losses
+from chimera.clones import state as state_lib
+
+Metrics = dict[str, jax.Array]
+
+
+class Seen(NamedTuple):
+  """What a clone saw of its lesson.
+
+  Attributes:
+    terms_K: the loss terms.
+    adv_share: of the adversarial term in the gradient at the reconstruction.
+    varentropy_B: of each sample.
+    z_XxD: the encodings.
+    counts_V: uses of each code, int32.
+  """
+
+  terms_K: jax.Array
+  adv_share: jax.Array
+  varentropy_B: jax.Array
+  z_XxD: jax.Array
+  counts_V: jax.Array
+
+
+def learn(
+  generator_params: Any,
+  critic_params: Any,
+  x: jax.Array,
+  lambda_K: jax.Array,
+  ramp: jax.Array,
+  epsilon_B: jax.Array,
+  *,
+  spec: state_lib.StepSpec,
+) -> tuple[dict[str, Any], Seen, Metrics]:
+  """The gradients of generator and critic at one batch, and what was seen.
+
+  Both are taken where the cycle began, from one forward pass; so they can be
+  averaged over devices before either is applied.
+  """
+
+  def reconstruct(params: Any) -> tuple[Any, jax.Array]:
+    x_hat, codes, tokens = spec.tokenizer.apply({'params': params}, x)
+    return (x_hat, codes), tokens
+
+  def judge(params: Any, x: jax.Array) -> jax.Array:
+    return spec.critic.apply({'params': params}, x)
+
+  def objective(x_hat: jax.Array, x_adv: jax.Array, codes: Any):
+    terms_K, varentropy_B = losses.terms(
+      x,
+      x_hat,
+      x_adv,
+      codes,
+      functools.partial(judge, critic_params),
+      commitment=spec.loss.commitment,
+      temperature=spec.loss.temperature,
+    )
+    return jnp.vdot(lambda_K, terms_K), (terms_K, varentropy_B)
+
+  (x_hat, codes), pull_back, tokens = jax.vjp(
+    reconstruct, generator_params, has_aux=True
+  )
+  (total, (terms_K, varentropy_B)), (by_rest, by_adv, by_codes) = (
+    jax.value_and_grad(objective, argnums=(0, 1, 2), has_aux=True)(
+      x_hat, x_hat, codes
+    )
+  )
+  (generator_gradient,) = pull_back((by_rest + ramp * by_adv, by_codes))
+  (critic_loss, parts), critic_gradient = jax.value_and_grad(
+    losses.critic_loss, has_aux=True
+  )(
+    critic_params,
+    judge,
+    x,
+    x_hat,
+    epsilon_B,
+    penalty=spec.wgan.penalty,
+    drift=spec.wgan.drift,
+  )
+  adv, rest = jnp.linalg.norm(by_adv.ravel()), jnp.linalg.norm(by_rest.ravel())
+  seen = Seen(
+    terms_K=terms_K,
+    adv_share=jnp.maximum(adv / (adv + rest + 1e-12), 1e-4),
+    varentropy_B=varentropy_B,
+    z_XxD=codes.z_BxhxwxD.reshape(-1, codes.z_BxhxwxD.shape[-1]),
+    counts_V=jnp.bincount(tokens.ravel(), length=spec.tokenizer.codes).astype(
+      jnp.int32
+    ),
+  )
+  metrics = {
+    'loss': terms_K,
+    'loss/total': total,
+    'loss/adv_share': seen.adv_share,
+    'critic/loss': critic_loss,
+    'critic/wasserstein': parts['wasserstein'],
+    'critic/penalty': parts['penalty'],
+  }
+  gradients = {'generator': generator_gradient, 'critic': critic_gradient}
+  return gradients, seen, metrics
+
+
+def probe(params: Any, x: jax.Array, *, spec: state_lib.StepSpec) -> jax.Array:
+  """terms_K of a generator at a batch, without the adversarial one."""
+  x_hat, codes, _ = spec.tokenizer.apply({'params': params}, x)
+  terms_K, _ = losses.terms(
+    x,
+    x_hat,
+    x_hat,
+    codes,
+    lambda x: jnp.zeros(len(x), x.dtype),
+    commitment=spec.loss.commitment,
+    temperature=spec.loss.temperature,
+  )
+  return terms_K

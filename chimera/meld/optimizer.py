@@ -1,0 +1,171 @@
+"""The optimizer of a clone, with moments of its own or in common.
+
+Adam per clone divides the scale of a clone's loss out again. With a second
+moment common to the clones the mean of their destinations is the destination of
+their mean gradient: moments are linear but for that one (design document 6.2).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import optax
+
+from chimera.meld import average
+from chimera.system import axes
+
+# Of the learning rate at the end of the cosine. At 0 the last specialists would
+# be the master, and nothing would tell them apart.
+COSINE_END = 0.01
+# What the clones hold in common of an optimizer's state, by the leaf's name.
+_IN_COMMON = {'shared_v': ('count', 'nu')}
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """What an optimizer is made of.
+
+  Attributes:
+    adam_b1: decay of the first moment.
+    adam_b2: decay of the second moment.
+    optimizer_state: 'local', Adam on the clone's own gradient; 'shared', Adam
+      on the clones' mean gradient; 'shared_v', the first moment of the clone's
+      own gradient over the second moment of the mean gradient.
+  """
+
+  adam_b1: float
+  adam_b2: float
+  optimizer_state: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """The learning rate of a cycle; the config's `train` explains each."""
+
+  cycles: int
+  learning_rate: float
+  warmup: int
+  schedule: str
+
+  def __call__(self, step: jax.Array) -> jax.Array:
+    """Before the Q-agent's trim."""
+    if self.schedule == 'constant':
+      return optax.warmup_constant_schedule(
+        0.0, self.learning_rate, self.warmup
+      )(step + 1)
+    return optax.warmup_cosine_decay_schedule(
+      0.0,
+      self.learning_rate,
+      self.warmup,
+      max(self.cycles, self.warmup + 1),
+      COSINE_END * self.learning_rate,
+    )(step + 1)
+
+
+def make_optimizer(spec: Spec) -> optax.GradientTransformationExtraArgs:
+  """The optimizer of a generator or a critic.
+
+  Its `update(gradient, state, params, mean_grads=, learning_rate=)` takes the
+  clone's own gradient, that of the healthy clones' mean, and the learning rate
+  of this cycle. Clipping or weight decay are one more line of the chain.
+  """
+  adam = optax.scale_by_adam(spec.adam_b1, spec.adam_b2)
+  direction = {
+    'local': adam,
+    'shared': on_mean(adam),
+    'shared_v': scale_by_adam_in_common(spec.adam_b1, spec.adam_b2),
+  }[spec.optimizer_state]
+  return optax.chain(direction, scale_by_given_rate())
+
+
+def on_mean(
+  inner: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+  """Any transformation, of the mean gradient instead of the clone's own."""
+
+  def update(gradient, state, params=None, *, mean_grads, **extra):
+    del gradient, extra
+    return inner.update(mean_grads, state, params)
+
+  return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def scale_by_adam_in_common(
+  b1: float, b2: float, eps: float = 1e-8
+) -> optax.GradientTransformationExtraArgs:
+  """Adam of the clone's first moment over the mean gradient's second moment.
+
+  Kingma and Ba, "Adam", 2014, https://arxiv.org/abs/1412.6980.
+  """
+  adam = optax.scale_by_adam(b1, b2, eps)
+
+  def update(gradient, state, params=None, *, mean_grads, **extra):
+    del params, extra
+    _, own = adam.update(gradient, state)
+    _, common = adam.update(mean_grads, state)
+    mu_hat = optax.tree.bias_correction(own.mu, b1, own.count)
+    nu_hat = optax.tree.bias_correction(common.nu, b2, own.count)
+    direction = jax.tree.map(
+      lambda m, v: m / (jnp.sqrt(v) + eps), mu_hat, nu_hat
+    )
+    return direction, own._replace(nu=common.nu)
+
+  return optax.GradientTransformationExtraArgs(adam.init, update)
+
+
+def scale_by_given_rate() -> optax.GradientTransformationExtraArgs:
+  """Steps down by `learning_rate=`, which the Q-agent moves every cycle."""
+
+  def update(updates, state, params=None, *, learning_rate, **extra):
+    del params, extra
+    return jax.tree.map(lambda u: -learning_rate * u, updates), state
+
+  return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def pool(
+  params: Any,
+  state: Any,
+  weight: jax.Array,
+  *,
+  fallback: Any,
+  spec: Spec,
+) -> tuple[Any, Any]:
+  """The healthy clones' mean (params, state), from which the others restart.
+
+  Their state is fresh but for what all hold in common: over a second moment of
+  its own, one clone's gradient alone is worlds apart from the direction that it
+  is a part of.
+
+  Args:
+    params: of this clone, after its step.
+    state: of its optimizer, likewise.
+    weight: of this clone in the mean, 0 where it is left out.
+    fallback: params, where every clone is left out.
+    spec: of the optimizer.
+  """
+  fresh = make_optimizer(spec).init(params)
+  if spec.optimizer_state == 'local':
+    return average.mean(params, weight, axes.AXES, fallback), fresh
+  names = _IN_COMMON.get(spec.optimizer_state)
+  leaves, structure = jax.tree_util.tree_flatten_with_path(state)
+  new = jax.tree.leaves(fresh)
+  floats, counts = [], []
+  for i, (path, leaf) in enumerate(leaves):
+    if names is None or {getattr(k, 'name', None) for k in path} & {*names}:
+      is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+      (floats if is_float else counts).append(i)
+  params, means = average.mean(
+    (params, [leaves[i][1] for i in floats]),
+    weight,
+    axes.AXES,
+    (fallback, [new[i] for i in floats]),
+  )
+  is_any = lax.psum(weight, axes.AXES) > 0
+  for i, x in zip(floats, means, strict=True):
+    new[i] = x
+  for i in counts:
+    new[i] = jnp.where(is_any, leaves[i][1], new[i])
+  return params, jax.tree.unflatten(structure, new)

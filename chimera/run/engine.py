@@ -1,0 +1,154 @@
+"""The compiled step on its devices: what it works on there, and where."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from chimera import step as step_lib
+from chimera.clones import state as state_lib
+from chimera.school import lessons
+
+
+def put(tree: Any, devices: Sequence[jax.Device]) -> Any:
+  """Host arrays (M, ...) onto the devices as (devices, M / devices, ...).
+
+  With the very sharding that the compiled step returns: any other compiles it
+  twice and donates nothing.
+  """
+  mesh = jax.sharding.Mesh(np.array(devices), ('devices',))
+  sharding = jax.sharding.NamedSharding(
+    mesh, jax.sharding.PartitionSpec('devices')
+  )
+  n = len(devices)
+  return jax.tree.map(
+    lambda x: jax.device_put(
+      np.reshape(x, (n, np.shape(x)[0] // n, *np.shape(x)[1:])), sharding
+    ),
+    tree,
+  )
+
+
+def put_shared(tree: Any, devices: Sequence[jax.Device]) -> Any:
+  """Host arrays onto every device, as (devices, ...)."""
+  return jax.tree.map(
+    lambda x: jnp.squeeze(x, 1),
+    put(
+      jax.tree.map(
+        lambda x: np.broadcast_to(x, (len(devices), *np.shape(x))), tree
+      ),
+      devices,
+    ),
+  )
+
+
+def fetch(tree: Any) -> Any:
+  """Device arrays (devices, M / devices, ...) as host arrays (M, ...)."""
+  return jax.tree.map(
+    lambda x: np.reshape(x, (-1, *x.shape[2:])), jax.device_get(tree)
+  )
+
+
+class Engine:
+  """The compiled step on its devices, and what it works on there.
+
+  Attributes:
+    cycles: of a dispatch.
+    state: of all clones.
+  """
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    spec: state_lib.StepSpec,
+    bins: dict[int, list[int]],
+    paths_NxHxWxC: np.ndarray,
+    devices: list[jax.Device],
+  ):
+    self.cycles = config.train.cycles_per_dispatch
+    self._devices = devices
+    self._missions = put(
+      state_lib.stack(state_lib.create_missions(config, bins)), devices
+    )
+    self._shards = Shards(config, paths_NxHxWxC, devices)
+    self._step = step_lib.make_train_step(
+      spec, devices, cycles=self.cycles, resident=self._shards.resident
+    )
+
+  def place(self, host: state_lib.CloneState, done: int) -> None:
+    """Puts the clones on the devices, with the shards of their cycle."""
+    self._shard = self._shards.deal(host.school.enrolled_L, done)
+    self.state = put(host, self._devices)
+
+  def dispatch(self) -> tuple[dict[str, jax.Array], Any]:
+    """Goes on by its cycles: metrics, and the specialists before the meld."""
+    with jax.transfer_guard('disallow'):
+      self.state, metrics = self._step(self.state, self._missions, self._shard)
+    return metrics, metrics.pop('specialist')
+
+  def deal_if_due(self, done: int) -> None:
+    """Other shards, where they rotated or others are enrolled by now."""
+    if self._shards.are_due(done, self.cycles):
+      enrolled = fetch(self.state.school.enrolled_L)
+      self._shard = self._shards.deal(enrolled, done)
+
+
+class Shards:
+  """Deals each clone what its device holds of the training set."""
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    paths_NxHxWxC: np.ndarray,
+    devices: list[jax.Device],
+  ):
+    self._config = config
+    self._paths = paths_NxHxWxC
+    self._devices = devices
+    self.resident = paths_NxHxWxC.nbytes <= config.school.resident_mb << 20
+
+  def deal(self, enrolled_MxL: np.ndarray, cycle: int) -> lessons.Shard:
+    """The shards from `cycle` on, a function of it and who is enrolled then."""
+    shards = lessons.make_shards(
+      self._paths,
+      enrolled_MxL,
+      resident_mb=self._config.school.resident_mb,
+      rotating_samples=self._config.school.rotating_samples,
+      rotation=cycle // self._config.school.rotate_every,
+      seed=self._config.seed,
+    )
+    if self.resident:
+      return put_shared(shards[0], self._devices)
+    return put(state_lib.stack(shards), self._devices)
+
+  def are_due(self, cycle: int, cycles: int) -> bool:
+    """Whether the last `cycles` rotated the shards, or enrolled others.
+
+    As they follow from the state, a run that is resumed between two rotations
+    goes on with the shards that it had.
+    """
+    c = self._config.school
+    if self.resident:
+      return False
+    before = cycle - cycles
+    enrolments = range(c.enrol_from, cycle, c.enrol_every)
+    enrols = c.enabled and c.enrol_from and enrolments[-1:]
+    return bool(
+      cycle // c.rotate_every != before // c.rotate_every
+      or (enrols and enrolments[-1] >= before)
+    )
+
+
+def choose_devices(count: int) -> list[jax.Device]:
+  """The first `count` devices; 0 is the most of 1, 2 and 4 there are."""
+  there = jax.local_devices()
+  count = count or max(n for n in (1, 2, 4) if n <= len(there))
+  if count not in (1, 2, 4) or count > len(there):
+    raise ValueError(
+      f'devices must be 1, 2 or 4 and at most {len(there)} here, got '
+      f'devices = {count}: mend --config.devices (0 chooses).'
+    )
+  return there[:count]

@@ -1,0 +1,49 @@
+"""The two axes that the clones lie along, and what goes along them.
+
+`jax.pmap` runs over the devices, `jax.vmap` over the clones that share one:
+both are there on every layout, so the step has one body.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+from jax.custom_batching import custom_vmap
+import jax.numpy as jnp
+
+AXES = ('devices', 'clones')
+
+
+def gather(x: jax.Array) -> jax.Array:
+  """All clones' rows (M B, ...) of each clone's (B, ...), in their order."""
+  for axis in reversed(AXES):
+    x = lax.all_gather(x, axis)
+  return x.reshape(-1, *x.shape[3:])
+
+
+def where(condition: jax.Array, a: Any, b: Any) -> Any:
+  """Tree a or tree b, by a scalar."""
+  return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def one_by_one(f: Callable[..., Any]) -> Callable[..., Any]:
+  """f, whose `vmap` is f written out once for each clone.
+
+  Mapped weights would turn the clones' convolutions into grouped ones, which
+  cost half as much again on one device.
+  """
+  once = jax.jit(f, inline=True)  # traced once, not once for each clone
+  f = custom_vmap(f)
+
+  @f.def_vmap
+  def _(size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
+    def pick(i: int) -> Any:
+      return jax.tree.map(lambda x, b: x[i] if b else x, args, tuple(batched))
+
+    out = jax.tree.map(
+      lambda *x: jnp.stack(x), *[once(*pick(i)) for i in range(size)]
+    )
+    return out, jax.tree.map(lambda _: True, out)
+
+  return f
