@@ -20,6 +20,7 @@ import optax
 from chimera.agents import pid as pid_lib
 from chimera.agents import q_learning
 from chimera.clones import losses, models
+from chimera.clones import specialists as specialists_lib
 from chimera.clones import state as state_lib
 from chimera.meld import average as meld
 from chimera.meld import quarantine
@@ -33,7 +34,7 @@ Metrics = dict[str, jax.Array]
 
 def train_step(
   state: state_lib.CloneState,
-  mission: state_lib.Mission,
+  mission: specialists_lib.Mission,
   shard: lessons_lib.Shard,
   *,
   spec: state_lib.StepSpec,

@@ -1,4 +1,4 @@
-"""Stage 2's loop: the School opens, four clones learn, a master is melded."""
+"""Stage 2's loop: the School opens, the clones learn, a master is melded."""
 
 import contextlib
 import functools
@@ -13,13 +13,13 @@ import numpy as np
 
 from chimera import step as step_lib
 from chimera.clones import losses
+from chimera.clones import specialists as specialists_lib
 from chimera.clones import state as state_lib
 from chimera.data import images
 from chimera.evaluation import exam as exam_lib
 from chimera.meld import quarantine
 from chimera.monitor import observers as observers_lib
 from chimera.monitor import report, summary
-from chimera.monitor import snapshot as snapshot_lib
 from chimera.run import init_from
 from chimera.run import keeper as keeper_lib
 from chimera.run import rollbacks as rollbacks_lib
@@ -87,7 +87,7 @@ def train(
   """
   watch = watch or preemption.Watch()
   bins = prepare_curriculum(config, workdir, data)
-  devices = choose_devices(config.devices)
+  devices = choose_devices(config.devices, len(config.clone_names))
   spec, born = newborn(config, data, bins)
   keeper = keeper_lib.Keeper(config, workdir, bins)
   rollbacks = rollbacks_lib.Rollbacks(workdir, config.train.rollbacks)
@@ -251,8 +251,8 @@ def has_diverged(
     )
   ]
   reason = (
-    f'Fewer than {quarantine.QUORUM} clones were healthy for {sick} cycles in '
-    f'a row, seen at cycle {done} ({"; ".join(clones)})'
+    f'Fewer than {quarantine.quorum(len(clones))} clones were healthy for '
+    f'{sick} cycles in a row, seen at cycle {done} ({"; ".join(clones)})'
   )
   logging.warning('%s.', reason)
   if sick < config.meld.sick_cycles:
@@ -266,7 +266,7 @@ def newborn(
   data: 'stage_1.Prepared',
   bins: dict[int, list[int]],
 ) -> tuple[state_lib.StepSpec, state_lib.CloneState]:
-  """The step's constants and four clones, host arrays with a leading M."""
+  """The step's constants and the clones, host arrays with a leading M."""
   spec = state_lib.create_spec(config)
   states = state_lib.create_states(
     config, spec, bins, data.paths_NxHxWxC.shape[1:3]
@@ -343,7 +343,7 @@ class Engine:
     self.cycles = config.train.cycles_per_dispatch
     self._devices = devices
     self._missions = step_lib.put(
-      state_lib.stack(state_lib.create_missions(config, bins)), devices
+      state_lib.stack(specialists_lib.create_missions(config, bins)), devices
     )
     self._shards = Shards(config, paths_NxHxWxC, devices)
     self._step = step_lib.make_train_step(
@@ -414,16 +414,21 @@ class Shards:
     )
 
 
-def choose_devices(count: int) -> list[jax.Device]:
-  """The first `count` devices; 0 is the most of 1, 2 and 4 there are."""
+def choose_devices(count: int, clones: int) -> list[jax.Device]:
+  """The first `count` devices; 0 is the most there are that divide the clones.
+
+  Raises:
+    ValueError: they do not divide the clones, or are not there.
+  """
   there = jax.local_devices()
-  count = count or max(n for n in (1, 2, 4) if n <= len(there))
-  if count not in (1, 2, 4) or count > len(there):
+  fit = [n for n in range(1, len(there) + 1) if clones % n == 0]
+  if count not in (0, *fit):
     raise ValueError(
-      f'devices must be 1, 2 or 4 and at most {len(there)} here, got '
-      f'devices = {count}: mend --config.devices (0 chooses).'
+      f'devices must be one of {", ".join(map(str, fit))}, for {clones} clones '
+      f'on at most {len(there)}, got devices = {count}: mend --config.devices '
+      '(0 chooses).'
     )
-  return there[:count]
+  return there[: count or fit[-1]]
 
 
 def summarize(
@@ -434,16 +439,15 @@ def summarize(
   """Each clone's row of the final table."""
   rows = []
   for i, name in enumerate(config.clone_names):
-    base_K = np.array(
-      [snapshot_lib.base_of(config, t, i) for t in losses.TERMS]
-    )
+    base = specialists_lib.base_weights(config, name)
+    base_K = np.array([base[t] for t in losses.TERMS])
     ratio_K = seen['lambda_K'][i] / np.where(base_K > 0, base_K, np.inf)
     k = int(np.argmax(ratio_K))
     rows.append(
       {
         'name': name,
-        'bins': config.school.lessons[i],
-        'samples': sum(len(bins[b]) for b in config.school.lessons[i]),
+        'bins': config.specialists[name].bins,
+        'samples': sum(len(bins[b]) for b in config.specialists[name].bins),
         'g_loss': float(seen['g_loss'][i]),
         'critic_loss': float(seen['critic_loss'][i]),
         'dominant': losses.TERMS[k],

@@ -1,11 +1,11 @@
-"""A run small enough for tests: 8x8 path_params, 120 samples, 4 clones."""
+"""A run small enough for tests: 8x8 path_params, 120 samples."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from chimera import step as step_lib
-from chimera.clones import losses, models
+from chimera.clones import losses, models, specialists
 from chimera.clones import state as state_lib
 from chimera.optics import modules as optics
 from chimera.school import lessons
@@ -58,7 +58,7 @@ def on_devices(config, spec, bins, paths, devices):
   return (
     step_lib.put(state_lib.stack(states), devices),
     step_lib.put(
-      state_lib.stack(state_lib.create_missions(config, bins)), devices
+      state_lib.stack(specialists.create_missions(config, bins)), devices
     ),
     step_lib.put_shared(shard(paths), devices),
   )

@@ -13,9 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-# Healthy clones without which a cycle counts as sick: the median of one is
-# itself, and nothing would speak against it.
-QUORUM = 2
+
+def quorum(clones: int) -> int:
+  """Healthy clones without which a cycle counts as sick.
+
+  The median of one is itself, and nothing would speak against it; who is alone
+  has but what was usual to be held against.
+  """
+  return min(2, clones)
 
 
 class Health(NamedTuple):
@@ -101,9 +106,9 @@ def remember(
     median_S: of this cycle.
     patience: sick cycles in a row that call for a roll-back.
   """
-  quorum = jnp.sum(healthy_M) >= QUORUM
+  is_quorum = jnp.sum(healthy_M) >= quorum(len(healthy_M))
   recovered = jnp.where(health.sick < patience, 0, health.sick)
   return Health(
-    jnp.where(quorum, median_S, health.usual_S),
-    jnp.where(quorum, recovered, health.sick + 1),
+    jnp.where(is_quorum, median_S, health.usual_S),
+    jnp.where(is_quorum, recovered, health.sick + 1),
   )

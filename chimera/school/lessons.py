@@ -1,9 +1,11 @@
 """Lessons: who is enrolled, what is resident, what is drawn and remembered.
 
-Design document 3.4 and clone D's curriculum of 4.3. `draw_lesson`, `record` and
-`re_enrol` run inside the compiled step, for one clone.
+Design document 3.4, and of 4.3 the curriculum that follows varentropy.
+`draw_lesson`, `record` and `re_enrol` run inside the compiled step, for one
+clone.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -47,7 +49,7 @@ class SchoolState(NamedTuple):
 
 def lesson_length(
   bins: dict[int, list[int]],
-  lessons: tuple[tuple[int, ...], ...],
+  lessons: Sequence[tuple[int, ...]],
   *,
   batch_size: int = 1,
 ) -> int:
@@ -61,7 +63,7 @@ def lesson_length(
     if not lesson or not set(lesson) <= set(bins):
       raise ValueError(
         f'A lesson must name bins from 0 to {curriculum.BINS - 1}, got '
-        f'{lesson}: mend --config.school.lessons.'
+        f'{lesson}: mend --config.specialists.NAME.bins.'
       )
   sizes = [sum(len(bins[k]) for k in set(lesson)) for lesson in lessons]
   if batch_size > min(sizes):

@@ -427,7 +427,7 @@ def test_a_batch_larger_than_a_lesson_is_refused():
 
 @pytest.mark.parametrize('lesson', [(), (10,), (-1, 2)])
 def test_a_lesson_of_no_bin_of_ours_is_refused(lesson):
-  with pytest.raises(ValueError, match=r'--config\.school\.lessons'):
+  with pytest.raises(ValueError, match=r'--config\.specialists\.NAME\.bins'):
     lessons.lesson_length(_bins(), ((9,), lesson))
 
 
