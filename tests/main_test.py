@@ -134,7 +134,10 @@ def test_two_command_lines_in_one_process_do_not_mix(ran):
     (('--config.train.batch_size',), '--config.train.batch_size'),
     (('--config.school.enabled=maybe',), '--config.school.enabled=maybe'),
     (('--config.q.low=1',), 'Unknown config key --config.q.low, did you mean'),
-    (('--config.specialists.structural.bins=()',), 'each bin once'),
+    (
+      ('--config.specialists.structural.bins=()',),
+      'bins from 0 to 9, each once',
+    ),
     (('--config.train.batch_size=0',), 'must be at least 1'),
     (('--config.train.batch_size=400',), 'at most the samples of the smallest'),
     (('--config.data.source=/nope',), 'no such folder: /nope'),

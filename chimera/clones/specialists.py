@@ -11,6 +11,8 @@ import ml_collections
 import numpy as np
 
 if TYPE_CHECKING:
+  import jax
+
   from chimera.agents import pid as pid_lib
   from chimera.agents import q_learning
 
@@ -26,9 +28,9 @@ class Mission(NamedTuple):
     q: bounds of the learning rate's trim.
   """
 
-  clone: np.ndarray
-  weight: np.ndarray
-  enrols: np.ndarray
+  clone: 'jax.Array'
+  weight: 'jax.Array'
+  enrols: 'jax.Array'
   pid: 'pid_lib.Mission'
   q: 'q_learning.Mission'
 

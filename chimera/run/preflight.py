@@ -87,8 +87,12 @@ def check_keys(named: Iterable[str], known: Iterable[str]) -> None:
 
 def binding(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """What must stay as it is for a run to go on: all keys but those of FREE."""
-  flat = _of_clones(keys(json.loads(config.to_json())))
-  return {k: v for k, v in sorted(flat.items()) if not k.startswith(FREE)}
+  return _binding(keys(json.loads(config.to_json())))
+
+
+def _binding(values: Mapping[str, Any]) -> dict[str, Any]:
+  flat = sorted(_of_clones(values).items())
+  return {k: v for k, v in flat if not k.startswith(FREE)}
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -186,13 +190,11 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
     )
   if trained:
     check_age(workdir, there)
-  here = _of_clones(keys(json.loads(config.to_json())))
-  there = _of_clones(there)
+  here, there = binding(config), _binding(there)
   differ = [
     f'{k} ({there.get(k, "absent")!r} there, {here.get(k, "absent")!r} now)'
     for k in sorted(there.keys() | here.keys())
     if there.get(k) != here.get(k)
-    and not k.startswith(FREE)
     and (trained or (prepared and k.startswith(STAGE_1)))
   ]
   if differ:
@@ -205,12 +207,8 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
 def check_age(workdir: str, values: Mapping[str, Any]) -> None:
   """Refuses a run of when a config had tuples of four, and no specialists.
 
-  Args:
-    workdir: of the run.
-    values: of its config, by dotted key.
-
   Raises:
-    ValueError: it is of then; what can still be done with it.
+    ValueError: `values`, its config by dotted key, is of then.
   """
   if 'school.lessons' not in values:
     return
@@ -297,22 +295,18 @@ def adopt(
     workdir: of a run.
     named: dotted keys that stay as they are.
   """
-
-  def to_tuples(value: Any) -> Any:
-    if isinstance(value, list):
-      return tuple(map(to_tuples, value))
-    return value
-
   try:
     path = pathlib.Path(workdir, 'config.json')
     there = _of_clones(keys(json.loads(path.read_text())))
     # A specialist that this config has no block of comes with its block.
     known = {*keys(config), *(k for k in there if k.startswith('specialists.'))}
-    changes = {
-      k: to_tuples(there[k]) for k in known & there.keys() - set(named)
-    }
-    with config.unlocked():
-      config.update_from_flattened_dict(changes)
+    for key in known & there.keys() - set(named):
+      change = there[key]
+      change = tuple(change) if isinstance(change, list) else change
+      for name in reversed(key.split('.')):
+        change = {name: change}
+      with config.unlocked():
+        config.update(change)
   except (OSError, ValueError, KeyError, TypeError, AttributeError):
     return
 

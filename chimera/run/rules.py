@@ -77,23 +77,25 @@ def _is_file(v: Any) -> bool:
   return isinstance(v, str) and os.path.isfile(v)
 
 
-def _are_names(v: Any) -> bool:
+def _is_clone_name(v: Any) -> bool:
   """Such as can stand in a dotted key, in a path and before a figure."""
-  return (
-    isinstance(v, tuple)
-    and len(v) > 0
-    and all(isinstance(name, str) and name.isidentifier() for name in v)
-    and len(set(v)) == len(v)
-    and not set(v) & set(RESERVED)
-  )
+  return isinstance(v, str) and v.isidentifier() and v not in RESERVED
 
 
-def _are_bins(v: Any) -> bool:
-  return (
-    isinstance(v, tuple)
-    and len(v) > 0
-    and all(type(b) is int and 0 <= b <= 9 for b in v)
-    and len(set(v)) == len(v)
+def _is_bin(v: Any) -> bool:
+  return type(v) is int and 0 <= v <= 9
+
+
+def _each_once(text: str, holds: Callable[[Any], bool]) -> Rule:
+  """A tuple of one or more values that hold."""
+  return Rule(
+    f'a tuple of one or more {text}, each once',
+    lambda v: (
+      isinstance(v, tuple)
+      and bool(v)
+      and all(map(holds, v))
+      and len(set(v)) == len(v)
+    ),
   )
 
 
@@ -108,10 +110,9 @@ RULES = {
   'init_from': _TEXT,
   'seed': _within('[0, 2147483647]'),
   'devices': at_least(0),
-  'clone_names': Rule(
-    'a tuple of names, each once, of letters, digits and _ and none of '
-    f'{", ".join(RESERVED)}',
-    _are_names,
+  'clone_names': _each_once(
+    f'names of letters, digits and _ (but {", ".join(RESERVED)})',
+    _is_clone_name,
   ),
   'data.source': _TEXT,
   'data.held_out_source': _TEXT,
@@ -215,7 +216,7 @@ RULES = {
 }
 # Likewise of every block of `specialists`, whatever its name.
 OF_SPECIALIST = {
-  'bins': Rule('a tuple of bins from 0 to 9, each bin once', _are_bins),
+  'bins': _each_once('bins from 0 to 9', _is_bin),
   'enrols': _FLAG,
   **{f'emphasis.{t}': at_least(0) for t in _TERMS},
   'pid.proportional': at_least(0),

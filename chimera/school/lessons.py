@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chimera.school import curriculum
-
 
 class Shard(NamedTuple):
   """What of the training set is resident on one clone's device.
@@ -56,15 +54,8 @@ def lesson_length(
   """L, the greatest number of samples that one clone's bins hold.
 
   Raises:
-    ValueError: if a lesson names no bin of ours, or holds fewer samples than
-      a batch.
+    ValueError: a lesson holds fewer samples than a batch.
   """
-  for lesson in lessons:
-    if not lesson or not set(lesson) <= set(bins):
-      raise ValueError(
-        f'A lesson must name bins from 0 to {curriculum.BINS - 1}, got '
-        f'{lesson}: mend --config.specialists.NAME.bins.'
-      )
   sizes = [sum(len(bins[k]) for k in set(lesson)) for lesson in lessons]
   if batch_size > min(sizes):
     raise ValueError(

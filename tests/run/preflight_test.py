@@ -6,6 +6,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from chimera.doctor import doctor
+from chimera.monitor import live
 from chimera.run import preflight
 from chimera.school import curriculum
 from configs import chimera as chimera_config
@@ -59,10 +61,10 @@ def test_the_default_has_64_pixels():
     ('basename', '.hidden', 'a plain file name'),
     ('seed', -1, 'in [0, 2147483647]'),
     ('devices', 3, 'one of 0, 1, 2, 4'),
-    ('clone_names', (), 'a tuple of names'),
+    ('clone_names', (), 'one or more names'),
     ('clone_names', ('structural', 'd/e'), 'letters, digits and _'),
     ('clone_names', ('structural', 'structural'), 'each once'),
-    ('clone_names', ('structural', 'tokenizer'), 'none of master, ema'),
+    ('clone_names', ('structural', 'tokenizer'), '(but master, ema, '),
     ('data__held_out_fraction', 0.0, 'in (0, 1)'),
     ('data__held_out_fraction', 1.0, 'in (0, 1)'),
     ('data__train_count', 9, 'at least 10'),
@@ -73,8 +75,8 @@ def test_the_default_has_64_pixels():
     ('optics__learning_rate', 0.0, 'above 0'),
     ('school__mix', 1.1, 'in [0, 1]'),
     ('school__half_life', 0.0, 'above 0'),
-    ('specialists.structural__bins', (0, 0), 'each bin once'),
-    ('specialists.structural__bins', (), 'each bin once'),
+    ('specialists.structural__bins', (0, 0), 'bins from 0 to 9, each once'),
+    ('specialists.structural__bins', (), 'bins from 0 to 9, each once'),
     ('specialists.structural__bins', (10,), 'from 0 to 9'),
     ('model__downsample', 3, 'a power of 2'),
     ('model__downsample', 0, 'a power of 2'),
@@ -273,6 +275,67 @@ def test_a_trained_workdir_of_another_config_is_refused(tmp_path, key, value):
   assert '--workdir' in str(e.value)
   assert '\n' not in str(e.value)
   assert _snapshot(tmp_path) == before
+
+
+def _of_an_earlier_chimera(workdir):
+  """As `:smoke` of commit b8cdb0f, as far as it is read."""
+  tree = json.loads(chimera_config.get_config().to_json())
+  tree['school']['lessons'] = [[9], [0, 1, 2, 3], [4, 5, 6], [7, 8]]
+  tree['specialists'] = {'strength': 0.3, 'l1': [0.7, 2.0, 0.7, 0.7]}
+  tree['q']['low'] = [0.5, 0.5, 0.5, 0.5]
+  (workdir / 'config.json').write_text(json.dumps(tree))
+  (workdir / 'history.jsonl').write_text('')
+
+
+def test_a_run_of_an_earlier_chimera_is_refused_in_a_line_that_helps(tmp_path):
+  workdir = str(tmp_path)
+  _trained(tmp_path, _config())
+  _of_an_earlier_chimera(tmp_path)
+  before = _snapshot(tmp_path)
+  readers = (
+    lambda: preflight.check_workdir(_config(), workdir),
+    lambda: preflight.check_origin(_config(init_from=workdir), 'w'),
+    lambda: live.watch(workdir),
+    lambda: doctor.diagnose(workdir),
+  )
+  for read in readers:
+    with pytest.raises(ValueError, match=r'earlier .*: give a new --workdir\.'):
+      read()
+  preflight.adopt(_config(), workdir, [])
+  assert _snapshot(tmp_path) == before
+  _exported(tmp_path / 'tokenizer')
+  for read in readers:
+    with pytest.raises(ValueError, match='earlier') as e:
+      read()
+    assert f'--config.init_from={workdir}/tokenizer.' in str(e.value)
+    assert '\n' not in str(e.value)
+  preflight.check_origin(_config(init_from=f'{workdir}/tokenizer'), 'w')
+
+
+def test_what_an_earlier_chimera_prepared_is_still_good(tmp_path):
+  _prepared(tmp_path, _config())
+  _of_an_earlier_chimera(tmp_path)
+  preflight.check_workdir(_config(), str(tmp_path))
+
+
+def test_a_specialist_whom_the_config_lacks_comes_with_its_workdir(tmp_path):
+  theirs = _config()
+  theirs.specialists.texture = theirs.specialists.structural
+  theirs.specialists.texture.bins = (2, 3)
+  theirs.clone_names = ('perceptual', 'texture')
+  _trained(tmp_path, theirs)
+  config = _config()
+  config.lock()
+  preflight.adopt(config, str(tmp_path), ['train.cycles'])
+  assert config.specialists.texture.bins == (2, 3)
+  preflight.check_config(config)
+  preflight.check_workdir(config, str(tmp_path))
+  # Blocks that nobody is named by do not bind.
+  config.specialists.latent_purity.bins = (1,)
+  preflight.check_workdir(config, str(tmp_path))
+  config.specialists.texture.bins = (2,)
+  with pytest.raises(ValueError, match=r'specialists\.texture\.bins \(\[2, 3'):
+    preflight.check_workdir(config, str(tmp_path))
 
 
 def _exported(folder, **changes):
