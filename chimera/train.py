@@ -251,7 +251,7 @@ def has_diverged(
     )
   ]
   reason = (
-    f'Fewer than {quarantine.quorum(len(clones))} clones were healthy for '
+    f'Fewer than {min(quarantine.QUORUM, len(clones))} clones were healthy for '
     f'{sick} cycles in a row, seen at cycle {done} ({"; ".join(clones)})'
   )
   logging.warning('%s.', reason)

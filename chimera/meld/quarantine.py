@@ -13,14 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-
-def quorum(clones: int) -> int:
-  """Healthy clones without which a cycle counts as sick.
-
-  The median of one is itself, and nothing would speak against it; who is alone
-  has but what was usual to be held against.
-  """
-  return min(2, clones)
+# Healthy clones without which a cycle counts as sick: the median of one is
+# itself, and nothing would speak against it. A run of one clone has no better.
+QUORUM = 2
 
 
 class Health(NamedTuple):
@@ -106,9 +101,9 @@ def remember(
     median_S: of this cycle.
     patience: sick cycles in a row that call for a roll-back.
   """
-  is_quorum = jnp.sum(healthy_M) >= quorum(len(healthy_M))
+  quorum = jnp.sum(healthy_M) >= min(QUORUM, len(healthy_M))
   recovered = jnp.where(health.sick < patience, 0, health.sick)
   return Health(
-    jnp.where(is_quorum, median_S, health.usual_S),
-    jnp.where(is_quorum, recovered, health.sick + 1),
+    jnp.where(quorum, median_S, health.usual_S),
+    jnp.where(quorum, recovered, health.sick + 1),
   )

@@ -116,26 +116,29 @@ def test_weights_are_told_without_jax():
   subprocess.run([sys.executable, '-c', program], check=True)
 
 
-@pytest.mark.parametrize(
-  ('count', 'devices'), [(1, 1), (2, 2), (3, 3), (5, 1), (8, 4)]
-)
-def test_any_number_trains_on_devices_that_divide_it(count, devices):
-  config = get_config(count)
-  there = jax.local_devices()
-  state, log = tiny.run(config, 3, there[:devices])
+def train(count, devices):
+  """The state after three cycles, in which all went well."""
+  config = get_config(count, q__history='total')  # compiled sooner
+  state, log = tiny.run(config, 3, jax.local_devices()[:devices])
   for metrics in log:
-    assert metrics['terms_K'].shape == (count, len(losses.TERMS))
-    np.testing.assert_array_equal(metrics['healthy'], True)
+    assert metrics['healthy'].tolist() == [True] * count
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(metrics))
   np.testing.assert_array_equal(state.health.sick, 0)
   for params in (state.master.params, state.generator.params):
     for x in jax.tree.leaves(params):
       assert len(x) == count
       np.testing.assert_array_equal(x, np.broadcast_to(x[:1], x.shape))
-  if devices == 1:
-    return
-  alone, _ = tiny.run(config, 3, there[:1])
-  for a, b in zip(
-    jax.tree.leaves(alone.master.params), jax.tree.leaves(state.master.params)
-  ):
+  return state
+
+
+# Eight on one device are compiled for long, and are but more of the same.
+@pytest.mark.parametrize(('count', 'devices'), [(1, 1), (5, 1), (8, 4)])
+def test_any_number_of_specialists_trains(count, devices):
+  train(count, devices)
+
+
+@pytest.mark.parametrize('count', [2, 3])
+def test_as_many_devices_as_specialists_are_as_good_as_one(count):
+  one, many = (train(count, devices).master.params for devices in (1, count))
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many)):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(a).max())
