@@ -149,6 +149,7 @@ class _Program:
     import numpy as np
 
     from chimera import step as step_lib
+    from chimera.clones import specialists
     from chimera.clones import state as state_lib
     from chimera.run import engine
     from chimera.school import curriculum as curriculum_lib
@@ -159,7 +160,7 @@ class _Program:
     bins = curriculum_lib.bin_samples(paths[..., 2].mean((1, 2)))
     spec = state_lib.create_spec(config)
     states = state_lib.create_states(config, spec, bins, _GRID[:2])
-    missions = state_lib.create_missions(config, bins)
+    missions = specialists.create_missions(config, bins)
     (whole,) = lessons.make_shards(
       paths, [], resident_mb=64, rotating_samples=0, rotation=0, seed=0
     )
@@ -191,8 +192,8 @@ def step(args: argparse.Namespace) -> None:
   console.print(f'{len(jax.devices())} x {jax.devices()[0].device_kind}')
   programs = {
     n: _Program(config, n, args.cycles_per_dispatch)
-    for n in (1, 2, 4)
-    if n <= len(jax.devices())
+    for n in range(1, len(jax.devices()) + 1)
+    if len(config.clone_names) % n == 0
   }
   for n, program in programs.items():
     console.print(f'{n} device(s): first dispatch {program.run(1):.0f} s')

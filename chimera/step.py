@@ -19,6 +19,7 @@ import optax
 from chimera.agents import pid as pid_lib
 from chimera.agents import q_learning
 from chimera.clones import learning, losses, models
+from chimera.clones import specialists as specialists_lib
 from chimera.clones import state as state_lib
 from chimera.meld import average, codebook, quarantine
 from chimera.meld import optimizer as optimizer_lib
@@ -31,7 +32,7 @@ Metrics = dict[str, jax.Array]
 
 def train_step(
   state: state_lib.CloneState,
-  mission: state_lib.Mission,
+  mission: specialists_lib.Mission,
   shard: lessons_lib.Shard,
   *,
   spec: state_lib.StepSpec,
@@ -137,7 +138,7 @@ def train_step(
 def agents_act(
   rng: jax.Array,
   state: state_lib.CloneState,
-  mission: state_lib.Mission,
+  mission: specialists_lib.Mission,
   spec: state_lib.StepSpec,
 ) -> tuple[jax.Array, jax.Array, q_learning.State]:
   """The loss weights, the Q-agent's chance to explore, and what it chose."""
@@ -190,7 +191,7 @@ def descend(
   gradients: dict[str, Any],
   base_loss: jax.Array,
   learning_rate: jax.Array,
-  mission: state_lib.Mission,
+  mission: specialists_lib.Mission,
   spec: state_lib.StepSpec,
 ) -> Learned:
   """Both networks' steps, and who is too sick for the meld."""
@@ -255,7 +256,7 @@ def agents_observe(
   seen: learning.Seen,
   base_loss: jax.Array,
   effect: Callable[[state_lib.StepSpec], jax.Array],
-  mission: state_lib.Mission,
+  mission: specialists_lib.Mission,
   spec: state_lib.StepSpec,
 ) -> tuple[pid_lib.State, q_learning.State, jax.Array]:
   """Both agents after this cycle, and the loss by the clone's own part."""
@@ -297,7 +298,7 @@ def own_effect(
   learned: Learned,
   destination: Any,
   weight: jax.Array,
-  mission: state_lib.Mission,
+  mission: specialists_lib.Mission,
   shard: lessons_lib.Shard,
   spec: state_lib.StepSpec,
 ) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Stage 2's loop: the School opens, four clones learn, a master is melded."""
+"""Stage 2's loop: the School opens, the clones learn, a master is melded."""
 
 import contextlib
 import functools
@@ -12,13 +12,13 @@ import ml_collections
 import numpy as np
 
 from chimera.clones import losses
+from chimera.clones import specialists as specialists_lib
 from chimera.clones import state as state_lib
 from chimera.data import images
 from chimera.evaluation import exam as exam_lib
 from chimera.meld import quarantine
 from chimera.monitor import observers as observers_lib
 from chimera.monitor import report, summary
-from chimera.monitor import snapshot as snapshot_lib
 from chimera.run import engine as engine_lib
 from chimera.run import init_from
 from chimera.run import keeper as keeper_lib
@@ -87,7 +87,7 @@ def train(
   """
   watch = watch or preemption.Watch()
   bins = prepare_curriculum(config, workdir, data)
-  devices = engine_lib.choose_devices(config.devices)
+  devices = engine_lib.choose_devices(config.devices, len(config.clone_names))
   spec, born = newborn(config, data, bins)
   keeper = keeper_lib.Keeper(config, workdir, bins)
   rollbacks = rollbacks_lib.Rollbacks(workdir, config.train.rollbacks)
@@ -258,8 +258,8 @@ def has_diverged(
     )
   ]
   reason = (
-    f'Fewer than {quarantine.QUORUM} clones were healthy for {sick} cycles in '
-    f'a row, seen at cycle {done} ({"; ".join(clones)})'
+    f'Fewer than {min(quarantine.QUORUM, len(clones))} clones were healthy for '
+    f'{sick} cycles in a row, seen at cycle {done} ({"; ".join(clones)})'
   )
   logging.warning('%s.', reason)
   if sick < config.meld.sick_cycles:
@@ -273,7 +273,7 @@ def newborn(
   data: 'stage_1.Prepared',
   bins: dict[int, list[int]],
 ) -> tuple[state_lib.StepSpec, state_lib.CloneState]:
-  """The step's constants and four clones, host arrays with a leading M."""
+  """The step's constants and the clones, host arrays with a leading M."""
   spec = state_lib.create_spec(config)
   states = state_lib.create_states(
     config, spec, bins, data.paths_NxHxWxC.shape[1:3]
@@ -339,16 +339,15 @@ def summarize(
   """Each clone's row of the final table."""
   rows = []
   for i, name in enumerate(config.clone_names):
-    base_K = np.array(
-      [snapshot_lib.base_of(config, t, i) for t in losses.TERMS]
-    )
+    base = specialists_lib.base_weights(config, name)
+    base_K = np.array([base[t] for t in losses.TERMS])
     ratio_K = seen['lambda'][i] / np.where(base_K > 0, base_K, np.inf)
     k = int(np.argmax(ratio_K))
     rows.append(
       {
         'name': name,
-        'bins': config.school.lessons[i],
-        'samples': sum(len(bins[b]) for b in config.school.lessons[i]),
+        'bins': config.specialists[name].bins,
+        'samples': sum(len(bins[b]) for b in config.specialists[name].bins),
         'g_loss': float(seen['loss/total'][i]),
         'critic_loss': float(seen['critic/loss'][i]),
         'dominant': losses.TERMS[k],

@@ -5,7 +5,7 @@
 Variants (`--config=configs/chimera.py:NAME`), or several, as `:256,smoke`:
   64       the default, at 64 pixels: chosen for the held-out result.
   128      4 times the tokens at 4 times the cost of a cycle: 0.6 M parameters,
-           0.6 GiB for all four clones and the training set.
+           0.6 GiB for all clones and the training set.
   256      16 times the pixels, for a host of 4 accelerators: 3.7 M parameters;
            3 GiB a device for the training set, and 4.3 GiB for all four
            clones together (on a CPU: 30 s a cycle on two loaded cores).
@@ -17,13 +17,58 @@ Variants (`--config=configs/chimera.py:NAME`), or several, as `:256,smoke`:
 
 import ml_collections
 
+# What each loss term comes to in the default run, about; of adv its share of
+# the gradient at the reconstruction.
+_TARGET = {
+  'l1': 0.11,
+  'vq': 0.15,
+  'adv': 0.02,
+  'varentropy': 1.7,
+  'ssim': 0.125,
+  'edge': 0.145,
+  'autocorrelation': 0.043,
+  'moments': 0.035,
+  'spectrum': 0.43,
+  'color_covariance': 0.01,
+}
+
+
+def _specialist(
+  *,
+  bins: tuple[int, ...],
+  emphasis: dict[str, float],
+  target: dict[str, float],
+  enrols: bool = False,
+  proportional: float = 0.3,
+  integral: float = 0.002,
+  derivative: float = 0.5,
+  low: float = 0.5,
+  high: float = 1.5,
+) -> ml_collections.ConfigDict:
+  """The block of one specialist, with what most of them have in common."""
+  c = ml_collections.ConfigDict()
+  c.bins = bins  # its lessons: of the curriculum, 0 is easy and 9 hard
+  c.enrols = enrols  # whether its class follows the tracked varentropy
+  # A weight a loss term, see loss.emphasis; 1 is the base weight.
+  c.emphasis = {**dict.fromkeys(_TARGET, 1.0), **emphasis}
+  c.pid = ml_collections.ConfigDict()
+  c.pid.proportional = proportional
+  c.pid.integral = integral  # a cycle
+  c.pid.derivative = derivative  # cycles
+  c.pid.target = {**_TARGET, **target}  # of each loss term
+  c.q = ml_collections.ConfigDict()
+  c.q.low = low  # least trim of the learning rate
+  c.q.high = high  # greatest
+  return c
+
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
   c.basename = 'chimera'  # names the workdir runs/{basename} and the curriculum
   c.init_from = ''  # an exported tokenizer or a workdir, to fine-tune it
   c.seed = 0
-  c.devices = 0  # how many devices train; 0 = the most of 1, 2, 4 there are
+  c.devices = 0  # how many train; 0 = the most there are that divide the clones
+  # Who learns, and in which order: each has its block in `specialists`.
   c.clone_names = ('perceptual', 'structural', 'adversarial', 'latent_purity')
 
   c.data = ml_collections.ConfigDict()
@@ -50,11 +95,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.school = ml_collections.ConfigDict()
   c.school.enabled = True  # False: every lesson is uniform over everything
   c.school.metric = 'mean_radius'  # or 'total_variation'
-  c.school.lessons = ((9,), (0, 1, 2, 3), (4, 5, 6), (7, 8))  # bins a clone
   c.school.mix = 0.5  # share of a lesson drawn from the whole training set
-  c.school.enrol_from = (
-    300  # cycle from which clone D is re-enrolled; 0 = never
-  )
+  c.school.enrol_from = 300  # cycle of the first re-enrolment; 0 = never
   c.school.enrol_every = 100  # cycles between two re-enrolments
   c.school.half_life = 500.0  # cycles in which a tracked varentropy halves
   c.school.floor = 0.1  # share of the re-enrolled drawn by lot from everything
@@ -72,6 +114,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.model.critic_width = 32  # channels
 
   c.loss = ml_collections.ConfigDict()  # base weights
+  # What a specialist weighs: base * (1 + emphasis * (its own emphasis - 1)).
+  c.loss.emphasis = 0.3
   c.loss.l1 = 1.0
   c.loss.vq = 0.5
   c.loss.adv = 0.005
@@ -91,51 +135,103 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.critic.penalty = 10.0
   c.critic.drift = 1e-3
 
-  # What each specialist weighs more, (perceptual, structural, adversarial,
-  # latent purity): base * (1 + strength * (specialty - 1)).
+  # The document's "four distinct hyperparameter dictionaries" (4.3, 5.2): what
+  # each has of its own. `_specialist` has the rest, and says what each key is.
   c.specialists = ml_collections.ConfigDict()
-  c.specialists.strength = 0.3
-  c.specialists.l1 = (0.7, 2.0, 0.7, 0.7)
-  c.specialists.vq = (0.7, 2.0, 0.7, 1.0)
-  c.specialists.adv = (0.7, 0.5, 5.0, 0.5)
-  c.specialists.varentropy = (1.0, 1.0, 0.5, 5.0)
-  c.specialists.ssim = (3.0, 0.5, 0.7, 0.7)
-  c.specialists.edge = (3.0, 0.5, 0.7, 0.7)
-  c.specialists.autocorrelation = (3.0, 0.5, 0.7, 0.7)
-  c.specialists.moments = (1.0, 1.0, 1.0, 1.0)
-  c.specialists.spectrum = (2.0, 0.5, 1.0, 0.7)
-  c.specialists.color_covariance = (1.0, 1.0, 1.0, 1.0)
+  # A pushes the boundaries of high-frequency detail.
+  c.specialists.perceptual = _specialist(
+    bins=(9,),
+    emphasis={
+      'l1': 0.7,
+      'vq': 0.7,
+      'adv': 0.7,
+      'ssim': 3.0,
+      'edge': 3.0,
+      'autocorrelation': 3.0,
+      'spectrum': 2.0,
+    },
+    target={
+      'varentropy': 1.8,
+      'ssim': 0.06,
+      'edge': 0.085,
+      'autocorrelation': 0.024,
+      'spectrum': 0.4,
+    },
+    derivative=1.0,
+    high=1.25,
+  )
+  # B solidifies the foundations: shapes, colors, the use of the codebook.
+  c.specialists.structural = _specialist(
+    bins=(0, 1, 2, 3),
+    emphasis={
+      'l1': 2.0,
+      'vq': 2.0,
+      'adv': 0.5,
+      'ssim': 0.5,
+      'edge': 0.5,
+      'autocorrelation': 0.5,
+      'spectrum': 0.5,
+    },
+    target={
+      'l1': 0.045,
+      'vq': 0.07,
+      'varentropy': 1.6,
+      'edge': 0.11,
+      'autocorrelation': 0.048,
+      'color_covariance': 0.008,
+    },
+    high=2.0,
+  )
+  # C leads the arms race with its critic.
+  c.specialists.adversarial = _specialist(
+    bins=(4, 5, 6),
+    emphasis={
+      'l1': 0.7,
+      'vq': 0.7,
+      'adv': 5.0,
+      'varentropy': 0.5,
+      'ssim': 0.7,
+      'edge': 0.7,
+      'autocorrelation': 0.7,
+    },
+    target={'l1': 0.1, 'vq': 0.135, 'adv': 0.2},
+  )
+  # D, the librarian, cleans and organizes the latent space.
+  c.specialists.latent_purity = _specialist(
+    bins=(7, 8),
+    enrols=True,
+    emphasis={
+      'l1': 0.7,
+      'adv': 0.5,
+      'varentropy': 5.0,
+      'ssim': 0.7,
+      'edge': 0.7,
+      'autocorrelation': 0.7,
+      'spectrum': 0.7,
+    },
+    target={
+      'adv': 0.025,
+      'varentropy': 1.0,
+      'edge': 0.155,
+      'moments': 0.036,
+      'color_covariance': 0.011,
+    },
+  )
 
-  # The PID lambda controller: (perceptual, structural, adversarial, purity).
+  # The PID lambda controller: what is common to all.
   c.pid = ml_collections.ConfigDict()
   c.pid.enabled = True  # False: the base weights
   c.pid.smoothing = 0.9  # of the filtered log error
   c.pid.limit = 0.5  # |adjustment| of log lambda: at most a factor of 1.65
   c.pid.slew = 0.02  # most that log lambda moves in one cycle
-  c.pid.proportional = (0.3, 0.3, 0.3, 0.3)
-  c.pid.integral = (0.002, 0.002, 0.002, 0.002)  # a cycle
-  c.pid.derivative = (1.0, 0.5, 0.5, 0.5)  # cycles
-  c.pid.target = ml_collections.ConfigDict()
-  c.pid.target.l1 = (0.11, 0.045, 0.1, 0.11)
-  c.pid.target.vq = (0.15, 0.07, 0.135, 0.15)
-  c.pid.target.adv = (0.02, 0.02, 0.2, 0.025)  # share of the gradient
-  c.pid.target.varentropy = (1.8, 1.6, 1.7, 1.0)
-  c.pid.target.ssim = (0.06, 0.125, 0.125, 0.125)
-  c.pid.target.edge = (0.085, 0.11, 0.145, 0.155)
-  c.pid.target.autocorrelation = (0.024, 0.048, 0.043, 0.043)
-  c.pid.target.moments = (0.035, 0.035, 0.035, 0.036)
-  c.pid.target.spectrum = (0.4, 0.43, 0.43, 0.43)
-  c.pid.target.color_covariance = (0.01, 0.008, 0.01, 0.011)
 
-  # The Q-learning controller of the learning rate, likewise a value a clone.
+  # The Q-learning controller of the learning rate, likewise.
   c.q = ml_collections.ConfigDict()
   c.q.enabled = True  # False: the plain schedule
   c.q.actions = (0.8, 0.95, 1.0, 1.05, 1.2)  # multipliers of the learning rate
   c.q.window = 10  # cycles of loss history
   c.q.every = 10  # cycles an action is held
   c.q.history = 'own'  # loss history of the clone's 'own' steps, or the 'total'
-  c.q.low = (0.5, 0.5, 0.5, 0.5)  # least trim of the learning rate
-  c.q.high = (1.25, 2.0, 1.5, 1.5)  # greatest
   c.q.rate = 0.2  # of learning of the table
   c.q.discount = 0.9
   c.q.epsilon = 0.3  # exploration at first
@@ -274,7 +370,7 @@ def _smoke(c):
 
 def _seed(c):
   """The letter names no alpha: 0.5, the learning rate scaled by its inverse."""
-  c.specialists.strength = 1.0
+  c.loss.emphasis = 1.0
   c.school.mix = 0.0
   c.meld.optimizer_state = 'local'
   c.meld.alpha = 0.5
@@ -284,7 +380,7 @@ def _seed(c):
 
 def _control(c):
   """Same images seen, same mean loss."""
-  c.specialists.strength = 0.0
+  c.loss.emphasis = 0.0
   c.school.enabled = False
   c.pid.enabled = False
   c.q.enabled = False

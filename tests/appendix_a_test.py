@@ -18,7 +18,7 @@ import pytest
 from chimera import step as step_lib
 from chimera.agents import pid as pid_lib
 from chimera.agents import q_learning
-from chimera.clones import losses, models
+from chimera.clones import losses, models, specialists
 from chimera.clones import state as state_lib
 from chimera.optics import poincare
 from chimera.run import engine
@@ -31,7 +31,7 @@ CYCLES = 20
 def appendix_a(config, spec, bins, paths, total_steps):
   """Appendix A: returns (clone_states, pid_agents, q_agents, master, log)."""
   born = state_lib.create_states(config, spec, bins, paths.shape[1:3])
-  missions = state_lib.create_missions(config, bins)
+  missions = specialists.create_missions(config, bins)
   curriculum = [jax.tree.map(jnp.asarray, s.school) for s in born]
   shard = tiny.shard(paths)
   adam = optax.scale_by_adam(config.train.adam_b1, config.train.adam_b2)

@@ -102,10 +102,18 @@ FLAGS = [
   (('--config.model.downsample=3',), 'a power of 2'),
   (('--config.model.codes=1',), 'at least 2'),
   (('--config.meld.alpha=1.0',), 'in [0, 1)'),
-  (('--config.school.lessons=((9,),(9,),(1,),(2,))',), 'each bin once'),
-  (('--config.q.low=1',), 'a tuple of 4'),
+  (
+    ('--config.specialists.structural.bins=(1, 1)',),
+    'bins from 0 to 9, each once',
+  ),
+  (('--config.specialists.structural.q.low=3',), 'at most its q.high = 2.0'),
+  (('--config.school.lessons=((9,),)',), 'Unknown config key'),
   (('--config.q.epsilon_end=0.9',), 'at most q.epsilon'),
-  (("--config.clone_names=('a','a','b','c')",), 'must differ'),
+  (("--config.clone_names=('structural',) * 2",), '--config.clone_names'),
+  (("--config.clone_names=('structural', 'structural')",), 'each once'),
+  (("--config.clone_names=('structural', 'master')",), '(but master, ema, '),
+  (("--config.clone_names=('structural', 'texture')",), 'none for texture'),
+  (('--config.clone_names=()',), 'one or more names'),
 ]
 FILES = [
   ('none', 'no such folder', lambda: None),

@@ -150,15 +150,16 @@ def reads(tree, terms):
   """(dotted key, line) of what a module reads of a config.
 
   A config is what is named `config` or `_config`, and `c` in a function that
-  says `c = config`. A key in brackets that is no literal stands for every loss
-  term, and for every text in the same function.
+  says `c = config`; what a function calls a block of `config.specialists` is
+  that block. A key in brackets that is no literal stands for every loss term,
+  for every text in the same function, and for every specialist.
   """
   found = []
 
   def chain(node, roots):
     """The names behind a config, outermost last; None if it is none."""
     if isinstance(node, ast.Name):
-      return [] if node.id in roots else None
+      return roots.get(node.id)
     if isinstance(node, ast.Attribute):
       if node.attr in ('config', '_config') and not (
         isinstance(node.value, ast.Name) and node.value.id == 'jax'
@@ -179,14 +180,11 @@ def reads(tree, terms):
   def visit(node, function, roots):
     if isinstance(node, ast.FunctionDef):
       function = node
-      aliases = {
-        n.targets[0].id
-        for n in ast.walk(node)
-        if isinstance(n, ast.Assign)
-        and isinstance(n.targets[0], ast.Name)
-        and ast.unparse(n.value) in ('config', 'self._config')
-      }
-      roots = roots | aliases
+      for n in ast.walk(node):
+        if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name):
+          names = chain(n.value, roots)
+          if names == [] or (names and names[:2] == ['specialists', None]):
+            roots = roots | {n.targets[0].id: names}
     names = chain(node, roots)
     if names:
       texts = [*terms] + [
@@ -202,11 +200,13 @@ def reads(tree, terms):
         continue
       visit(child, function, roots)
 
-  visit(tree, None, {'config'})
+  visit(tree, None, {'config': []})
   return found
 
 
-KEYS = preflight.keys(chimera_config.get_config())
+CONFIG = chimera_config.get_config()
+KEYS = preflight.keys(CONFIG)
+SPECIALIST = CONFIG.clone_names[0]
 METHODS = set(dir(ml_collections.ConfigDict))
 
 
@@ -214,6 +214,8 @@ def _is_known(names):
   """Whether it leads to a key, a group, or a method of one."""
   while names and (names[-1] is None or names[-1] in METHODS):
     names = names[:-1]
+  if names[:2] == ['specialists', None]:
+    names = ['specialists', SPECIALIST, *names[2:]]
   if None in names:
     return True
   key = '.'.join(names)
@@ -222,6 +224,12 @@ def _is_known(names):
 
 def _read_keys(names, texts):
   """The keys that one chain reads."""
+  if names[:2] == ['specialists', None] and names[2:]:
+    return {
+      key
+      for name in CONFIG.clone_names
+      for key in _read_keys(['specialists', name, *names[2:]], texts)
+    }
   if None not in names:
     return {'.'.join(names[: i + 1]) for i in range(len(names))}
   group = '.'.join(names[: names.index(None)])
@@ -255,7 +263,9 @@ def f(config, crops):
   jax.config.update('x', 1)
 def h(config):
   c = config
-  return c.q.low[i], c['eval'].preview, state_lib.config.model.width
+  block = c.specialists[name]
+  f = block['pid'].derivative, [block.emphasis[t] for t in losses.TERMS]
+  return c.specialists[name].q.low, c['eval'].preview, state_lib.config.model
 """)
   found = reads(tree, ('l1', 'vq'))
   read = {key for names, texts, _ in found for key in _read_keys(names, texts)}
@@ -266,12 +276,16 @@ def h(config):
     'loss.vq',
     'optics.cell',
     'optics.width',
-    'q.low',
+    'specialists.structural.q.low',
+    'specialists.structural.pid.derivative',
+    'specialists.latent_purity.emphasis.vq',
     'eval.preview',
-    'model.width',
+    'model',
   }
   assert 'size' not in read
   assert 'update' not in read
+  assert 'specialists.structural.bins' not in read
   assert all(_is_known(names) for names, _, _ in found)
-  bad = reads(ast.parse('x = config.train.batch_sise[0]'), ())
-  assert [_is_known(names) for names, _, _ in bad] == [False]
+  for text in ('train.batch_sise[0]', 'specialists[name].q.lowest'):
+    bad = reads(ast.parse(f'x = config.{text}'), ())
+    assert [_is_known(names) for names, _, _ in bad] == [False]

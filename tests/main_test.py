@@ -59,7 +59,8 @@ def test_overrides_reach_the_config_in_either_form(ran):
     '--config.train.learning_rate',
     '0.5',
     '--noconfig.q.enabled',
-    '--config.q.low=(0.1, 0.2, 0.3, 0.4)',
+    '--config.specialists.perceptual.emphasis.ssim=2',
+    '--config.specialists.structural.bins=(0, 1)',
   )
   assert _main(*argv) == 0
   config = ran[0][1]
@@ -67,7 +68,8 @@ def test_overrides_reach_the_config_in_either_form(ran):
   assert config.train.batch_size == 4
   assert config.train.learning_rate == 0.5
   assert config.q.enabled is False
-  assert config.q.low == (0.1, 0.2, 0.3, 0.4)
+  assert config.specialists.perceptual.emphasis.ssim == 2
+  assert config.specialists.structural.bins == (0, 1)
 
 
 def test_the_workdir_is_named_after_the_run_or_as_told(ran):
@@ -131,7 +133,11 @@ def test_two_command_lines_in_one_process_do_not_mix(ran):
     (('--config.train.batch_size=many',), '--config.train.batch_size=many'),
     (('--config.train.batch_size',), '--config.train.batch_size'),
     (('--config.school.enabled=maybe',), '--config.school.enabled=maybe'),
-    (('--config.q.low=1',), 'q.low must be a tuple of 4'),
+    (('--config.q.low=1',), 'Unknown config key --config.q.low, did you mean'),
+    (
+      ('--config.specialists.structural.bins=()',),
+      'bins from 0 to 9, each once',
+    ),
     (('--config.train.batch_size=0',), 'must be at least 1'),
     (('--config.train.batch_size=400',), 'at most the samples of the smallest'),
     (('--config.data.source=/nope',), 'no such folder: /nope'),
@@ -199,7 +205,7 @@ def test_evaluate_goes_by_the_config_of_its_workdir(ran, capfd):
   config = ran[-1][1]
   assert config.train.batch_size == 4
   assert config.school.mix == 0.25
-  assert config.school.lessons == ((9,), (0, 1, 2, 3), (4, 5, 6), (7, 8))
+  assert config.specialists.adversarial.bins == (4, 5, 6)
   assert config.eval.batch_size == 3
   assert _main('export', '--workdir=w', '--config.train.batch_size=8') == 2
   assert 'train.batch_size (4 there, 8 now)' in capfd.readouterr().err

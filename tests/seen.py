@@ -6,18 +6,19 @@ import json
 import numpy as np
 import rich.console
 
+from chimera.clones import specialists
 from chimera.monitor import dashboard, history
 from chimera.monitor import snapshot as snapshot_lib
 from configs import chimera as chimera_config
 
 CONFIG = json.loads(chimera_config.get_config().to_json())
-TERMS = tuple(CONFIG['pid']['target'])
+TERMS = tuple(CONFIG['specialists']['perceptual']['emphasis'])
 
 
 def clone(**changes):
   """What history holds of a clone; every lambda at its base but ssim."""
-  i = changes.pop('i', 0)
-  values = {f'lambda/{t}': snapshot_lib.base_of(CONFIG, t, i) for t in TERMS}
+  base = specialists.base_weights(CONFIG, changes.pop('name', 'perceptual'))
+  values = {f'lambda/{t}': base[t] for t in TERMS}
   values['lambda/ssim'] *= 2
   for part in ('error', 'integral', 'derivative'):
     values |= {f'pid/{part}/{t}': 0.0 for t in TERMS}
@@ -36,7 +37,7 @@ def clone(**changes):
 
 
 def row(cycle, time=0.0, **master):
-  clones = {name: clone(i=i) for i, name in enumerate(CONFIG['clone_names'])}
+  clones = {name: clone(name=name) for name in CONFIG['clone_names']}
   return history.Row(
     cycle, time, clones, {k.replace('__', '/'): v for k, v in master.items()}
   )

@@ -45,7 +45,7 @@ SMALL = {
   'train.checkpoint_every': 300,
   'train.dashboard': False,
 }
-TERMS = tuple(chimera_config.get_config().pid.target)
+CONFIG = chimera_config.get_config()
 
 
 class Spoilt(NamedTuple):
@@ -66,7 +66,12 @@ RUNS = {
   'black_images': Spoilt({'data.source': 'BLACK'}, symptoms.CONSTANT),
   'copied_images': Spoilt({'data.source': 'COPIES'}, symptoms.COPIES),
   'unreachable_targets': Spoilt(
-    {f'pid.target.{t}': (1e-6,) * 4 for t in TERMS}, symptoms.UNREACHABLE
+    {
+      f'specialists.{name}.pid.target.{term}': 1e-6
+      for name in CONFIG.clone_names
+      for term in CONFIG.specialists[name].pid.target
+    },
+    symptoms.UNREACHABLE,
   ),
 }
 

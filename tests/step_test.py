@@ -13,6 +13,7 @@ import pytest
 
 from chimera import step as step_lib
 from chimera.clones import losses
+from chimera.clones import specialists as specialists_lib
 from chimera.clones import state as state_lib
 from chimera.optics import poincare
 from chimera.run import engine
@@ -65,7 +66,8 @@ class Program:
 
   def missions(self, config):
     return engine.put(
-      state_lib.stack(state_lib.create_missions(config, BINS)), self.devices
+      state_lib.stack(specialists_lib.create_missions(config, BINS)),
+      self.devices,
     )
 
 
@@ -177,7 +179,7 @@ def test_a_q_agent_is_judged_by_what_its_clone_brought_to_the_mean(
       temperature=spec.temperature,
     )[0]
   )
-  missions = state_lib.create_missions(four.config, BINS)
+  missions = specialists_lib.create_missions(four.config, BINS)
   for step in (3, 4):  # an action is held for 4 cycles: 3 ends, 4 begins one
     before, metrics, after = trajectory[step]
     cycle_rng = jax.random.fold_in(jax.random.key(four.config.seed), step)
@@ -274,8 +276,9 @@ def test_three_clones_keep_their_bins_and_the_fourth_is_re_enrolled(
     if np.any(was[3] != now[3]):
       changes.append(step)
   assert changes == [2, 5, 8, 11, 14, 17]
-  for i, lesson in enumerate(four.config.school.lessons[:3]):
-    expected = [sample for b in lesson for sample in BINS[b]]
+  for i, name in enumerate(four.config.clone_names[:3]):
+    bins = four.config.specialists[name].bins
+    expected = [sample for b in bins for sample in BINS[b]]
     count = trajectory[-1][2].school.enrolled_count[i]
     assert sorted(trajectory[-1][2].school.enrolled_L[i, :count]) == sorted(
       expected
@@ -431,7 +434,7 @@ def test_the_control_is_one_data_parallel_learner():
     1.0, spec.generator_optimizer.adam_b1, spec.generator_optimizer.adam_b2
   )
   critic_adam = optax.adam(spec.critic_learning_rate, 0.0, 0.9)
-  base_K = state_lib.create_missions(config, BINS)[0].pid.base_K
+  base_K = specialists_lib.create_missions(config, BINS)[0].pid.base_K
 
   def judge(params, x):
     return spec.critic.apply({'params': params}, x)

@@ -1,11 +1,11 @@
-"""A run small enough for tests: 8x8 path_params, 120 samples, 4 clones."""
+"""A run small enough for tests: 8x8 path_params, 120 samples."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from chimera import step as step_lib
-from chimera.clones import losses, models
+from chimera.clones import losses, models, specialists
 from chimera.clones import state as state_lib
 from chimera.optics import modules as optics
 from chimera.run import engine
@@ -59,7 +59,7 @@ def on_devices(config, spec, bins, paths, devices):
   return (
     engine.put(state_lib.stack(states), devices),
     engine.put(
-      state_lib.stack(state_lib.create_missions(config, bins)), devices
+      state_lib.stack(specialists.create_missions(config, bins)), devices
     ),
     engine.put_shared(shard(paths), devices),
   )

@@ -297,15 +297,15 @@ def test_a_checkpoint_of_4_devices_goes_to_1_2_and_4_and_back(
   bins = train.prepare_curriculum(config, workdir, data)
   _, target = train.newborn(config, data, bins)
   _, whole, _ = keeper.restore(config, workdir, target, bins)
-  on_4 = engine.put(whole, engine.choose_devices(4))
+  on_4 = engine.put(whole, engine.choose_devices(4, 4))
   for count in (1, 2, 4):
     checkpoints = checkpoint.Checkpoints(tmp_path / str(count), keep=2)
     checkpoints.save(1, engine.fetch(on_4), {})
     _, there, _ = checkpoints.restore(target)
-    there = engine.put(there, engine.choose_devices(count))
+    there = engine.put(there, engine.choose_devices(count, 4))
     checkpoints.save(2, engine.fetch(there), {})
     _, back, _ = checkpoints.restore(target)
-    on_4 = engine.put(back, engine.choose_devices(4))
+    on_4 = engine.put(back, engine.choose_devices(4, 4))
     for a, b in zip(
       jax.tree.leaves(engine.fetch(on_4)), jax.tree.leaves(whole)
     ):
@@ -313,6 +313,13 @@ def test_a_checkpoint_of_4_devices_goes_to_1_2_and_4_and_back(
       assert np.asarray(a).tobytes() == b.tobytes()
 
 
-def test_too_many_devices_are_refused():
-  with pytest.raises(ValueError, match=r'--config\.devices'):
-    engine.choose_devices(3)
+# Of the four there are.
+@pytest.mark.parametrize(
+  ('clones', 'fit'), [(1, '1'), (3, '1, 3'), (5, '1'), (8, '1, 2, 4')]
+)
+def test_devices_divide_the_clones_and_none_told_are_the_most(clones, fit):
+  assert len(engine.choose_devices(0, clones)) == int(fit[-1])
+  wrong = {5: 5, 8: 8}.get(clones, 2)
+  with pytest.raises(ValueError, match=r'mend --config\.devices') as e:
+    engine.choose_devices(wrong, clones)
+  assert f'one of {fit}, for {clones} clones' in str(e.value)

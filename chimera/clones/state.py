@@ -1,13 +1,13 @@
-"""What one clone carries, how it is born, and what tells it from the others.
+"""What one clone carries, and how it is born.
 
 State holds only what changes. What differs between clones but never changes is
-a `Mission`, arrays built from the config; what is common to all and fixed at
-compilation is the `StepSpec`.
+a `specialists.Mission`; what is common to all and fixed at compilation is the
+`StepSpec`.
 """
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import jax
@@ -59,24 +59,6 @@ class CloneState(flax.struct.PyTreeNode):
   school: lessons_lib.SchoolState
   health: quarantine.Health
   dropped: jax.Array
-
-
-class Mission(NamedTuple):
-  """What tells the clones apart: data, never a Python branch.
-
-  Attributes:
-    clone: its number, int32.
-    weight: of its parameters in the meld.
-    enrols: 1.0 where its class follows the tracked varentropy, else 0.0.
-    pid: base weights, targets and gains, each (K,).
-    q: bounds of the learning rate's trim.
-  """
-
-  clone: jax.Array
-  weight: jax.Array
-  enrols: jax.Array
-  pid: pid_lib.Mission
-  q: q_learning.Mission
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,54 +133,13 @@ def create_tokenizer(config: ml_collections.ConfigDict) -> models.Tokenizer:
   )
 
 
-def create_missions(
-  config: ml_collections.ConfigDict, bins: dict[int, list[int]]
-) -> list[Mission]:
-  """One Mission a clone, in the order of config.clone_names."""
-  c = config
-  samples = sum(map(len, bins.values()))
-  missions = []
-  for i in range(len(c.clone_names)):
-    specialty_K = np.array([c.specialists[t][i] for t in losses.TERMS])
-    base_K = np.array([c.loss[t] for t in losses.TERMS])
-    base_K = base_K * (1 + c.specialists.strength * (specialty_K - 1))
-    gain = float(c.pid.enabled)
-    mass = sum(len(bins[b]) for b in c.school.lessons[i]) / samples
-    one_K = np.ones(len(losses.TERMS))
-    mission = Mission(
-      clone=np.int32(i),
-      weight=mass if c.meld.weights == 'mass' else 1.0,
-      enrols=float(i == len(c.clone_names) - 1),
-      pid=pid_lib.Mission(
-        base_K=base_K,
-        target_K=np.array([c.pid.target[t][i] for t in losses.TERMS]),
-        proportional_K=gain * c.pid.proportional[i] * one_K,
-        integral_K=gain * c.pid.integral[i] * one_K,
-        derivative_K=gain * c.pid.derivative[i] * one_K,
-      ),
-      q=q_learning.Mission(
-        low=c.q.low[i] if c.q.enabled else 1.0,
-        high=c.q.high[i] if c.q.enabled else 1.0,
-      ),
-    )
-    missions.append(
-      jax.tree.map(
-        lambda x: np.asarray(
-          x, np.int32 if isinstance(x, np.int32) else np.float32
-        ),
-        mission,
-      )
-    )
-  return missions
-
-
 def create_states(
   config: ml_collections.ConfigDict,
   spec: StepSpec,
   bins: dict[int, list[int]],
   grid: tuple[int, int],
 ) -> list[CloneState]:
-  """Four clones of one newborn master; each has a critic of its own.
+  """Clones of one newborn master; each has a critic of its own.
 
   Args:
     config: the run's.
@@ -212,12 +153,13 @@ def create_states(
     jax.random.fold_in(jax.random.wrap_key_data(key), 0), x
   )['params']
   samples = sum(map(len, bins.values()))
+  of_clones = [config.specialists[name].bins for name in config.clone_names]
   length = lessons_lib.lesson_length(
-    bins, config.school.lessons, batch_size=config.train.batch_size
+    bins, of_clones, batch_size=config.train.batch_size
   )
   init_critic = jax.jit(spec.critic.init)
   states = []
-  for i, lesson in enumerate(config.school.lessons):
+  for i, lesson in enumerate(of_clones):
     # Averaged critics must be born alike.
     number = 1 + i if spec.meld.enabled else 1
     critic_params = init_critic(

@@ -4,7 +4,7 @@ The compiled step is the run's own, and runs a few cycles on path_params of one
 random sample: its cost does not depend on what it sees. Nothing is written.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import math
 import os
 import statistics
@@ -19,6 +19,7 @@ import ml_collections
 import numpy as np
 
 from chimera import step as step_lib
+from chimera.clones import specialists as specialists_lib
 from chimera.clones import state as state_lib
 from chimera.data import images
 from chimera.optics import modules as optics
@@ -104,7 +105,7 @@ def survey(config: ml_collections.ConfigDict, workdir: str) -> Survey:
 
 def drawn(
   bins: dict[int, list[int]],
-  lessons: tuple[tuple[int, ...], ...],
+  lessons: Sequence[tuple[int, ...]],
   *,
   batch_size: int,
   mix: float,
@@ -165,11 +166,11 @@ def _sections(
   yield ('Lessons', *_lessons(config, spec, bins))
   host = state_lib.stack(state_lib.create_states(c, spec, bins, found.grid))
   yield ('Parameters', *_parameters(config, host))
-  devices = engine.choose_devices(c.devices)
+  devices = engine.choose_devices(c.devices, len(c.clone_names))
   shards = engine.Shards(config, _stand_ins(found), devices)
   shard = shards.deal(host.school.enrolled_L, 0)
   missions = engine.put(
-    state_lib.stack(state_lib.create_missions(c, bins)), devices
+    state_lib.stack(specialists_lib.create_missions(c, bins)), devices
   )
   state = engine.put(host, devices)
   logging.info('Compiling the step for %d device(s).', len(devices))
@@ -246,9 +247,8 @@ def _lessons(
   bins: dict[int, list[int]],
 ) -> Iterator[str]:
   c = config
-  means = drawn(
-    bins, c.school.lessons, batch_size=spec.batch_size, mix=spec.school.mix
-  )
+  lessons = [c.specialists[name].bins for name in c.clone_names]
+  means = drawn(bins, lessons, batch_size=spec.batch_size, mix=spec.school.mix)
   yield (
     f'{len(c.clone_names)} clones draw {spec.batch_size} samples a cycle, '
     f'{round(spec.school.mix * spec.batch_size)} of them from everything'
@@ -257,18 +257,19 @@ def _lessons(
   for b, mean in enumerate(means):
     of = [
       name
-      for name, lesson in zip(c.clone_names, c.school.lessons)
+      for name, lesson in zip(c.clone_names, lessons)
       if b in lesson and c.school.enabled
     ]
     each = mean * c.train.cycles / len(bins[b])
     yield (
       f'{b:3}  {len(bins[b]):7}  {mean:13.2f}  {each:11.1f}  '
-      f'{of[0] if of else "-"}'
+      f'{", ".join(of) or "-"}'
     )
-  if spec.school.enrol_from:
+  who = [name for name in c.clone_names if c.specialists[name].enrols]
+  if spec.school.enrol_from and who:
     yield (
-      f'from cycle {spec.school.enrol_from} on {c.clone_names[-1]} is given '
-      'others, by varentropy'
+      f'from cycle {spec.school.enrol_from} on, by varentropy, others are '
+      f'given to {", ".join(who)}'
     )
 
 

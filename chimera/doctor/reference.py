@@ -177,6 +177,7 @@ def read_run(workdir: str, defaults: Mapping[str, Any]) -> Run:
       f'{home / "config.json"} must be the JSON that train wrote, got {e!r}: '
       'mend --workdir.'
     ) from e
+  preflight.check_age(workdir, preflight.keys(written))
   settings = {**defaults, **preflight.keys(written)}
   clones = tuple(settings['clone_names'])
   rows = history.read(workdir)
@@ -259,7 +260,7 @@ def figures(run: Run, samples: Samples) -> dict[str, float]:
       )
   s = run.settings
   if s['school.enabled']:
-    bins = min(map(len, s['school.lessons']))
+    bins = min(len(s[f'specialists.{name}.bins']) for name in run.clones)
     found['lesson'] = len(samples.scores_N) * bins // 10
     drawn = s['train.cycles'] * s['train.batch_size'] * (1 - s['school.mix'])
     found['repeats'] = drawn / max(found['lesson'], 1)
@@ -326,7 +327,9 @@ def saturation(run: Run) -> np.ndarray:
   and goes.
   """
   limit = run.settings['pid.limit']
-  gains = np.array(run.settings['pid.proportional'])
+  gains = np.array(
+    [run.settings[f'specialists.{n}.pid.proportional'] for n in run.clones]
+  )
   wanted = np.stack(
     [
       gains * run.of_clones(f'pid/error/{t}')

@@ -152,7 +152,7 @@ def _school(case: Case) -> Iterator[Finding]:
       'Complexity goes from the 10th to the 90th percentile by '
       f'{figures["spread"]:.1%} of its median; in the reference by '
       f'{span(known["spread"], ".0%")}.',
-      'The ten bins then hold the same, and so do the four lessons.',
+      'The ten bins then hold the same, and so do the lessons.',
       'more varied images in --config.data.source, or another '
       '--config.school.metric.',
     )
@@ -176,7 +176,8 @@ def _school(case: Case) -> Iterator[Finding]:
       f'{span(known["repeats"], ".0f")} times.',
       'Its clone learns them by heart and pulls the master along.',
       'raise --config.data.train_count (with more photographs), give the clone '
-      'more bins by --config.school.lessons, or raise --config.school.mix.',
+      'more bins by --config.specialists.NAME.bins, or raise '
+      '--config.school.mix.',
     )
 
 
@@ -288,6 +289,7 @@ def _pid(case: Case) -> Iterator[Finding]:
     term = run.terms[k]
     # The adversarial share is to be no less than its target.
     side = 'below' if term == 'adv' else 'above'
+    target = s[f'specialists.{run.clones[i]}.pid.target.{term}']
     more = 'and more ' if error_MxK[i, k] > _MOST else ''
     yield Finding(
       UNREACHABLE,
@@ -295,11 +297,11 @@ def _pid(case: Case) -> Iterator[Finding]:
       'limit with a loss more than ten times from its target: '
       f'{_terms(run, far_MxK)}. The farthest is {term} of {run.clones[i]}, '
       f'{math.exp(error_MxK[i, k]):.0f} times {more}{side} '
-      f'{s[f"pid.target.{term}"][i]:g}. In the reference {usual} of the '
-      'weights are at a limit, and none so far off.',
+      f'{target:g}. In the reference {usual} of the weights are at a limit, '
+      'and none so far off.',
       'A weight at its limit is a constant: nothing is controlled any more.',
-      'set --config.pid.target.TERM to about what loss/TERM comes to in this '
-      'run (adv: loss/adv_share), a value for each clone.',
+      'set --config.specialists.NAME.pid.target.TERM to about what loss/TERM '
+      'of NAME comes to in this run (adv: loss/adv_share).',
     )
   stuck_M = stuck_MxK.sum(1) / max(weighed_K.sum(), 1)
   if not far_MxK.any() and stuck_M.max() > 0.6:
@@ -309,8 +311,8 @@ def _pid(case: Case) -> Iterator[Finding]:
       f'limit for the second half of the run: {_terms(run, stuck_MxK)}; in '
       f'the reference {usual} do.',
       'A weight at its limit is a constant: nothing is controlled any more.',
-      'move --config.pid.target.TERM towards what loss/TERM comes to in this '
-      'run, or widen --config.pid.limit.',
+      'move --config.specialists.NAME.pid.target.TERM towards what loss/TERM '
+      'of NAME comes to in this run, or widen --config.pid.limit.',
     )
 
 
@@ -322,7 +324,7 @@ def _agents(case: Case) -> Iterator[Finding]:
   half = np.array([row.cycle for row in run.rows]) > run.cycles / 2
   signs, pinned, idle = [], set(), False
   for i, name in enumerate(run.clones):
-    low, high = s['q.low'][i], s['q.high'][i]
+    low, high = (s[f'specialists.{name}.q.{k}'] for k in ('low', 'high'))
     if low == high:
       continue
     trim = run.of_clones('agent/trim')[:, i]
@@ -351,7 +353,9 @@ def _agents(case: Case) -> Iterator[Finding]:
   if 'least' in pinned:
     turns.append('lower --config.train.learning_rate')
   if 'greatest' in pinned:
-    turns.append('raise --config.train.learning_rate or --config.q.high')
+    turns.append(
+      'raise --config.train.learning_rate or --config.specialists.NAME.q.high'
+    )
   if idle:
     turns.append(
       'lower --config.q.every and --config.q.window, raise --config.q.epsilon'
@@ -402,7 +406,7 @@ def _critic(case: Case) -> Iterator[Finding]:
       f"The critic has {share:.0%} of a clone's gradient; the reference "
       f'{case.shown("adv_share", ".0%")}.',
       'It drowns what the other losses say.',
-      'lower --config.loss.adv and --config.pid.target.adv.',
+      'lower --config.loss.adv and --config.specialists.NAME.pid.target.adv.',
     )
 
 

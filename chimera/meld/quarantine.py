@@ -17,7 +17,7 @@ import optax
 from chimera.system import axes
 
 # Healthy clones without which a cycle counts as sick: the median of one is
-# itself, and nothing would speak against it.
+# itself, and nothing would speak against it. A run of one clone has no better.
 QUORUM = 2
 
 

@@ -24,6 +24,7 @@ from rich.segment import Segment
 from chimera.evaluation import sheets
 from chimera.monitor import dashboard, history
 from chimera.monitor import snapshot as snapshot_lib
+from chimera.run import preflight
 from chimera.system import preemption, progress
 
 _TICK = 0.5  # seconds between two looks at the terminal's size
@@ -296,7 +297,9 @@ def watch(workdir: str) -> None:
         'mend --workdir.'
       )
   with open(os.path.join(workdir, 'config.json'), encoding='utf-8') as f:
-    look = Look(workdir, json.load(f))
+    config = json.load(f)
+  preflight.check_age(workdir, preflight.keys(config))
+  look = Look(workdir, config)
   with contextlib.suppress(KeyboardInterrupt), Live(look) as live:
     if not live.up:
       encoding = sys.stdout.encoding or 'utf-8'

@@ -77,7 +77,11 @@ class Observers:
   ) -> None:
     """Once: what the run is."""
     self._board.introduce(
-      preflight.keys(self._config),
+      {
+        k: v
+        for k, v in preflight.keys(self._config).items()
+        if not k.startswith('specialists.')  # a hundred columns; see the text
+      },
       {
         'config': self._config.to_dict(),
         'protocol': exam_lib.protocol(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import math
 from typing import Any, NamedTuple
 
+from chimera.clones import specialists
 from chimera.monitor import history, summary
 from chimera.system import progress
 
@@ -199,7 +200,7 @@ def snapshot_of(
     cycle=cycle,
     cycles=cycles,
     students=tuple(
-      _student(rows, config, i) for i in range(len(config['clone_names']))
+      _student(rows, config, name) for name in config['clone_names']
     ),
     limit=config['pid']['limit'],
     kind=kind,
@@ -282,19 +283,18 @@ def _held_out(
 
 
 def _student(
-  rows: Sequence[history.Row], config: Mapping[str, Any], i: int
+  rows: Sequence[history.Row], config: Mapping[str, Any], name: str
 ) -> Student:
-  name = config['clone_names'][i]
   # An evaluation's row holds the figures of the clones alone.
   seen = history.latest(rows[-_RATES:], name)
-  specialists = config['specialists']
+  block = config['specialists'][name]
+  emphasis = block['emphasis']
   mission = sorted(
-    (t for t in config['loss'] if t in specialists and specialists[t][i] > 1),
-    key=lambda t: -specialists[t][i],
+    (t for t in emphasis if emphasis[t] > 1), key=lambda t: -emphasis[t]
   )
   weights = tuple(
-    Weight(term, seen.get(f'lambda/{term}'), base_of(config, term, i))
-    for term in config['pid']['target']
+    Weight(term, seen.get(f'lambda/{term}'), base)
+    for term, base in specialists.base_weights(config, name).items()
   )
   known = [
     k for k, w in enumerate(weights) if w.ratio and math.isfinite(w.ratio)
@@ -302,11 +302,11 @@ def _student(
   dominant = max(known, key=lambda k: weights[k].ratio) if known else None
   pid = None
   if dominant is not None and config['pid']['enabled']:
-    pid = _pid_of(seen, config, weights[dominant].term, i)
+    pid = _pid_of(seen, block['pid'], weights[dominant].term)
   trend, zone, action, reward = _agent(seen, config)
   return Student(
     name=name,
-    bins=summary.format_bins(config['school']['lessons'][i]),
+    bins=summary.format_bins(block['bins']),
     mission=tuple(mission),
     g_loss=_newest(rows, 'loss/total', name),
     critic=_newest(rows, 'critic/loss', name),
@@ -324,15 +324,8 @@ def _student(
   )
 
 
-def base_of(config: Mapping[str, Any], term: str, i: int) -> float:
-  """Clone i's weight of a term at rest, as `state.create_missions` has it."""
-  specialty = config['specialists'][term][i]
-  strength = config['specialists']['strength']
-  return config['loss'][term] * (1 + strength * (specialty - 1))
-
-
 def _pid_of(
-  seen: Mapping[str, float], config: Mapping[str, Any], term: str, i: int
+  seen: Mapping[str, float], gains: Mapping[str, Any], term: str
 ) -> tuple[float, float, float]:
   """P, I, D as `agents.pid_observe` adds them up."""
   error, integral, derivative = (
@@ -341,9 +334,9 @@ def _pid_of(
   )
   kick = derivative if derivative > 0 else EASE * derivative
   return (
-    config['pid']['proportional'][i] * error,
+    gains['proportional'] * error,
     integral,
-    config['pid']['derivative'][i] * kick,
+    gains['derivative'] * kick,
   )
 
 

@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 
 from chimera import step as step_lib
+from chimera.clones import specialists
 from chimera.clones import state as state_lib
 from chimera.school import lessons
 
@@ -71,7 +72,7 @@ class Engine:
     self.cycles = config.train.cycles_per_dispatch
     self._devices = devices
     self._missions = put(
-      state_lib.stack(state_lib.create_missions(config, bins)), devices
+      state_lib.stack(specialists.create_missions(config, bins)), devices
     )
     self._shards = Shards(config, paths_NxHxWxC, devices)
     self._step = step_lib.make_train_step(
@@ -142,13 +143,18 @@ class Shards:
     )
 
 
-def choose_devices(count: int) -> list[jax.Device]:
-  """The first `count` devices; 0 is the most of 1, 2 and 4 there are."""
+def choose_devices(count: int, clones: int) -> list[jax.Device]:
+  """The first `count` devices; 0 is the most there are that divide the clones.
+
+  Raises:
+    ValueError: they do not divide the clones, or are not there.
+  """
   there = jax.local_devices()
-  count = count or max(n for n in (1, 2, 4) if n <= len(there))
-  if count not in (1, 2, 4) or count > len(there):
+  fit = [n for n in range(1, len(there) + 1) if clones % n == 0]
+  if count not in (0, *fit):
     raise ValueError(
-      f'devices must be 1, 2 or 4 and at most {len(there)} here, got '
-      f'devices = {count}: mend --config.devices (0 chooses).'
+      f'devices must be one of {", ".join(map(str, fit))}, for {clones} clones '
+      f'on at most {len(there)}, got devices = {count}: mend --config.devices '
+      '(0 chooses).'
     )
-  return there[:count]
+  return there[: count or fit[-1]]

@@ -70,9 +70,8 @@ def school_of(
   """
   home = pathlib.Path(folder)
   try:
-    lessons = json.loads((home / 'config.json').read_text())['school'][
-      'lessons'
-    ]
+    elder = json.loads((home / 'config.json').read_text())
+    lessons = [elder['specialists'][n]['bins'] for n in elder['clone_names']]
     samples = len(np.load(home / 'latents.npy', mmap_mode='r'))
   except (OSError, ValueError, KeyError) as e:
     raise ValueError(

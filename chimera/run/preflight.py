@@ -4,7 +4,7 @@ Each check raises ValueError in one line: the rule, the value, the flag that
 mends it. The rules of single values are in `rules.py`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 import difflib
 import json
@@ -42,6 +42,7 @@ _MODEL = (
   'model.code_dim',
 )
 _AGENTS = (
+  'clone_names',
   'model.critic_width',
   'q.window',
   'q.actions',
@@ -52,11 +53,11 @@ _TRAINED = ('checkpoints/*', 'evaluation.json')
 _PREPARED = ('optics/*', 'latents.npy', 'manifest.csv', 'curriculum_bins_*')
 
 
-def keys(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Every value of a config by its dotted key."""
+def keys(config: ml_collections.ConfigDict | dict[str, Any]) -> dict[str, Any]:
+  """Every value of a config, or of a config.json, by its dotted key."""
   flat = {}
   for key, value in config.items():
-    if isinstance(value, ml_collections.ConfigDict):
+    if isinstance(value, dict | ml_collections.ConfigDict):
       flat |= {f'{key}.{k}': v for k, v in keys(value).items()}
     else:
       flat[key] = value
@@ -86,8 +87,12 @@ def check_keys(named: Iterable[str], known: Iterable[str]) -> None:
 
 def binding(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """What must stay as it is for a run to go on: all keys but those of FREE."""
-  flat = _flatten(json.loads(config.to_json()))
-  return {k: v for k, v in sorted(flat.items()) if not k.startswith(FREE)}
+  return _binding(keys(json.loads(config.to_json())))
+
+
+def _binding(values: Mapping[str, Any]) -> dict[str, Any]:
+  flat = sorted(_of_clones(values).items())
+  return {k: v for k, v in flat if not k.startswith(FREE)}
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -106,21 +111,31 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     ValueError: the first rule that does not hold.
   """
   values = keys(config)
-  terms = [
-    k for k in values for group in rules.TERM_GROUPS if k.startswith(group)
-  ]
-  check_keys(values, [*rules.RULES, *terms])
-  for key, rule in rules.RULES.items():
+  # The other rules hold for those whom this one names.
+  _check(values, {'clone_names': rules.RULES['clone_names']})
+  values = _of_clones(values)
+  known = dict(rules.RULES)
+  for name in config.clone_names:
+    block = f'specialists.{name}.'
+    if not any(key.startswith(block) for key in values):
+      raise ValueError(
+        f'Each of clone_names must have a block in config.specialists, got '
+        f'none for {name}: add it to the config file, or mend '
+        '--config.clone_names.'
+      )
+    known |= {block + key: rule for key, rule in rules.OF_SPECIALIST.items()}
+  check_keys(values, known)
+  _check(values, known)
+  _check_together(config)
+
+
+def _check(values: Mapping[str, Any], known: Mapping[str, rules.Rule]) -> None:
+  for key, rule in known.items():
     if key not in values:
       raise ValueError(
         f'The config lacks the key {key}: take it over from configs/chimera.py.'
       )
     rules.check(key, rule, values[key])
-  for key in terms:
-    if key not in rules.RULES:
-      group = key.rpartition('.')[0] + '.'
-      rules.check(key, rules.TERM_GROUPS[group], values[key])
-  _check_together(config)
 
 
 def check_data(config: ml_collections.ConfigDict) -> None:
@@ -158,7 +173,7 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
     raise ValueError(f'The workdir must be a folder, got --workdir={workdir}.')
   trained, prepared = _contents(path)
   try:
-    there = _flatten(json.loads((path / 'config.json').read_text()))
+    there = keys(json.loads((path / 'config.json').read_text()))
   except FileNotFoundError:
     if trained or prepared:
       raise ValueError(
@@ -169,16 +184,17 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
     raise ValueError(
       f'{path / "config.json"} is not readable: give a new --workdir.'
     ) from e
-  if 'basename' not in there:
+  if not isinstance(there.get('clone_names'), list):
     raise ValueError(
       f'{path / "config.json"} is not of Chimera: give a new --workdir.'
     )
-  here = _flatten(json.loads(config.to_json()))
+  if trained:
+    check_age(workdir, there)
+  here, there = binding(config), _binding(there)
   differ = [
     f'{k} ({there.get(k, "absent")!r} there, {here.get(k, "absent")!r} now)'
     for k in sorted(there.keys() | here.keys())
     if there.get(k) != here.get(k)
-    and not k.startswith(FREE)
     and (trained or (prepared and k.startswith(STAGE_1)))
   ]
   if differ:
@@ -186,6 +202,25 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
       f'{workdir} is of another config, which differs in {", ".join(differ)}: '
       'give a new --workdir, or delete it.'
     )
+
+
+def check_age(workdir: str, values: Mapping[str, Any]) -> None:
+  """Refuses a run of when a config had tuples of four, and no specialists.
+
+  Raises:
+    ValueError: `values`, its config by dotted key, is of then.
+  """
+  if 'school.lessons' not in values:
+    return
+  advice = 'give a new --workdir.'
+  if os.path.exists(os.path.join(workdir, 'tokenizer', 'tokenizer.json')):
+    advice = (
+      f'its tokenizer still works (--tokenizer={workdir}/tokenizer); to train '
+      f'on, give a new --workdir and --config.init_from={workdir}/tokenizer.'
+    )
+  raise ValueError(
+    f'{workdir} is of an earlier Chimera, and its run cannot be read: {advice}'
+  )
 
 
 def check_origin(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -208,7 +243,7 @@ def check_origin(config: ml_collections.ConfigDict, workdir: str) -> None:
       )
   else:
     there = {k: v for k, v in there.items() if not k.startswith('optics.')}
-  here = _flatten(json.loads(config.to_json()))
+  here = keys(json.loads(config.to_json()))
   for key, value in there.items():
     if here[key] != value:
       raise ValueError(
@@ -220,28 +255,31 @@ def check_origin(config: ml_collections.ConfigDict, workdir: str) -> None:
 def _architecture(folder: str) -> dict[str, Any]:
   """The keys that an exported tokenizer or a trained workdir binds."""
   home = pathlib.Path(folder)
+  is_exported = (home / 'tokenizer.json').exists()
+  if not is_exported and not any(home.glob('checkpoints/*')):
+    raise ValueError(
+      '--config.init_from must be an exported tokenizer or a workdir with '
+      f'checkpoints, got {folder}.'
+    )
   try:
-    if (home / 'tokenizer.json').exists():
+    if is_exported:
       meta = json.loads((home / 'tokenizer.json').read_text())
-      model = _flatten({'model': meta['tokenizer']})
+      model = keys({'model': meta['tokenizer']})
       there = {k: model[k] for k in _MODEL}
       if meta['optics'] is not None:
         there |= {f'optics.{k}': meta['optics'][k] for k in _OPTICS}
       return there
-    if any(home.glob('checkpoints/*')):
-      config = _flatten(json.loads((home / 'config.json').read_text()))
-      keys = (*_MODEL, *_AGENTS)
-      if not images.is_path_params(config['data.source']):
-        keys += tuple(f'optics.{k}' for k in _OPTICS)
-      return {k: config[k] for k in keys}
+    values = keys(json.loads((home / 'config.json').read_text()))
+    bound = (*_MODEL, *_AGENTS)
+    if not images.is_path_params(values['data.source']):
+      bound += tuple(f'optics.{k}' for k in _OPTICS)
+    there = {k: values[k] for k in bound}
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise ValueError(
       f'--config.init_from={folder} is not readable: {e!r}.'
     ) from e
-  raise ValueError(
-    '--config.init_from must be an exported tokenizer or a workdir with '
-    f'checkpoints, got {folder}.'
-  )
+  check_age(folder, values)
+  return there
 
 
 def adopt(
@@ -257,22 +295,19 @@ def adopt(
     workdir: of a run.
     named: dotted keys that stay as they are.
   """
-
-  def to_tuples(value: Any) -> Any:
-    if isinstance(value, list):
-      return tuple(map(to_tuples, value))
-    return value
-
   try:
     path = pathlib.Path(workdir, 'config.json')
-    there = _flatten(json.loads(path.read_text()))
-    for key in keys(config).keys() & there.keys() - set(named):
-      group = config
-      *groups, leaf = key.split('.')
-      for name in groups:
-        group = group[name]
-      group[leaf] = to_tuples(there[key])
-  except (OSError, ValueError, TypeError, AttributeError):
+    there = _of_clones(keys(json.loads(path.read_text())))
+    # A specialist that this config has no block of comes with its block.
+    known = {*keys(config), *(k for k in there if k.startswith('specialists.'))}
+    for key in known & there.keys() - set(named):
+      change = there[key]
+      change = tuple(change) if isinstance(change, list) else change
+      for name in reversed(key.split('.')):
+        change = {name: change}
+      with config.unlocked():
+        config.update(change)
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):
     return
 
 
@@ -332,11 +367,9 @@ def _contents(path: pathlib.Path) -> tuple[bool, bool]:
 def _check_together(config: ml_collections.ConfigDict) -> None:
   """Rules between keys."""
   c = config
-  if len(set(c.clone_names)) < rules.CLONES:
-    raise ValueError(
-      f'clone_names must differ, got {c.clone_names}: mend '
-      '--config.clone_names.'
-    )
+  clones = len(c.clone_names)
+  divisors = [n for n in range(1, clones + 1) if clones % n == 0]
+  rules.check('devices', rules.one_of(0, *divisors), c.devices)
   rules.check(
     'q.epsilon_end',
     rules.number(
@@ -344,12 +377,13 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
     ),
     c.q.epsilon_end,
   )
-  for i, name in enumerate(c.clone_names):
-    if c.q.low[i] > c.q.high[i]:
-      raise ValueError(
-        f'q.low must be at most q.high, got {c.q.low[i]} and {c.q.high[i]} for '
-        f'{name}: mend --config.q.low.'
-      )
+  for name in c.clone_names:
+    high = c.specialists[name].q.high
+    rules.check(
+      f'specialists.{name}.q.low',
+      rules.number(f'at most its q.high = {high}', lambda v, h=high: v <= h),
+      c.specialists[name].q.low,
+    )
   n = c.train.cycles_per_dispatch
   whole = rules.number(
     f'a multiple of train.cycles_per_dispatch = {n}', lambda v: v % n == 0
@@ -376,7 +410,8 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
   )
   cuts = [(c.data.train_count * k + 5) // 10 for k in range(11)]
   smallest = min(
-    sum(cuts[b + 1] - cuts[b] for b in bins) for bins in c.school.lessons
+    sum(cuts[b + 1] - cuts[b] for b in c.specialists[name].bins)
+    for name in c.clone_names
   )
   rules.check(
     'train.batch_size',
@@ -388,11 +423,11 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
   )
 
 
-def _flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      flat |= _flatten(value, f'{prefix}{key}.')
-    else:
-      flat[prefix + key] = value
-  return flat
+def _of_clones(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """A config by dotted key, without the blocks that clone_names leaves out."""
+  ours = tuple(f'specialists.{name}.' for name in flat['clone_names'])
+  return {
+    k: v
+    for k, v in flat.items()
+    if k.startswith(ours) or not k.startswith('specialists.')
+  }

@@ -5,7 +5,16 @@ import math
 import os
 from typing import Any, NamedTuple
 
-CLONES = 4
+# What a clone cannot be called: rows of evaluation.json and of a contact sheet,
+# and what else stands in a workdir beside the clones' own folders.
+RESERVED = (
+  *('master', 'ema', 'protocol', 'original'),
+  *('optics', 'checkpoints', 'previews', 'tokenizer'),
+)
+_TERMS = (
+  *('l1', 'vq', 'adv', 'varentropy', 'ssim', 'edge', 'autocorrelation'),
+  *('moments', 'spectrum', 'color_covariance'),
+)
 
 
 class Rule(NamedTuple):
@@ -60,16 +69,6 @@ def one_of(*choices: Any) -> Rule:
   )
 
 
-def _each(rule: Rule) -> Rule:
-  """A value a clone."""
-  return Rule(
-    f'a tuple of {CLONES}, one a clone, each {rule.text}',
-    lambda v: (
-      isinstance(v, tuple) and len(v) == CLONES and all(map(rule.holds, v))
-    ),
-  )
-
-
 def _is_file_name(v: Any) -> bool:
   return isinstance(v, str) and v == os.path.basename(v) and v[:1] not in '.'
 
@@ -78,16 +77,26 @@ def _is_file(v: Any) -> bool:
   return isinstance(v, str) and os.path.isfile(v)
 
 
-def _are_lessons(v: Any) -> bool:
-  """Disjoint, so that no bin weighs twice."""
-  if not (
-    isinstance(v, tuple)
-    and len(v) == CLONES
-    and all(isinstance(bins, tuple) and bins for bins in v)
-  ):
-    return False
-  flat = [b for bins in v for b in bins]
-  return len(set(flat)) == len(flat) and set(flat) <= set(range(10))
+def _is_clone_name(v: Any) -> bool:
+  """Such as can stand in a dotted key, in a path and before a figure."""
+  return isinstance(v, str) and v.isidentifier() and v not in RESERVED
+
+
+def _is_bin(v: Any) -> bool:
+  return type(v) is int and 0 <= v <= 9
+
+
+def _each_once(text: str, holds: Callable[[Any], bool]) -> Rule:
+  """A tuple of one or more values that hold."""
+  return Rule(
+    f'a tuple of one or more {text}, each once',
+    lambda v: (
+      isinstance(v, tuple)
+      and bool(v)
+      and all(map(holds, v))
+      and len(set(v)) == len(v)
+    ),
+  )
 
 
 _FLAG = one_of(True, False)
@@ -100,8 +109,11 @@ RULES = {
   'basename': Rule('a plain file name', _is_file_name),
   'init_from': _TEXT,
   'seed': _within('[0, 2147483647]'),
-  'devices': one_of(0, 1, 2, 4),
-  'clone_names': _each(Rule('a plain file name', _is_file_name)),
+  'devices': at_least(0),
+  'clone_names': _each_once(
+    f'names of letters, digits and _ (but {", ".join(RESERVED)})',
+    _is_clone_name,
+  ),
   'data.source': _TEXT,
   'data.held_out_source': _TEXT,
   'data.held_out_fraction': _within('(0, 1)'),
@@ -121,10 +133,6 @@ RULES = {
   'optics.chunk': at_least(1),
   'school.enabled': _FLAG,
   'school.metric': one_of('mean_radius', 'total_variation'),
-  'school.lessons': Rule(
-    f'a tuple of {CLONES} tuples of bins from 0 to 9, each bin once',
-    _are_lessons,
-  ),
   'school.mix': _SHARE,
   'school.enrol_from': at_least(0),
   'school.enrol_every': at_least(1),
@@ -144,16 +152,7 @@ RULES = {
   'model.critic_width': at_least(1),
   **dict.fromkeys(
     (
-      'loss.l1',
-      'loss.vq',
-      'loss.adv',
-      'loss.varentropy',
-      'loss.ssim',
-      'loss.edge',
-      'loss.autocorrelation',
-      'loss.moments',
-      'loss.spectrum',
-      'loss.color_covariance',
+      *(f'loss.{t}' for t in _TERMS),
       'loss.commitment',
       'loss.adv_ramp',
       'critic.penalty',
@@ -161,16 +160,13 @@ RULES = {
     ),
     at_least(0),
   ),
+  'loss.emphasis': _SHARE,
   'loss.temperature': above(0),
   'critic.learning_rate': above(0),
-  'specialists.strength': _SHARE,
   'pid.enabled': _FLAG,
   'pid.smoothing': _DECAY,
   'pid.limit': at_least(0),
   'pid.slew': at_least(0),
-  'pid.proportional': _each(at_least(0)),
-  'pid.integral': _each(at_least(0)),
-  'pid.derivative': _each(at_least(0)),
   'q.enabled': _FLAG,
   'q.actions': Rule(
     'a tuple of numbers above 0',
@@ -179,8 +175,6 @@ RULES = {
   'q.window': at_least(2),
   'q.every': at_least(1),
   'q.history': one_of('own', 'total'),
-  'q.low': _each(above(0)),
-  'q.high': _each(above(0)),
   'q.rate': _SHARE,
   'q.discount': _DECAY,
   'q.epsilon': _SHARE,
@@ -220,10 +214,17 @@ RULES = {
   'tokens.shard': at_least(1),
   'eval.inception': Rule("'' or a file", lambda v: v == '' or _is_file(v)),
 }
-# These groups hold a value a clone for every loss term.
-TERM_GROUPS = {
-  'specialists.': _each(at_least(0)),
-  'pid.target.': _each(above(0)),
+# Likewise of every block of `specialists`, whatever its name.
+OF_SPECIALIST = {
+  'bins': _each_once('bins from 0 to 9', _is_bin),
+  'enrols': _FLAG,
+  **{f'emphasis.{t}': at_least(0) for t in _TERMS},
+  'pid.proportional': at_least(0),
+  'pid.integral': at_least(0),
+  'pid.derivative': at_least(0),
+  **{f'pid.target.{t}': above(0) for t in _TERMS},
+  'q.low': above(0),
+  'q.high': above(0),
 }
 
 

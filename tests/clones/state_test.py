@@ -1,23 +1,14 @@
-"""What tells the clones apart, how they are born, and the constants."""
+"""How the clones are born, and the constants."""
 
 import jax
 import numpy as np
 import pytest
 
-from chimera.clones import losses
 from chimera.clones import state as state_lib
 from tests import tiny
 
 BINS, _ = tiny.bins_and_paths()
 GRID = (8, 8)
-
-
-def missions(**overrides):
-  config = tiny.get_config()
-  config.update_from_flattened_dict(
-    {k.replace('__', '.'): v for k, v in overrides.items()}
-  )
-  return state_lib.create_missions(config, BINS)
 
 
 def spec(arg='', **overrides):
@@ -41,59 +32,6 @@ def born():
   )
 
 
-def test_a_specialist_s_base_weights_by_hand():
-  # base * (1 + strength * (specialty - 1)), in the order of losses.TERMS
-  perceptual, structural, adversarial, purity = missions(
-    loss__ssim=0.3,
-    specialists__strength=0.3,
-    specialists__ssim=(3.0, 0.5, 0.7, 0.7),
-  )
-  ssim = losses.TERMS.index('ssim')
-  got = [
-    m.pid.base_K[ssim] for m in (perceptual, structural, adversarial, purity)
-  ]
-  np.testing.assert_allclose(got, [0.48, 0.255, 0.273, 0.273], rtol=1e-6)
-
-
-def test_base_weights_follow_the_order_of_the_terms_not_the_alphabet():
-  weights = {f'loss__{t}': 1.0 + i for i, t in enumerate(losses.TERMS)}
-  for mission in missions(specialists__strength=0.0, **weights):
-    np.testing.assert_allclose(
-      mission.pid.base_K, 1.0 + np.arange(len(losses.TERMS))
-    )
-
-
-def test_the_four_missions_differ_in_data_alone():
-  four = missions()
-  assert [int(m.clone) for m in four] == [0, 1, 2, 3]
-  assert [float(m.enrols) for m in four] == [0, 0, 0, 1]
-  for i in range(4):
-    for j in range(i):
-      assert np.any(four[i].pid.base_K != four[j].pid.base_K)
-      assert np.any(four[i].pid.target_K != four[j].pid.target_K)
-  for mission in four:
-    for x in jax.tree.leaves(mission._replace(clone=np.float32(0))):
-      assert x.dtype == np.float32
-    assert mission.clone.dtype == np.int32
-
-
-def test_the_weights_of_the_meld_are_equal_or_by_mass():
-  equal = [float(m.weight) for m in missions()]
-  assert equal == [1, 1, 1, 1]
-  mass = [float(m.weight) for m in missions(meld__weights='mass')]
-  np.testing.assert_allclose(mass, [0.1, 0.4, 0.3, 0.2], rtol=1e-6)
-
-
-def test_agents_are_switched_off_by_their_gains_and_bounds():
-  for mission in missions(pid__enabled=False, q__enabled=False):
-    assert_equal(
-      [mission.pid.proportional_K, mission.pid.integral_K],
-      [np.zeros(len(losses.TERMS))] * 2,
-    )
-    np.testing.assert_array_equal(mission.pid.derivative_K, 0)
-    assert mission.q.low == mission.q.high == 1
-
-
 def test_four_clones_of_one_newborn_master_each_with_its_own_critic(born):
   for state in born:
     assert_equal(state.generator.params, born[0].generator.params)
@@ -110,10 +48,10 @@ def test_four_clones_of_one_newborn_master_each_with_its_own_critic(born):
 
 
 def test_the_clones_enrol_their_own_bins(born):
-  lessons = tiny.get_config().school.lessons
-  for state, lesson in zip(born, lessons, strict=True):
+  config = tiny.get_config()
+  for state, name in zip(born, config.clone_names, strict=True):
     s = state.school
-    expected = {i for b in lesson for i in BINS[b]}
+    expected = {i for b in config.specialists[name].bins for i in BINS[b]}
     assert set(s.enrolled_L[: s.enrolled_count].tolist()) == expected
     assert set(s.enrolled_L.tolist()) == expected
     assert len(s.enrolled_L) == 48
@@ -182,9 +120,3 @@ def test_the_switches_reach_the_constants():
   assert (letter.alpha, letter.every, letter.mix) == (0.5, 1, 0)
   assert letter.optimizer_state == 'local'
   np.testing.assert_allclose(letter.learning_rate, 2 * spec().learning_rate)
-
-
-def test_stacked_clones_have_a_leading_axis_of_clones():
-  stacked = state_lib.stack(missions())
-  assert stacked.pid.base_K.shape == (4, len(losses.TERMS))
-  assert stacked.weight.shape == (4,)

@@ -5,8 +5,8 @@ import math
 import pytest
 import rich.cells
 
+from chimera.clones import specialists
 from chimera.monitor import dashboard, history
-from chimera.monitor import snapshot as snapshot_lib
 from tests import seen
 
 SIZES = ((160, 48), (120, 40), (80, 24))
@@ -86,8 +86,8 @@ def test_no_word_or_number_is_cut_however_long(width, height):
     codebook__perplexity=1023.9,
     meld__dropped=1234.0,
   )
-  for clone, name in enumerate(seen.CONFIG['clone_names']):
-    base = snapshot_lib.base_of(seen.CONFIG, 'color_covariance', clone)
+  for name in seen.CONFIG['clone_names']:
+    base = specialists.base_weights(seen.CONFIG, name)['color_covariance']
     row.clones[name] |= {
       'lambda/color_covariance': 3 * base,
       'pid/error/color_covariance': -5.0,

@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 
 from chimera.agents import pid, q_learning
-from chimera.clones import state
 from chimera.monitor import history
 from chimera.monitor import snapshot as snapshot_lib
-from configs import chimera as chimera_config
 from tests import seen
 
 
@@ -46,7 +44,7 @@ def test_a_compilation_takes_what_the_last_one_took():
 def test_the_dominant_weight_stands_highest_over_its_own_base():
   row = seen.row(50)
   row.clones['structural'] |= {
-    'lambda/l1': 3 * snapshot_lib.base_of(seen.CONFIG, 'l1', 1),
+    'lambda/l1': 3 * row.clones['structural']['lambda/l1'],
     'pid/error/l1': 2.0,
     'pid/integral/l1': 0.25,
     'pid/derivative/l1': -0.4,
@@ -56,14 +54,6 @@ def test_the_dominant_weight_stands_highest_over_its_own_base():
   assert (top.term, top.ratio) == ('l1', pytest.approx(3))
   # 0.3 times 2; the integral; 0.5 times a quarter of -0.4.
   assert student.pid == pytest.approx((0.6, 0.25, -0.05))
-
-
-def test_a_base_is_what_the_step_takes_for_one():
-  config = chimera_config.get_config()
-  bins = {b: [b] for b in range(10)}
-  for i, mission in enumerate(state.create_missions(config, bins)):
-    bases = [snapshot_lib.base_of(seen.CONFIG, t, i) for t in seen.TERMS]
-    assert sorted(mission.pid.base_K) == pytest.approx(sorted(bases))
 
 
 def test_the_words_are_those_of_the_agents():

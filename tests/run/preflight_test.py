@@ -6,6 +6,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from chimera.doctor import doctor
+from chimera.monitor import live
 from chimera.run import preflight
 from chimera.school import curriculum
 from configs import chimera as chimera_config
@@ -13,9 +15,9 @@ from configs import chimera as chimera_config
 
 def _config(**changes):
   config = chimera_config.get_config()
-  for key, value in changes.items():
-    group, _, leaf = key.rpartition('__')
-    (config[group] if group else config)[leaf] = value
+  config.update_from_flattened_dict(
+    {k.replace('__', '.'): v for k, v in changes.items()}
+  )
   return config
 
 
@@ -59,8 +61,10 @@ def test_the_default_has_64_pixels():
     ('basename', '.hidden', 'a plain file name'),
     ('seed', -1, 'in [0, 2147483647]'),
     ('devices', 3, 'one of 0, 1, 2, 4'),
-    ('clone_names', ('a', 'b', 'c'), 'a tuple of 4'),
-    ('clone_names', ('a', 'b', 'c', 'd/e'), 'a tuple of 4'),
+    ('clone_names', (), 'one or more names'),
+    ('clone_names', ('structural', 'd/e'), 'letters, digits and _'),
+    ('clone_names', ('structural', 'structural'), 'each once'),
+    ('clone_names', ('structural', 'tokenizer'), '(but master, ema, '),
     ('data__held_out_fraction', 0.0, 'in (0, 1)'),
     ('data__held_out_fraction', 1.0, 'in (0, 1)'),
     ('data__train_count', 9, 'at least 10'),
@@ -71,21 +75,20 @@ def test_the_default_has_64_pixels():
     ('optics__learning_rate', 0.0, 'above 0'),
     ('school__mix', 1.1, 'in [0, 1]'),
     ('school__half_life', 0.0, 'above 0'),
-    ('school__lessons', ((9,), (0, 1), (4,), (1,)), 'each bin once'),
-    ('school__lessons', ((9,), (0, 1), (4,), ()), 'each bin once'),
-    ('school__lessons', ((10,), (0, 1), (4,), (2,)), 'each bin once'),
-    ('school__lessons', ((9,), (0, 1), (4,)), 'each bin once'),
+    ('specialists.structural__bins', (0, 0), 'bins from 0 to 9, each once'),
+    ('specialists.structural__bins', (), 'bins from 0 to 9, each once'),
+    ('specialists.structural__bins', (10,), 'from 0 to 9'),
     ('model__downsample', 3, 'a power of 2'),
     ('model__downsample', 0, 'a power of 2'),
     ('model__codes', 1, 'at least 2'),
     ('loss__l1', -0.1, 'at least 0'),
     ('loss__l1', float('nan'), 'at least 0'),
     ('loss__l1', float('inf'), 'at least 0'),
-    ('specialists__strength', 2.0, 'in [0, 1]'),
-    ('specialists__ssim', (1.0, 1.0, 1.0), 'a tuple of 4'),
-    ('specialists__ssim', (1.0, 1.0, 1.0, -1.0), 'a tuple of 4'),
-    ('pid__proportional', (0.3, 0.3, 0.3, 'x'), 'a tuple of 4'),
-    ('pid.target__l1', (0.1, 0.1, 0.0, 0.1), 'each above 0'),
+    ('loss__emphasis', 2.0, 'in [0, 1]'),
+    ('specialists.adversarial.emphasis__ssim', -1.0, 'at least 0'),
+    ('specialists.adversarial.pid__proportional', -0.1, 'at least 0'),
+    ('specialists.adversarial.pid.target__l1', 0.0, 'above 0'),
+    ('specialists.adversarial.q__low', 1.6, 'at most its q.high = 1.5'),
     ('q__actions', (), 'a tuple of numbers above 0'),
     ('q__actions', (1.0, 0.0), 'a tuple of numbers above 0'),
     ('q__window', 1, 'at least 2'),
@@ -124,14 +127,35 @@ def test_a_value_that_breaks_its_rule_is_one_line_with_its_flag(
   assert '\n' not in message
 
 
-def test_bounds_that_cross_are_refused():
-  with pytest.raises(ValueError, match=r'q\.low must be at most'):
-    preflight.check_config(_config(q__low=(0.5, 3.0, 0.5, 0.5)))
+def test_a_name_without_a_block_is_refused_and_a_block_without_a_name_ignored():
+  with pytest.raises(ValueError, match='got none for texture: add it') as e:
+    preflight.check_config(_config(clone_names=('texture', 'structural')))
+  assert '\n' not in str(e.value)
+  two = _config(clone_names=('latent_purity', 'structural'))
+  two.specialists.perceptual.bins = ()
+  preflight.check_config(two)
+  del two.specialists['adversarial']
+  preflight.check_config(two)
+  del two.specialists.structural.emphasis['ssim']
+  with pytest.raises(ValueError, match=r'key specialists\.structural\.emph'):
+    preflight.check_config(two)
 
 
-def test_clones_of_one_name_are_refused():
-  with pytest.raises(ValueError, match='must differ'):
-    preflight.check_config(_config(clone_names=('a', 'a', 'b', 'c')))
+@pytest.mark.parametrize(
+  ('names', 'fit'),
+  [(1, '0, 1'), (2, '0, 1, 2'), (3, '0, 1, 3'), (8, '0, 1, 2, 4, 8')],
+)
+def test_devices_must_divide_the_clones(names, fit):
+  config = _config()
+  config.clone_names = tuple('abcdefgh'[:names])
+  for name in config.clone_names:
+    config.specialists[name] = config.specialists.structural
+  for devices in map(int, fit.split(', ')):
+    config.devices = devices
+    preflight.check_config(config)
+  config.devices = 5
+  with pytest.raises(ValueError, match=f'devices must be one of {fit}, got'):
+    preflight.check_config(config)
 
 
 @pytest.mark.parametrize('samples', [100, 101, 107, 3072])
@@ -168,7 +192,7 @@ def test_a_config_file_with_a_key_too_many_is_told_the_nearest():
     ('optics.cycles', 'train.cycles'),
     ('warmup', 'train.warmup'),
     ('sed', 'seed'),
-    ('pid.target.color_cov', 'pid.target.color_covariance'),
+    ('meld.outer_moment', 'meld.outer_momentum'),
   ],
 )
 def test_an_unknown_key_is_told_the_nearest(key, near):
@@ -222,7 +246,7 @@ def test_a_claim_writes_the_config_and_nothing_else(tmp_path):
   assert [p.name for p in workdir.iterdir()] == ['config.json']
   written = json.loads((workdir / 'config.json').read_text())
   assert written['train']['batch_size'] == 8
-  assert written['school']['lessons'] == [[9], [0, 1, 2, 3], [4, 5, 6], [7, 8]]
+  assert written['specialists']['structural']['bins'] == [0, 1, 2, 3]
   preflight.check_workdir(config, str(workdir))
 
 
@@ -237,7 +261,8 @@ def test_the_same_config_goes_on(tmp_path):
     ('train__batch_size', 4),
     ('train__cycles', 2000),
     ('data__source', '/elsewhere'),
-    ('school__lessons', ((9,), (0, 1, 2, 3), (4, 5, 6), (7,))),
+    ('specialists__latent_purity__bins', (7,)),
+    ('clone_names', ('structural', 'perceptual')),
     ('basename', 'other'),
   ],
 )
@@ -250,6 +275,67 @@ def test_a_trained_workdir_of_another_config_is_refused(tmp_path, key, value):
   assert '--workdir' in str(e.value)
   assert '\n' not in str(e.value)
   assert _snapshot(tmp_path) == before
+
+
+def _of_an_earlier_chimera(workdir):
+  """As `:smoke` of commit b8cdb0f, as far as it is read."""
+  tree = json.loads(chimera_config.get_config().to_json())
+  tree['school']['lessons'] = [[9], [0, 1, 2, 3], [4, 5, 6], [7, 8]]
+  tree['specialists'] = {'strength': 0.3, 'l1': [0.7, 2.0, 0.7, 0.7]}
+  tree['q']['low'] = [0.5, 0.5, 0.5, 0.5]
+  (workdir / 'config.json').write_text(json.dumps(tree))
+  (workdir / 'history.jsonl').write_text('')
+
+
+def test_a_run_of_an_earlier_chimera_is_refused_in_a_line_that_helps(tmp_path):
+  workdir = str(tmp_path)
+  _trained(tmp_path, _config())
+  _of_an_earlier_chimera(tmp_path)
+  before = _snapshot(tmp_path)
+  readers = (
+    lambda: preflight.check_workdir(_config(), workdir),
+    lambda: preflight.check_origin(_config(init_from=workdir), 'w'),
+    lambda: live.watch(workdir),
+    lambda: doctor.diagnose(workdir),
+  )
+  for read in readers:
+    with pytest.raises(ValueError, match=r'earlier .*: give a new --workdir\.'):
+      read()
+  preflight.adopt(_config(), workdir, [])
+  assert _snapshot(tmp_path) == before
+  _exported(tmp_path / 'tokenizer')
+  for read in readers:
+    with pytest.raises(ValueError, match='earlier') as e:
+      read()
+    assert f'--config.init_from={workdir}/tokenizer.' in str(e.value)
+    assert '\n' not in str(e.value)
+  preflight.check_origin(_config(init_from=f'{workdir}/tokenizer'), 'w')
+
+
+def test_what_an_earlier_chimera_prepared_is_still_good(tmp_path):
+  _prepared(tmp_path, _config())
+  _of_an_earlier_chimera(tmp_path)
+  preflight.check_workdir(_config(), str(tmp_path))
+
+
+def test_a_specialist_whom_the_config_lacks_comes_with_its_workdir(tmp_path):
+  theirs = _config()
+  theirs.specialists.texture = theirs.specialists.structural
+  theirs.specialists.texture.bins = (2, 3)
+  theirs.clone_names = ('perceptual', 'texture')
+  _trained(tmp_path, theirs)
+  config = _config()
+  config.lock()
+  preflight.adopt(config, str(tmp_path), ['train.cycles'])
+  assert config.specialists.texture.bins == (2, 3)
+  preflight.check_config(config)
+  preflight.check_workdir(config, str(tmp_path))
+  # Blocks that nobody is named by do not bind.
+  config.specialists.latent_purity.bins = (1,)
+  preflight.check_workdir(config, str(tmp_path))
+  config.specialists.texture.bins = (2,)
+  with pytest.raises(ValueError, match=r'specialists\.texture\.bins \(\[2, 3'):
+    preflight.check_workdir(config, str(tmp_path))
 
 
 def _exported(folder, **changes):
@@ -303,6 +389,7 @@ def test_a_run_starts_from_its_own_kind(tmp_path, make):
   ('key', 'value'),
   [
     ('model__critic_width', 8),
+    ('clone_names', ('structural', 'perceptual')),
     ('q__window', 4),
     ('q__actions', (0.9, 1.0)),
     ('meld__enabled', False),

@@ -9,10 +9,13 @@ NAN, INFINITY = float('nan'), float('inf')
 
 
 def test_every_key_has_its_rule_and_every_rule_its_key():
-  keys = set(preflight.keys(chimera_config.get_config()))
-  grouped = {k for k in keys if k.startswith(tuple(rules.TERM_GROUPS))}
-  grouped.discard('specialists.strength')
-  assert keys - grouped == set(rules.RULES)
+  config = chimera_config.get_config()
+  blocks = {
+    f'specialists.{name}.{key}'
+    for name in config.clone_names
+    for key in rules.OF_SPECIALIST
+  }
+  assert set(preflight.keys(config)) == set(rules.RULES) | blocks
 
 
 @pytest.mark.parametrize(
@@ -26,17 +29,25 @@ def test_every_key_has_its_rule_and_every_rule_its_key():
     ('meld.loss_bound', (0, 1.5), (1, 0.5, -1)),
     ('model.downsample', (1, 2, 64), (0, 3, 12)),
     ('pid.enabled', (True, False), (1, 0, 'True', None)),
-    ('devices', (0, 1, 2, 4), (3, True, False, '4')),
+    ('devices', (0, 1, 3), (-1, True, False, '4')),
     ('export.weights', ('master', 'ema'), ('', 'Master', None)),
     ('basename', ('a', 'a.b'), ('', '.a', 'a/b', '..', 1)),
-    ('q.low', ((0.5,) * 4,), ((0.5,) * 3, [0.5] * 4, (0.5, 0.5, 0.5, 0), 0.5)),
+    ('q.low', (0.5, 1), (0, (0.5, 0.5))),
+    ('enrols', (True, False), (1, 0.0)),
+    ('pid.target.ssim', (0.1,), (0.0, (0.1, 0.1))),
+    ('emphasis.ssim', (0, 2), (-0.1, (1.0, 1.0))),
     ('q.actions', ((1.0,), (0.5, 2)), ((), [1.0], (0.0,), (NAN,))),
-    ('school.lessons', (((9,), (0,), (1,), (2,)),), (((9,), (0,), (1,), ()),)),
+    ('bins', ((9,), (0, 5)), ((), (10,), (-1,), (1, 1), (True,), (1.0,), [1])),
+    (
+      'clone_names',
+      (('a',), ('b_2', 'a'), tuple('abcdefgh')),
+      ((), ('a', 'a'), ('a.b',), ('a/b',), ('',), ('a', 'ema'), 'a', (1,)),
+    ),
     ('data.source', ('', '/a'), (None, 1)),
   ],
 )
 def test_a_rule_holds_for_what_is_good_and_for_nothing_else(key, good, bad):
-  rule = rules.RULES[key]
+  rule = (rules.RULES | rules.OF_SPECIALIST)[key]
   assert [value for value in good if not rule.holds(value)] == []
   assert [value for value in bad if rule.holds(value)] == []
 

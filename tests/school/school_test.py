@@ -425,12 +425,6 @@ def test_a_batch_larger_than_a_lesson_is_refused():
     lessons.lesson_length(_bins(), LESSONS, batch_size=11)
 
 
-@pytest.mark.parametrize('lesson', [(), (10,), (-1, 2)])
-def test_a_lesson_of_no_bin_of_ours_is_refused(lesson):
-  with pytest.raises(ValueError, match=r'--config\.school\.lessons'):
-    lessons.lesson_length(_bins(), ((9,), lesson))
-
-
 @pytest.mark.parametrize('lesson', LESSONS)
 def test_without_mix_200_cycles_of_lessons_come_from_the_enrolled(lesson):
   state = _state(lesson)

@@ -1,0 +1,92 @@
+"""What tells one clone from another: the design document's section 4.3.
+
+A specialist is a block of the config, `config.specialists.NAME`; a `Mission` is
+the same as arrays, for the compiled step. Importing this imports no JAX.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import ml_collections
+import numpy as np
+
+if TYPE_CHECKING:
+  import jax
+
+  from chimera.agents import pid as pid_lib
+  from chimera.agents import q_learning
+
+
+class Mission(NamedTuple):
+  """What tells the clones apart: data, never a Python branch.
+
+  Attributes:
+    clone: its number, int32; all else is float32.
+    weight: of its parameters in the meld.
+    enrols: 1.0 where its class follows the tracked varentropy, else 0.0.
+    pid: base weights, targets and gains, each (K,).
+    q: bounds of the learning rate's trim.
+  """
+
+  clone: 'jax.Array'
+  weight: 'jax.Array'
+  enrols: 'jax.Array'
+  pid: 'pid_lib.Mission'
+  q: 'q_learning.Mission'
+
+
+def base_weights(config: Mapping[str, Any], name: str) -> dict[str, float]:
+  """A clone's weight of each loss term at rest.
+
+  Args:
+    config: the run's, or what config.json holds of it.
+    name: of the clone.
+  """
+  emphasis = config['specialists'][name]['emphasis']
+  share = config['loss']['emphasis']
+  return {
+    term: config['loss'][term] * (1 + share * (emphasis[term] - 1))
+    for term in emphasis
+  }
+
+
+def create_missions(
+  config: ml_collections.ConfigDict, bins: dict[int, list[int]]
+) -> list[Mission]:
+  """One Mission a clone, in the order of config.clone_names."""
+  # They import JAX, for which those who want the weights alone need not wait.
+  from chimera.agents import pid as pid_lib
+  from chimera.agents import q_learning
+  from chimera.clones import losses
+
+  c = config
+  samples = sum(map(len, bins.values()))
+  missions = []
+  for i, name in enumerate(c.clone_names):
+    block = c.specialists[name]
+    base = base_weights(c, name)
+    gain = np.full(len(losses.TERMS), float(c.pid.enabled))
+    mass = sum(len(bins[b]) for b in block.bins) / samples
+    missions.append(
+      Mission(
+        clone=np.array(i, np.int32),
+        weight=_float32(mass if c.meld.weights == 'mass' else 1.0),
+        enrols=_float32(block.enrols),
+        pid=pid_lib.Mission(
+          base_K=_float32([base[t] for t in losses.TERMS]),
+          target_K=_float32([block.pid.target[t] for t in losses.TERMS]),
+          proportional_K=_float32(gain * block.pid.proportional),
+          integral_K=_float32(gain * block.pid.integral),
+          derivative_K=_float32(gain * block.pid.derivative),
+        ),
+        q=q_learning.Mission(
+          low=_float32(block.q.low if c.q.enabled else 1.0),
+          high=_float32(block.q.high if c.q.enabled else 1.0),
+        ),
+      )
+    )
+  return missions
+
+
+def _float32(x: Any) -> np.ndarray:
+  return np.asarray(x, np.float32)

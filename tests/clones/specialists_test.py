@@ -1,0 +1,144 @@
+"""What tells the clones apart, however many there are."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from chimera.clones import losses, specialists
+from chimera.clones import state as state_lib
+from chimera.run import preflight
+from configs import chimera as chimera_config
+from tests import tiny
+
+BINS, _ = tiny.bins_and_paths()
+
+
+def get_config(count=4, **overrides):
+  """Of the first of eight specialists, from the fifth on each one block."""
+  config = tiny.get_config()
+  for i, bins in enumerate([(2, 3, 4, 5, 6), (0, 1), (5,), tuple(range(10))]):
+    config.specialists[f'texture_{i}'] = chimera_config._specialist(
+      bins=bins,
+      emphasis={'spectrum': 3.0, 'autocorrelation': 3.0},
+      target={'spectrum': 0.4, 'autocorrelation': 0.03},
+    )
+    config.clone_names += (f'texture_{i}',)
+  config.clone_names = config.clone_names[:count]
+  config.update_from_flattened_dict(
+    {k.replace('__', '.'): v for k, v in overrides.items()}
+  )
+  preflight.check_config(config)
+  return config
+
+
+def missions(count=4, **overrides):
+  return specialists.create_missions(get_config(count, **overrides), BINS)
+
+
+def test_a_specialist_s_base_weights_by_hand():
+  # 0.3 * (1 + 0.3 * (specialty - 1)), the specialties 3, 0.5, 0.7 and 0.7
+  config = get_config(loss__ssim=0.3, loss__emphasis=0.3)
+  config.specialists.perceptual.emphasis.ssim = 3.0
+  written = json.loads(config.to_json())
+  ssim = losses.TERMS.index('ssim')
+  for name, mission, expected in zip(
+    config.clone_names,
+    specialists.create_missions(config, BINS),
+    (0.48, 0.255, 0.273, 0.273),
+    strict=True,
+  ):
+    for source in (config, written):
+      weights = specialists.base_weights(source, name)
+      assert weights['ssim'] == pytest.approx(expected)
+    np.testing.assert_allclose(mission.pid.base_K[ssim], expected, rtol=1e-6)
+
+
+def test_base_weights_and_missions_follow_the_order_of_the_terms():
+  weights = {f'loss__{t}': 1.0 + i for i, t in enumerate(losses.TERMS)}
+  targets = {
+    f'specialists__structural__pid__target__{t}': 1.0 + i
+    for i, t in enumerate(losses.TERMS)
+  }
+  of_terms = 1.0 + np.arange(len(losses.TERMS))
+  found = missions(loss__emphasis=0.0, **weights, **targets)
+  for mission in found:
+    np.testing.assert_allclose(mission.pid.base_K, of_terms)
+  np.testing.assert_allclose(found[1].pid.target_K, of_terms)
+
+
+def test_the_missions_differ_in_data_alone():
+  found = missions()
+  assert [int(m.clone) for m in found] == [0, 1, 2, 3]
+  assert [float(m.enrols) for m in found] == [0, 0, 0, 1]
+  for i in range(4):
+    for j in range(i):
+      assert np.any(found[i].pid.base_K != found[j].pid.base_K)
+      assert np.any(found[i].pid.target_K != found[j].pid.target_K)
+  for mission in found:
+    for x in jax.tree.leaves(mission._replace(clone=np.float32(0))):
+      assert x.dtype == np.float32
+    assert mission.clone.dtype == np.int32
+  stacked = state_lib.stack(found)
+  assert stacked.pid.base_K.shape == (4, len(losses.TERMS))
+  assert stacked.weight.shape == (4,)
+
+
+def test_who_is_enrolled_by_varentropy_is_told_by_the_block_and_not_its_place():
+  names = ('latent_purity', 'structural')
+  found = missions(clone_names=names, specialists__structural__enrols=True)
+  assert [float(m.enrols) for m in found] == [1, 1]
+  assert [float(m.enrols) for m in missions(clone_names=names)] == [1, 0]
+
+
+def test_the_weights_of_the_meld_are_equal_or_by_mass():
+  equal = [float(m.weight) for m in missions()]
+  assert equal == [1, 1, 1, 1]
+  mass = [float(m.weight) for m in missions(5, meld__weights='mass')]
+  np.testing.assert_allclose(mass, [0.1, 0.4, 0.3, 0.2, 0.5], rtol=1e-6)
+
+
+def test_agents_are_switched_off_by_their_gains_and_bounds():
+  for mission in missions(pid__enabled=False, q__enabled=False):
+    for gain_K in mission.pid[2:]:
+      np.testing.assert_array_equal(gain_K, np.zeros(len(losses.TERMS)))
+    assert mission.q.low == mission.q.high == 1
+
+
+def test_weights_are_told_without_jax():
+  program = (
+    'import sys; from chimera.clones import specialists\n'
+    'sys.exit("jax" in sys.modules)'
+  )
+  subprocess.run([sys.executable, '-c', program], check=True)
+
+
+def train(count, devices):
+  """The state after three cycles, in which all went well."""
+  config = get_config(count, q__history='total')  # compiled sooner
+  state, log = tiny.run(config, 3, jax.local_devices()[:devices])
+  for metrics in log:
+    assert metrics['healthy'].tolist() == [True] * count
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(metrics))
+  np.testing.assert_array_equal(state.health.sick, 0)
+  for params in (state.master.params, state.generator.params):
+    for x in jax.tree.leaves(params):
+      assert len(x) == count
+      np.testing.assert_array_equal(x, np.broadcast_to(x[:1], x.shape))
+  return state
+
+
+# Eight on one device are compiled for long, and are but more of the same.
+@pytest.mark.parametrize(('count', 'devices'), [(1, 1), (5, 1), (8, 4)])
+def test_any_number_of_specialists_trains(count, devices):
+  train(count, devices)
+
+
+@pytest.mark.parametrize('count', [2, 3])
+def test_as_many_devices_as_specialists_are_as_good_as_one(count):
+  one, many = (train(count, devices).master.params for devices in (1, count))
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many)):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(a).max())
