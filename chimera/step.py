@@ -19,7 +19,7 @@ import optax
 
 from chimera.agents import pid as pid_lib
 from chimera.agents import q_learning
-from chimera.clones import losses, models
+from chimera.clones import losses
 from chimera.clones import state as state_lib
 from chimera.meld import average as meld
 from chimera.meld import quarantine
@@ -54,7 +54,7 @@ def train_step(
     pid_lib.act(state.pid, mission.pid),
     state.pid,
     mission.pid,
-    exempt=losses.ADV,
+    exempt=spec.adv,
   )
   epsilon = q_learning.exploration(
     state.q.decisions,
@@ -79,7 +79,7 @@ def train_step(
   gradients, seen = one_by_one(functools.partial(learn, spec=spec))(
     state.generator.params, state.critic.params, x, lambda_K, ramp, epsilon_B
   )
-  base_loss = base_objective(mission.pid.base_K, seen['terms_K'])
+  base_loss = base_objective(mission.pid.base_K, seen['terms_K'], spec.adv)
   # Sick by its gradients: it must not reach the moments in common.
   usual_S, bounds_S = state.health.usual_S, spec.bounds
   fit_M, before_S = _judge(
@@ -117,12 +117,12 @@ def train_step(
   destination = common.params
 
   # The agents observe what happened.
-  target = mission.pid.target_K[losses.ADV]
+  target = mission.pid.target_K[spec.adv]
   pid = pid_lib.observe(
     state.pid,
     mission.pid,
     # Signed and unbounded, adv has no log: its error is log(target / share).
-    seen['terms_K'].at[losses.ADV].set(target**2 / seen['adv_share']),
+    seen['terms_K'].at[spec.adv].set(target**2 / seen['adv_share']),
     smoothing=spec.pid_smoothing,
     limit=spec.pid_limit,
     slew=spec.pid_slew,
@@ -252,6 +252,7 @@ def learn(
       x_adv,
       codes,
       functools.partial(judge, critic_params),
+      names=spec.terms,
       commitment=spec.commitment,
       temperature=spec.temperature,
     )
@@ -293,9 +294,11 @@ def learn(
   return {'generator': generator_gradient, 'critic': critic_gradient}, seen
 
 
-def base_objective(base_K: jax.Array, terms_K: jax.Array) -> jax.Array:
+def base_objective(
+  base_K: jax.Array, terms_K: jax.Array, adv: int
+) -> jax.Array:
   """The loss that no agent moves: base weights, without the signed term."""
-  return jnp.vdot(base_K.at[losses.ADV].set(0), terms_K)
+  return jnp.vdot(base_K.at[adv].set(0), terms_K)
 
 
 def one_by_one(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -462,6 +465,7 @@ def _own_effect(
       x_hat,
       codes,
       lambda x: jnp.zeros(len(x), x.dtype),
+      names=spec.terms,
       commitment=spec.commitment,
       temperature=spec.temperature,
     )
@@ -469,9 +473,9 @@ def _own_effect(
 
   probe = one_by_one(probe)
   base_K = mission.pid.base_K
-  effect = base_objective(base_K, probe(destination, x)) / base_objective(
-    base_K, probe(without, x)
-  )
+  effect = base_objective(
+    base_K, probe(destination, x), spec.adv
+  ) / base_objective(base_K, probe(without, x), spec.adv)
   effect = jnp.where(share > 0, effect, 1) ** (1 / share)
   return jnp.where(jnp.isfinite(effect), effect, 1)
 
@@ -510,10 +514,11 @@ def _synthesize(
   update, outer = spec.outer.update(
     jax.tree.map(jnp.subtract, master.params, target), master.outer
   )
-  params = models.renormalize(optax.apply_updates(master.params, update))
+  quantizer = spec.tokenizer.quantizer
+  params = quantizer.renormalize(optax.apply_updates(master.params, update))
   if spec.revive_after:
     dead_V = unused_V >= spec.revive_after
-    params = models.revive(params, dead_V, _gather(z_XxD), rng)
+    params = quantizer.revive(params, dead_V, _gather(z_XxD), rng)
     unused_V = jnp.where(dead_V & is_meld, 0, unused_V)
   melded = state_lib.Master(
     params=params,

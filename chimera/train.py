@@ -12,8 +12,8 @@ import ml_collections
 import numpy as np
 
 from chimera import step as step_lib
-from chimera.clones import losses
 from chimera.clones import state as state_lib
+from chimera.clones import terms as terms_lib
 from chimera.data import images
 from chimera.evaluation import exam as exam_lib
 from chimera.meld import quarantine
@@ -433,10 +433,9 @@ def summarize(
 ) -> list[dict[str, Any]]:
   """Each clone's row of the final table."""
   rows = []
+  terms = terms_lib.of(config.model.quantizer)
   for i, name in enumerate(config.clone_names):
-    base_K = np.array(
-      [snapshot_lib.base_of(config, t, i) for t in losses.TERMS]
-    )
+    base_K = np.array([snapshot_lib.base_of(config, t, i) for t in terms])
     ratio_K = seen['lambda_K'][i] / np.where(base_K > 0, base_K, np.inf)
     k = int(np.argmax(ratio_K))
     rows.append(
@@ -446,7 +445,7 @@ def summarize(
         'samples': sum(len(bins[b]) for b in config.school.lessons[i]),
         'g_loss': float(seen['g_loss'][i]),
         'critic_loss': float(seen['critic_loss'][i]),
-        'dominant': losses.TERMS[k],
+        'dominant': terms[k],
         'dominance': float(ratio_K[k]),
         'learning_rate': float(seen['learning_rate'][i]),
       }
@@ -508,7 +507,7 @@ def save_report(
       workdir,
       subject,
       rows,
-      base={t: config.loss[t] for t in losses.TERMS},
+      base={t: config.loss[t] for t in terms_lib.of(config.model.quantizer)},
       image_size=config.data.image_size,
       chunk=config.optics.chunk,
     )

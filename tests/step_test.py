@@ -172,6 +172,7 @@ def test_a_q_agent_is_judged_by_what_its_clone_brought_to_the_mean(
       *[spec.tokenizer.apply({'params': params}, x)[0]] * 2,
       spec.tokenizer.apply({'params': params}, x)[1],
       lambda x: jnp.zeros(len(x)),
+      names=spec.terms,
       commitment=spec.commitment,
       temperature=spec.temperature,
     )[0]
@@ -199,7 +200,7 @@ def test_a_q_agent_is_judged_by_what_its_clone_brought_to_the_mean(
         jax.tree.map(lambda x: x.mean(0), clones)
         for clones in (metrics['specialist'], stayed)
       )
-      base_K = mission.pid.base_K * (np.arange(len(losses.TERMS)) != losses.ADV)
+      base_K = mission.pid.base_K * (np.arange(len(spec.terms)) != spec.adv)
       x = poincare.normalize(paths)
       effect = (base_K @ probe(mean, x) / (base_K @ probe(without, x))) ** 4
       expected = effect * (1 if step == 4 else before.own_loss[i])
@@ -445,10 +446,11 @@ def test_the_control_is_one_data_parallel_learner():
         x_hat,
         codes,
         functools.partial(judge, critic),
+        names=spec.terms,
         commitment=spec.commitment,
         temperature=spec.temperature,
       )
-      return jnp.vdot(base_K, terms_K.at[losses.ADV].multiply(ramp))
+      return jnp.vdot(base_K, terms_K.at[spec.adv].multiply(ramp))
 
     fake = spec.tokenizer.apply({'params': params}, x)[0]
     return jax.grad(loss)(params), jax.grad(losses.critic_loss, has_aux=True)(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from chimera import step as step_lib
-from chimera.clones import losses, models
+from chimera.clones import models, terms
 from chimera.clones import state as state_lib
 from chimera.optics import modules as optics
 from chimera.school import lessons
@@ -86,14 +86,14 @@ def metrics(clones=4):
     *('penalty', 'grads_rms', 'drift', 'dropped', 'perplexity', 'used'),
   )
   return {
-    **{name: np.zeros((clones, len(losses.TERMS))) for name in of_terms},
+    **{name: np.zeros((clones, len(terms.TERMS))) for name in of_terms},
     **{name: np.zeros(clones) for name in of_clones},
   }
 
 
 def parts(*, seed=0, codes=16):
   """A tokenizer of 16 x 16 images, as it is born: 2 x 2 tokens."""
-  module = models.Tokenizer(
+  module = models.create_tokenizer(
     width=8, blocks=1, downsample=2, codes=codes, code_dim=4
   )
   model = optics.Optics(cell=4, width=8, radius='contrast')

@@ -18,7 +18,9 @@ import optax
 
 from chimera.agents import pid as pid_lib
 from chimera.agents import q_learning
-from chimera.clones import losses, models
+from chimera.clones import critic as critic_lib
+from chimera.clones import models
+from chimera.clones import terms as terms_lib
 from chimera.meld import average as meld
 from chimera.meld import quarantine
 from chimera.school import lessons
@@ -105,7 +107,7 @@ class StepSpec:
   """The constants of a compiled step; the config explains each."""
 
   tokenizer: models.Tokenizer
-  critic: models.Critic
+  critic: critic_lib.Critic
   batch_size: int
   mix: float
   enrol_from: int
@@ -148,6 +150,16 @@ class StepSpec:
   adam_b2: float
 
   @property
+  def terms(self) -> tuple[str, ...]:
+    """Names of the K loss terms, in their order."""
+    return terms_lib.of(self.tokenizer.quantizer.kind)
+
+  @property
+  def adv(self) -> int:
+    """Which of the terms is the adversarial one."""
+    return self.terms.index('adv')
+
+  @property
   def bounds(self) -> tuple[float, ...]:
     """Of a clone's loss, its networks' two gradients, and its step."""
     return (self.loss_bound, *[self.update_bound] * 3)
@@ -185,7 +197,7 @@ def create_spec(config: ml_collections.ConfigDict) -> StepSpec:
   melds = c.meld.enabled
   return StepSpec(
     tokenizer=create_tokenizer(c),
-    critic=models.Critic(width=c.model.critic_width),
+    critic=critic_lib.Critic(width=c.model.critic_width),
     batch_size=c.train.batch_size,
     mix=c.school.mix if c.school.enabled else 1.0,
     enrol_from=c.school.enrol_from if c.school.enabled else 0,
@@ -230,12 +242,14 @@ def create_spec(config: ml_collections.ConfigDict) -> StepSpec:
 
 
 def create_tokenizer(config: ml_collections.ConfigDict) -> models.Tokenizer:
-  return models.Tokenizer(
+  return models.create_tokenizer(
     width=config.model.width,
     blocks=config.model.blocks,
     downsample=config.model.downsample,
+    quantizer=config.model.quantizer,
     codes=config.model.codes,
     code_dim=config.model.code_dim,
+    levels=config.model.levels,
   )
 
 
@@ -244,22 +258,23 @@ def create_missions(
 ) -> list[Mission]:
   """One Mission a clone, in the order of config.clone_names."""
   c = config
+  terms = terms_lib.of(c.model.quantizer)
   samples = sum(map(len, bins.values()))
   missions = []
   for i in range(len(c.clone_names)):
-    specialty_K = np.array([c.specialists[t][i] for t in losses.TERMS])
-    base_K = np.array([c.loss[t] for t in losses.TERMS])
+    specialty_K = np.array([c.specialists[t][i] for t in terms])
+    base_K = np.array([c.loss[t] for t in terms])
     base_K = base_K * (1 + c.specialists.strength * (specialty_K - 1))
     gain = float(c.pid.enabled)
     mass = sum(len(bins[b]) for b in c.school.lessons[i]) / samples
-    one_K = np.ones(len(losses.TERMS))
+    one_K = np.ones(len(terms))
     mission = Mission(
       clone=np.int32(i),
       weight=mass if c.meld.weights == 'mass' else 1.0,
       enrols=float(i == len(c.clone_names) - 1),
       pid=pid_lib.Mission(
         base_K=base_K,
-        target_K=np.array([c.pid.target[t][i] for t in losses.TERMS]),
+        target_K=np.array([c.pid.target[t][i] for t in terms]),
         proportional_K=gain * c.pid.proportional[i] * one_K,
         integral_K=gain * c.pid.integral[i] * one_K,
         derivative_K=gain * c.pid.derivative[i] * one_K,
@@ -321,9 +336,9 @@ def create_states(
           params=params,
           outer=spec.outer.init(params),
           ema=params,
-          unused_V=jnp.zeros(config.model.codes, jnp.int32),
+          unused_V=jnp.zeros(spec.tokenizer.codes, jnp.int32),
         ),
-        pid=pid_lib.init(len(losses.TERMS)),
+        pid=pid_lib.init(len(spec.terms)),
         q=q_learning.init(window=config.q.window, actions=len(spec.q_actions)),
         own_loss=jnp.float32(1.0),
         school=lessons.create_state(

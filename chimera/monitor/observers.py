@@ -1,6 +1,6 @@
 """Who is told what happens: the dashboard, TensorBoard and the history."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import json
 import os
@@ -11,7 +11,6 @@ from absl import logging
 import ml_collections
 import numpy as np
 
-from chimera.clones import losses
 from chimera.clones import state as state_lib
 from chimera.evaluation import evaluate
 from chimera.evaluation import exam as exam_lib
@@ -81,7 +80,7 @@ class Observers:
           self._config, held_out, self._config.train.cycles
         ),
       },
-      losses.TERMS,
+      self._spec.terms,
     )
     self._board.histograms(first, {'school/complexity': scores_N})
 
@@ -115,7 +114,9 @@ class Observers:
     """A log cycle."""
     rate = self._progress.update(done, f'loss {seen["base_loss"].mean():.4f}')
     names = self._config.clone_names
-    clones = [clone_scalars(seen, i) for i in range(len(names))]
+    clones = [
+      clone_scalars(seen, i, self._spec.terms) for i in range(len(names))
+    ]
     master = master_scalars(seen, rate, self._spec)
     if self._compile_seconds is not None:
       # In the row whose rate it is a part of.
@@ -151,14 +152,23 @@ class Observers:
       self._history_is_whole = False
 
 
-def clone_scalars(seen: dict[str, np.ndarray], i: int) -> dict[str, float]:
+def clone_scalars(
+  seen: dict[str, np.ndarray], i: int, terms: Sequence[str]
+) -> dict[str, float]:
   """Clone i's row of TensorBoard scalars."""
+  of_terms = {
+    'loss': 'terms_K',
+    'lambda': 'lambda_K',
+    'pid/error': 'error_K',
+    'pid/integral': 'integral_K',
+    'pid/derivative': 'derivative_K',
+  }
   return {
-    **{f'loss/{t}': v for t, v in _terms(seen['terms_K'][i])},
-    **{f'lambda/{t}': v for t, v in _terms(seen['lambda_K'][i])},
-    **{f'pid/error/{t}': v for t, v in _terms(seen['error_K'][i])},
-    **{f'pid/integral/{t}': v for t, v in _terms(seen['integral_K'][i])},
-    **{f'pid/derivative/{t}': v for t, v in _terms(seen['derivative_K'][i])},
+    **{
+      f'{group}/{term}': float(value)
+      for group, name in of_terms.items()
+      for term, value in zip(terms, seen[name][i], strict=True)
+    },
     'loss/total': float(seen['g_loss'][i]),
     'loss/base': float(seen['base_loss'][i]),
     'loss/adv_share': float(seen['adv_share'][i]),
@@ -192,7 +202,3 @@ def master_scalars(
 
 def eval_scalars(figures: dict[str, float]) -> dict[str, float]:
   return {f'eval/{k}': v for k, v in figures.items()}
-
-
-def _terms(values_K: np.ndarray) -> Iterator[tuple[str, float]]:
-  return zip(losses.TERMS, map(float, values_K))

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import math
 from typing import Any, NamedTuple
 
+from chimera.clones import terms as terms_lib
 from chimera.monitor import history, summary
 from chimera.system import progress
 
@@ -208,7 +209,7 @@ def snapshot_of(
       for name, (tag, more) in _FIGURES[kind].items()
     ),
     used=master.get('codebook/used'),
-    codes=config['model']['codes'],
+    codes=terms_lib.codes_of(config['model']),
     perplexity=_newest(rows, 'codebook/perplexity'),
     dropped=master.get('meld/dropped'),
     rate=master.get('perf/cycles_per_sec'),
@@ -288,13 +289,15 @@ def _student(
   # An evaluation's row holds the figures of the clones alone.
   seen = history.latest(rows[-_RATES:], name)
   specialists = config['specialists']
+  terms = terms_lib.of(terms_lib.kind_of(config['model']))
   mission = sorted(
-    (t for t in config['loss'] if t in specialists and specialists[t][i] > 1),
+    (t for t in config['loss'] if t in terms and specialists[t][i] > 1),
     key=lambda t: -specialists[t][i],
   )
   weights = tuple(
     Weight(term, seen.get(f'lambda/{term}'), base_of(config, term, i))
     for term in config['pid']['target']
+    if term in terms
   )
   known = [
     k for k, w in enumerate(weights) if w.ratio and math.isfinite(w.ratio)

@@ -14,6 +14,7 @@ from typing import Any
 
 import ml_collections
 
+from chimera.clones import terms
 from chimera.data import images
 from chimera.run import rules
 from chimera.system import disk, lock
@@ -34,13 +35,7 @@ FREE = (
 STAGE_1 = ('seed', 'init_from', 'data.', 'optics.')
 # What a run shares with the one that it starts from: of all, and of a workdir.
 _OPTICS = ('cell', 'width', 'radius')
-_MODEL = (
-  'model.width',
-  'model.blocks',
-  'model.downsample',
-  'model.codes',
-  'model.code_dim',
-)
+_MODEL = ('width', 'blocks', 'downsample', 'quantizer')
 _AGENTS = (
   'model.critic_width',
   'q.window',
@@ -223,17 +218,17 @@ def _architecture(folder: str) -> dict[str, Any]:
   try:
     if (home / 'tokenizer.json').exists():
       meta = json.loads((home / 'tokenizer.json').read_text())
-      model = _flatten({'model': meta['tokenizer']})
-      there = {k: model[k] for k in _MODEL}
+      there = _network(meta['tokenizer'])
       if meta['optics'] is not None:
         there |= {f'optics.{k}': meta['optics'][k] for k in _OPTICS}
       return there
     if any(home.glob('checkpoints/*')):
-      config = _flatten(json.loads((home / 'config.json').read_text()))
-      keys = (*_MODEL, *_AGENTS)
+      config = json.loads((home / 'config.json').read_text())
+      network, config = _network(config['model']), _flatten(config)
+      keys = _AGENTS
       if not images.is_path_params(config['data.source']):
         keys += tuple(f'optics.{k}' for k in _OPTICS)
-      return {k: config[k] for k in keys}
+      return network | {k: config[k] for k in keys}
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise ValueError(
       f'--config.init_from={folder} is not readable: {e!r}.'
@@ -242,6 +237,14 @@ def _architecture(folder: str) -> dict[str, Any]:
     '--config.init_from must be an exported tokenizer or a workdir with '
     f'checkpoints, got {folder}.'
   )
+
+
+def _network(model: dict[str, Any]) -> dict[str, Any]:
+  """What of config.model, or of tokenizer.json, makes the tokenizer."""
+  kind = terms.kind_of(model)
+  model = {**model, 'quantizer': kind}
+  names = (*_MODEL, *terms.KINDS[kind].settings)
+  return {f'model.{name}': model[name] for name in names}
 
 
 def adopt(

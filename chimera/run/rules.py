@@ -5,6 +5,8 @@ import math
 import os
 from typing import Any, NamedTuple
 
+from chimera.clones import terms
+
 CLONES = 4
 
 
@@ -78,6 +80,16 @@ def _is_file(v: Any) -> bool:
   return isinstance(v, str) and os.path.isfile(v)
 
 
+def _are_levels(v: Any) -> bool:
+  each = number('', lambda n: n >= 2 and n == int(n))
+  return (
+    isinstance(v, tuple)
+    and len(v) > 0
+    and all(map(each.holds, v))
+    and math.prod(v) < 1 << 31
+  )
+
+
 def _are_lessons(v: Any) -> bool:
   """Disjoint, so that no bin weighs twice."""
   if not (
@@ -137,6 +149,11 @@ RULES = {
   'model.blocks': at_least(0),
   'model.downsample': number(
     'a power of 2', lambda v: v >= 1 and not v & (v - 1)
+  ),
+  'model.quantizer': one_of(*terms.KINDS),
+  'model.levels': Rule(
+    'a tuple of whole numbers from 2 on, whose product is below 2^31',
+    _are_levels,
   ),
   'model.codes': at_least(2),
   'model.code_dim': at_least(1),

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from chimera.clones import losses
 from chimera.clones import state as state_lib
+from chimera.clones import terms
 from tests import tiny
 
 BINS, _ = tiny.bins_and_paths()
@@ -42,13 +42,13 @@ def born():
 
 
 def test_a_specialist_s_base_weights_by_hand():
-  # base * (1 + strength * (specialty - 1)), in the order of losses.TERMS
+  # base * (1 + strength * (specialty - 1)), in the order of terms.TERMS
   perceptual, structural, adversarial, purity = missions(
     loss__ssim=0.3,
     specialists__strength=0.3,
     specialists__ssim=(3.0, 0.5, 0.7, 0.7),
   )
-  ssim = losses.TERMS.index('ssim')
+  ssim = terms.TERMS.index('ssim')
   got = [
     m.pid.base_K[ssim] for m in (perceptual, structural, adversarial, purity)
   ]
@@ -56,10 +56,10 @@ def test_a_specialist_s_base_weights_by_hand():
 
 
 def test_base_weights_follow_the_order_of_the_terms_not_the_alphabet():
-  weights = {f'loss__{t}': 1.0 + i for i, t in enumerate(losses.TERMS)}
+  weights = {f'loss__{t}': 1.0 + i for i, t in enumerate(terms.TERMS)}
   for mission in missions(specialists__strength=0.0, **weights):
     np.testing.assert_allclose(
-      mission.pid.base_K, 1.0 + np.arange(len(losses.TERMS))
+      mission.pid.base_K, 1.0 + np.arange(len(terms.TERMS))
     )
 
 
@@ -88,7 +88,7 @@ def test_agents_are_switched_off_by_their_gains_and_bounds():
   for mission in missions(pid__enabled=False, q__enabled=False):
     assert_equal(
       [mission.pid.proportional_K, mission.pid.integral_K],
-      [np.zeros(len(losses.TERMS))] * 2,
+      [np.zeros(len(terms.TERMS))] * 2,
     )
     np.testing.assert_array_equal(mission.pid.derivative_K, 0)
     assert mission.q.low == mission.q.high == 1
@@ -186,5 +186,5 @@ def test_the_switches_reach_the_constants():
 
 def test_stacked_clones_have_a_leading_axis_of_clones():
   stacked = state_lib.stack(missions())
-  assert stacked.pid.base_K.shape == (4, len(losses.TERMS))
+  assert stacked.pid.base_K.shape == (4, len(terms.TERMS))
   assert stacked.weight.shape == (4,)
