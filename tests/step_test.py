@@ -496,3 +496,25 @@ def test_the_control_is_one_data_parallel_learner():
       assert_close(mine, hers)
       assert_close(last['kernel'], her_last['kernel'])
       assert_close(last['bias'], her_last['bias'], 0.05)
+
+
+def test_fsq_takes_the_same_way_on_any_layout_and_weighs_nine_terms():
+  fsq = {'model__quantizer': 'fsq', 'model__levels': (4, 5)}
+  one, four = (
+    Program(get_config(**fsq, model__revive_after=revive_after), devices)
+    # Nothing is revived, so that it does not matter when it would be.
+    for devices, revive_after in ((1, 1), (4, 200))
+  )
+  rows = [program.run(6) for program in (one, four)]
+  for (_, mine, after), (_, others, elsewhere) in zip(*rows, strict=True):
+    assert mine['terms_K'].shape == mine['lambda_K'].shape == (4, 9)
+    assert_finite((mine, after))
+    assert_close(after.generator.params, elsewhere.generator.params)
+    assert_close(mine['terms_K'], others['terms_K'])
+    np.testing.assert_array_equal(mine['used'], others['used'])
+    assert 1 < mine['perplexity'][0] <= mine['used'][0] <= 20
+    assert after.master.unused_V.shape == (4, 20)
+    assert alike(after.master)
+  assert one.spec.adv == one.spec.terms.index('adv') == 1
+  first, last = rows[0][0][0], rows[0][-1][2]
+  assert not alike_trees(first.generator.params, last.generator.params)

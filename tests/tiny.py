@@ -91,10 +91,10 @@ def metrics(clones=4):
   }
 
 
-def parts(*, seed=0, codes=16):
+def parts(*, seed=0, codes=16, **quantizer):
   """A tokenizer of 16 x 16 images, as it is born: 2 x 2 tokens."""
   module = models.create_tokenizer(
-    width=8, blocks=1, downsample=2, codes=codes, code_dim=4
+    width=8, blocks=1, downsample=2, codes=codes, code_dim=4, **quantizer
   )
   model = optics.Optics(cell=4, width=8, radius='contrast')
   key = jax.random.key(seed)

@@ -7,14 +7,25 @@
        (Mentzer et al., Finite Scalar Quantization: VQ-VAE Made Simple, 2023,
        https://arxiv.org/abs/2309.15505)
 
-Another one is a flax module with what `Quantizer` asks for, its row in
-`terms.KINDS` and in `create`, and its keys in the config. It shares the
-tokenizer's scope: what it learns stands at the top of the tokenizer's params,
-and only here is it known by name.
+Another one is a flax module with its row in `terms.KINDS`, its place in
+`Quantizer` and its keys in the config:
+
+  kind                    its name in config.model.quantizer
+  codes, dim              V and D: tokens are in [0, V), z and q have D channels
+  (z_BxhxwxD)             -> (Codes, tokens_Bxhxw int32) of the encoder's z;
+                          the tokenizer passes the gradient from q on to z
+  lookup(tokens_Bxhxw)    -> q_BxhxwxD
+  renormalize(params)     -> params, after they became the mean of several
+  revive(params, dead_V, z_XxD, rng)
+                          -> params, codes that nobody uses moved to encodings
+  language(params)        -> bytes that tell its tokens from others'
+
+It shares the tokenizer's scope: what it learns stands at the top of the
+tokenizer's params, and only here is it known by name.
 """
 
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -40,53 +51,6 @@ class Codes(NamedTuple):
   z_BxhxwxD: jax.Array
   q_BxhxwxD: jax.Array
   logits: tuple[jax.Array, ...]
-
-
-class Quantizer(Protocol):
-  """What the tokenizer, the step and the export ask of a quantizer.
-
-  Attributes:
-    kind: its name in config.model.quantizer and in `terms.KINDS`.
-    codes: V; tokens are in [0, V).
-    dim: D, width of the encoding and of a code.
-  """
-
-  kind: str
-  codes: int
-  dim: int
-
-  def __call__(self, z_BxhxwxD: jax.Array) -> tuple[Codes, jax.Array]:
-    """The codes and tokens_Bxhxw, int32, of the encoder's output.
-
-    The tokenizer lets the decoder's gradient pass from q to z unchanged.
-    """
-
-  def lookup(self, tokens_Bxhxw: jax.Array) -> jax.Array:
-    """q_BxhxwxD of tokens."""
-
-  def renormalize(self, params: Any) -> Any:
-    """The tokenizer's params, a mean of several, with codes in their space."""
-
-  def revive(
-    self, params: Any, dead_V: jax.Array, z_XxD: jax.Array, rng: jax.Array
-  ) -> Any:
-    """The tokenizer's params, codes that nobody uses moved to encodings."""
-
-  def language(self, params: Any) -> bytes:
-    """What tells the tokens of these params from others, host arrays."""
-
-
-def create(kind: str, **settings: Any) -> Quantizer:
-  """The quantizer of a kind, from its part of config.model.
-
-  Args:
-    kind: a key of `terms.KINDS`.
-    **settings: keys of config.model; those of other quantizers do not matter.
-  """
-  made_of = {name: settings[name] for name in terms.KINDS[kind].settings}
-  if kind == FSQ.kind:
-    return FSQ(tuple(made_of['levels']))
-  return VQ(**made_of)
 
 
 def unit(x: jax.Array) -> jax.Array:
@@ -232,3 +196,19 @@ class FSQ(nn.Module):
     levels = np.array(self.levels, np.int32)
     basis = np.cumprod([1, *self.levels[:-1]]).astype(np.int32)
     return tuple(x[None, None, None] for x in (levels, levels // 2, basis))
+
+
+Quantizer = VQ | FSQ
+
+
+def create(kind: str, **settings: Any) -> Quantizer:
+  """The quantizer of a kind, from config.model or a tokenizer.json.
+
+  Args:
+    kind: a key of `terms.KINDS`.
+    **settings: keys of config.model; those of other quantizers do not matter.
+  """
+  made_of = {name: settings[name] for name in terms.KINDS[kind].settings}
+  if 'levels' in made_of:  # a list in JSON, and no module can be hashed with it
+    made_of['levels'] = tuple(made_of['levels'])
+  return {module.kind: module for module in (VQ, FSQ)}[kind](**made_of)
