@@ -18,7 +18,7 @@ import optax
 
 from chimera.agents import pid as pid_lib
 from chimera.agents import q_learning
-from chimera.clones import learning, losses, models
+from chimera.clones import learning, losses
 from chimera.clones import specialists as specialists_lib
 from chimera.clones import state as state_lib
 from chimera.meld import average, codebook, quarantine
@@ -63,7 +63,7 @@ def train_step(
     spec.loss.ramp(step),
     jax.random.uniform(rngs[2], (spec.batch_size,)),
   )
-  base_loss = losses.base_objective(mission.pid.base_K, seen.terms_K)
+  base_loss = losses.base_objective(mission.pid.base_K, seen.terms_K, spec.adv)
   learned = descend(state, gradients, base_loss, learning_rate, mission, spec)
 
   # Synthesize: the mean of the destinations, folded into the master.
@@ -80,7 +80,7 @@ def train_step(
     step,
     is_meld,
     spec=spec.meld,
-    quantizer=models,
+    quantizer=spec.tokenizer.quantizer,
   )
 
   # Re-clone: at a meld, and whoever is sick.
@@ -146,7 +146,7 @@ def agents_act(
     pid_lib.act(state.pid, mission.pid),
     state.pid,
     mission.pid,
-    exempt=losses.ADV,
+    exempt=spec.adv,
   )
   epsilon = q_learning.exploration(
     state.q.decisions,
@@ -260,12 +260,12 @@ def agents_observe(
   spec: state_lib.StepSpec,
 ) -> tuple[pid_lib.State, q_learning.State, jax.Array]:
   """Both agents after this cycle, and the loss by the clone's own part."""
-  target = mission.pid.target_K[losses.ADV]
+  target = mission.pid.target_K[spec.adv]
   pid = pid_lib.observe(
     state.pid,
     mission.pid,
     # Signed and unbounded, adv has no log: its error is log(target / share).
-    seen.terms_K.at[losses.ADV].set(target**2 / seen.adv_share),
+    seen.terms_K.at[spec.adv].set(target**2 / seen.adv_share),
     smoothing=spec.pid.smoothing,
     limit=spec.pid.limit,
     slew=spec.pid.slew,
@@ -306,7 +306,9 @@ def own_effect(
   _, x = _draw(rng, state.school, shard, spec)
   terms_of = axes.one_by_one(functools.partial(learning.probe, spec=spec))
   return q_learning.own_effect(
-    lambda p: losses.base_objective(mission.pid.base_K, terms_of(p, x)),
+    lambda p: losses.base_objective(
+      mission.pid.base_K, terms_of(p, x), spec.adv
+    ),
     destination,
     state.generator.params,
     learned.generator.params,

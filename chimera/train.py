@@ -11,9 +11,9 @@ import jax
 import ml_collections
 import numpy as np
 
-from chimera.clones import losses
 from chimera.clones import specialists as specialists_lib
 from chimera.clones import state as state_lib
+from chimera.clones import terms as terms_lib
 from chimera.data import images
 from chimera.evaluation import exam as exam_lib
 from chimera.meld import quarantine
@@ -338,9 +338,10 @@ def summarize(
 ) -> list[dict[str, Any]]:
   """Each clone's row of the final table."""
   rows = []
+  terms = terms_lib.of(config.model.quantizer)
   for i, name in enumerate(config.clone_names):
     base = specialists_lib.base_weights(config, name)
-    base_K = np.array([base[t] for t in losses.TERMS])
+    base_K = np.array([base[t] for t in terms])
     ratio_K = seen['lambda'][i] / np.where(base_K > 0, base_K, np.inf)
     k = int(np.argmax(ratio_K))
     rows.append(
@@ -350,7 +351,7 @@ def summarize(
         'samples': sum(len(bins[b]) for b in config.specialists[name].bins),
         'g_loss': float(seen['loss/total'][i]),
         'critic_loss': float(seen['critic/loss'][i]),
-        'dominant': losses.TERMS[k],
+        'dominant': terms[k],
         'dominance': float(ratio_K[k]),
         'learning_rate': float(seen['agent/lr'][i]),
       }
@@ -412,7 +413,7 @@ def save_report(
       workdir,
       subject,
       rows,
-      base={t: config.loss[t] for t in losses.TERMS},
+      base={t: config.loss[t] for t in terms_lib.of(config.model.quantizer)},
       image_size=config.data.image_size,
       chunk=config.optics.chunk,
     )

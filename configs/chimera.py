@@ -108,9 +108,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.model.width = 64  # channels
   c.model.blocks = 2  # residual blocks at the token grid, each side
   c.model.downsample = 2  # cells a side of one token: 1, 2, 4, ...
-  c.model.codes = 1024  # V
-  c.model.code_dim = 8  # D
-  c.model.revive_after = 200  # cycles of disuse; 0 = never
+  c.model.quantizer = 'vq'  # a learned codebook; or 'fsq', which has none
+  c.model.codes = 1024  # V, of 'vq'
+  c.model.code_dim = 8  # D, of 'vq'
+  c.model.revive_after = 200  # cycles of disuse, of 'vq'; 0 = never
+  c.model.levels = (8, 5, 5, 5)  # of each dimension, of 'fsq'; V: their product
   c.model.critic_width = 32  # channels
 
   c.loss = ml_collections.ConfigDict()  # base weights

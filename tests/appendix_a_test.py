@@ -18,7 +18,7 @@ import pytest
 from chimera import step as step_lib
 from chimera.agents import pid as pid_lib
 from chimera.agents import q_learning
-from chimera.clones import losses, models, specialists
+from chimera.clones import losses, specialists
 from chimera.clones import state as state_lib
 from chimera.optics import poincare
 from chimera.run import engine
@@ -62,7 +62,7 @@ def appendix_a(config, spec, bins, paths, total_steps):
   remember = jax.jit(lessons.record)
   calculate_lambdas = jax.jit(
     lambda state, mission: pid_lib.conserve(
-      pid_lib.act(state, mission), state, mission, exempt=losses.ADV
+      pid_lib.act(state, mission), state, mission, exempt=spec.adv
     )
   )
   update_pid = jax.jit(
@@ -97,10 +97,11 @@ def appendix_a(config, spec, bins, paths, total_steps):
       x_hat,
       codes,
       lambda y: spec.critic.apply({'params': critic}, y),
+      names=spec.terms,
       commitment=spec.loss.commitment,
       temperature=spec.loss.temperature,
     )
-    ramped_K = lambdas.at[losses.ADV].multiply(ramp)
+    ramped_K = lambdas.at[spec.adv].multiply(ramp)
     return jnp.sum(ramped_K * terms_K), (
       terms_K,
       varentropy_B,
@@ -130,12 +131,13 @@ def appendix_a(config, spec, bins, paths, total_steps):
         y,
         codes,
         lambda y: spec.critic.apply({'params': critic}, y),
+        names=spec.terms,
         commitment=spec.loss.commitment,
         temperature=spec.loss.temperature,
       )
       return jnp.sum(chosen_K * lambdas * terms_K)
 
-    is_adv_K = jnp.arange(len(losses.TERMS)) == losses.ADV
+    is_adv_K = jnp.arange(len(spec.terms)) == spec.adv
 
     def norm(chosen_K):
       return jnp.sqrt(jnp.sum(jax.grad(part)(x_hat, chosen_K) ** 2))
@@ -203,14 +205,14 @@ def appendix_a(config, spec, bins, paths, total_steps):
       )
       # 6. Store results and update agents
       updated_clone_states.append(updated)
-      target = missions[i].pid.target_K[losses.ADV]
+      target = missions[i].pid.target_K[spec.adv]
       pid_agents[i] = update_pid(
         pid_agents[i],
         missions[i].pid,
-        terms_K.at[losses.ADV].set(target**2 / share),
+        terms_K.at[spec.adv].set(target**2 / share),
       )
       base_K = np.array(missions[i].pid.base_K)
-      base_K[losses.ADV] = 0
+      base_K[spec.adv] = 0
       q_agents[i] = update_q(q_agents[i], jnp.sum(base_K * terms_K), cycle=step)
       rows.append(
         dict(
@@ -241,9 +243,9 @@ def appendix_a(config, spec, bins, paths, total_steps):
         master_params,
         mean_clone_params,
       )
-      master_params = models.renormalize(master_params)
+      master_params = spec.tokenizer.quantizer.renormalize(master_params)
       dead_V = unused_V >= spec.meld.revive_after
-      master_params = models.revive(
+      master_params = spec.tokenizer.quantizer.revive(
         master_params,
         jnp.asarray(dead_V),
         jnp.concatenate([r['z'].reshape(-1, r['z'].shape[-1]) for r in rows]),

@@ -139,11 +139,11 @@ def test_no_test_is_skipped(path):
 
 
 def _terms():
-  """losses.TERMS, without importing jax."""
-  for node in _parse(MODULES['clones.losses']).body:
+  """terms.TERMS, without importing it."""
+  for node in _parse(MODULES['clones.terms']).body:
     if isinstance(node, ast.Assign) and node.targets[0].id == 'TERMS':
       return ast.literal_eval(node.value)
-  raise AssertionError('losses.TERMS is gone')
+  raise AssertionError('terms.TERMS is gone')
 
 
 def reads(tree, terms):
@@ -257,14 +257,14 @@ def test_the_reader_of_keys_sees_what_people_write():
   tree = ast.parse("""
 def f(config, crops):
   a = config.train.cycles + self._config.school.mix
-  b = [config.loss[t] for t in losses.TERMS]
+  b = [config.loss[t] for t in terms.TERMS]
   e = {k: config.optics[k] for k in ('cell', 'width')}
   g = [c.size for c in crops]
   jax.config.update('x', 1)
 def h(config):
   c = config
   block = c.specialists[name]
-  f = block['pid'].derivative, [block.emphasis[t] for t in losses.TERMS]
+  f = block['pid'].derivative, [block.emphasis[t] for t in terms.TERMS]
   return c.specialists[name].q.low, c['eval'].preview, state_lib.config.model
 """)
   found = reads(tree, ('l1', 'vq'))

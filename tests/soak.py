@@ -31,7 +31,7 @@ import tensorstore
 
 from chimera import main
 from chimera import step as step_lib
-from chimera.clones import losses
+from chimera.clones import terms
 from chimera.evaluation import exam, sheets
 from chimera.monitor import history
 from chimera.run import checkpoint, engine, rollbacks
@@ -151,7 +151,7 @@ class Faults:
 def weigh(mission, clones, poison, devices):
   """Of the term that reaches a clone's own gradients, and only those."""
   base_MxK = np.array(engine.fetch(mission.pid.base_K))
-  base_MxK[clones, losses.ADV] = poison
+  base_MxK[clones, terms.TERMS.index('adv')] = poison
   return mission._replace(
     pid=mission.pid._replace(base_K=engine.put(base_MxK, devices))
   )

@@ -175,8 +175,9 @@ def test_a_q_agent_is_judged_by_what_its_clone_brought_to_the_mean(
       *[spec.tokenizer.apply({'params': params}, x)[0]] * 2,
       spec.tokenizer.apply({'params': params}, x)[1],
       lambda x: jnp.zeros(len(x)),
-      commitment=spec.commitment,
-      temperature=spec.temperature,
+      names=spec.terms,
+      commitment=spec.loss.commitment,
+      temperature=spec.loss.temperature,
     )[0]
   )
   missions = specialists_lib.create_missions(four.config, BINS)
@@ -202,7 +203,7 @@ def test_a_q_agent_is_judged_by_what_its_clone_brought_to_the_mean(
         jax.tree.map(lambda x: x.mean(0), clones)
         for clones in (metrics['specialist'], stayed)
       )
-      base_K = mission.pid.base_K * (np.arange(len(losses.TERMS)) != losses.ADV)
+      base_K = mission.pid.base_K * (np.arange(len(spec.terms)) != spec.adv)
       x = poincare.normalize(paths)
       effect = (base_K @ probe(mean, x) / (base_K @ probe(without, x))) ** 4
       expected = effect * (1 if step == 4 else before.own_loss[i])
@@ -433,7 +434,7 @@ def test_the_control_is_one_data_parallel_learner():
   adam = optax.adam(
     1.0, spec.generator_optimizer.adam_b1, spec.generator_optimizer.adam_b2
   )
-  critic_adam = optax.adam(spec.critic_learning_rate, 0.0, 0.9)
+  critic_adam = optax.adam(spec.wgan.learning_rate, 0.0, 0.9)
   base_K = specialists_lib.create_missions(config, BINS)[0].pid.base_K
 
   def judge(params, x):
@@ -449,10 +450,11 @@ def test_the_control_is_one_data_parallel_learner():
         x_hat,
         codes,
         functools.partial(judge, critic),
-        commitment=spec.commitment,
-        temperature=spec.temperature,
+        names=spec.terms,
+        commitment=spec.loss.commitment,
+        temperature=spec.loss.temperature,
       )
-      return jnp.vdot(base_K, terms_K.at[losses.ADV].multiply(ramp))
+      return jnp.vdot(base_K, terms_K.at[spec.adv].multiply(ramp))
 
     fake = spec.tokenizer.apply({'params': params}, x)[0]
     return jax.grad(loss)(params), jax.grad(losses.critic_loss, has_aux=True)(
@@ -461,8 +463,8 @@ def test_the_control_is_one_data_parallel_learner():
       x,
       fake,
       epsilon,
-      penalty=spec.penalty,
-      drift=spec.drift,
+      penalty=spec.wgan.penalty,
+      drift=spec.wgan.drift,
     )[0]
 
   params, critic = born.generator.params, born.critic.params
@@ -498,3 +500,25 @@ def test_the_control_is_one_data_parallel_learner():
       assert_close(mine, hers)
       assert_close(last['kernel'], her_last['kernel'])
       assert_close(last['bias'], her_last['bias'], 0.05)
+
+
+def test_fsq_takes_the_same_way_on_any_layout_and_weighs_nine_terms():
+  fsq = {'model__quantizer': 'fsq', 'model__levels': (4, 5)}
+  one, four = (
+    Program(get_config(**fsq, model__revive_after=revive_after), devices)
+    # Nothing is revived, so that it does not matter when it would be.
+    for devices, revive_after in ((1, 1), (4, 200))
+  )
+  rows = [program.run(6) for program in (one, four)]
+  for (_, mine, after), (_, others, elsewhere) in zip(*rows, strict=True):
+    assert mine['terms_K'].shape == mine['lambda_K'].shape == (4, 9)
+    assert_finite((mine, after))
+    assert_close(after.generator.params, elsewhere.generator.params)
+    assert_close(mine['terms_K'], others['terms_K'])
+    np.testing.assert_array_equal(mine['used'], others['used'])
+    assert 1 < mine['perplexity'][0] <= mine['used'][0] <= 20
+    assert after.master.unused_V.shape == (4, 20)
+    assert alike(after.master)
+  assert one.spec.adv == one.spec.terms.index('adv') == 1
+  first, last = rows[0][0][0], rows[0][-1][2]
+  assert not alike_trees(first.generator.params, last.generator.params)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from chimera import step as step_lib
-from chimera.clones import losses, models, specialists
+from chimera.clones import models, specialists, terms
 from chimera.clones import state as state_lib
 from chimera.optics import modules as optics
 from chimera.run import engine
@@ -88,15 +88,15 @@ def metrics(clones=4):
     *('meld/drift', 'meld/dropped', 'codebook/perplexity', 'codebook/used'),
   )
   return {
-    **{name: np.zeros((clones, len(losses.TERMS))) for name in of_terms},
+    **{name: np.zeros((clones, len(terms.TERMS))) for name in of_terms},
     **{name: np.zeros(clones) for name in of_clones},
   }
 
 
-def parts(*, seed=0, codes=16):
+def parts(*, seed=0, codes=16, **quantizer):
   """A tokenizer of 16 x 16 images, as it is born: 2 x 2 tokens."""
-  module = models.Tokenizer(
-    width=8, blocks=1, downsample=2, codes=codes, code_dim=4
+  module = models.create_tokenizer(
+    width=8, blocks=1, downsample=2, codes=codes, code_dim=4, **quantizer
   )
   model = optics.Optics(cell=4, width=8, radius='contrast')
   key = jax.random.key(seed)

@@ -5,12 +5,12 @@ import math
 
 import numpy as np
 
-from chimera.clones import losses
+from chimera.clones import terms
 from chimera.data import images
 from chimera.monitor import history
 from configs import chimera as chimera_config
 
-TERMS = losses.TERMS
+TERMS = terms.TERMS
 CLONES = chimera_config.get_config().clone_names
 CYCLES = range(50, 1001, 50)
 

@@ -60,6 +60,7 @@ def learn(
       x_adv,
       codes,
       functools.partial(judge, critic_params),
+      names=spec.terms,
       commitment=spec.loss.commitment,
       temperature=spec.loss.temperature,
     )
@@ -116,6 +117,7 @@ def probe(params: Any, x: jax.Array, *, spec: state_lib.StepSpec) -> jax.Array:
     x_hat,
     codes,
     lambda x: jnp.zeros(len(x), x.dtype),
+    names=spec.terms,
     commitment=spec.loss.commitment,
     temperature=spec.loss.temperature,
   )

@@ -5,8 +5,10 @@ al., Improved Training of Wasserstein GANs, 2017,
 https://arxiv.org/abs/1704.00028.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
+import functools
+import operator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,21 +17,7 @@ import jax.numpy as jnp
 from chimera.clones import perceptual
 
 if TYPE_CHECKING:
-  from chimera.clones import models
-
-TERMS = (
-  'l1',
-  'vq',
-  'adv',
-  'varentropy',
-  'ssim',
-  'edge',
-  'autocorrelation',
-  'moments',
-  'spectrum',
-  'color_covariance',
-)
-ADV = TERMS.index('adv')
+  from chimera.clones import quantizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +33,10 @@ class Spec:
     return jnp.minimum(1.0, step / max(self.adv_ramp, 1))
 
 
-@dataclasses.dataclass(frozen=True)
-class CriticSpec:
-  """The constants of WGAN-GP; the config's `critic` explains each."""
-
-  learning_rate: float
-  penalty: float
-  drift: float
-
-
 Score = Callable[[jax.Array], jax.Array]
 
 
-def vq(codes: 'models.Codes', *, commitment: float) -> jax.Array:
+def vq(codes: 'quantizer.Codes', *, commitment: float) -> jax.Array:
   """|sg(z) - q|^2 + commitment |z - sg(q)|^2, a mean over cells.
 
   van den Oord et al., VQ-VAE, 2017, eq. 3, https://arxiv.org/abs/1711.00937.
@@ -68,19 +47,23 @@ def vq(codes: 'models.Codes', *, commitment: float) -> jax.Array:
   return codebook + commitment * jnp.mean(jnp.sum((z - stop(q)) ** 2, axis=-1))
 
 
-def varentropy(codes: 'models.Codes', *, temperature: float) -> jax.Array:
+def varentropy(codes: 'quantizer.Codes', *, temperature: float) -> jax.Array:
   """The "Stink Field" of each sample, (B,), in nats squared.
 
   Var[-log p] of the softmax assignment of a cell over the codes, a mean over
-  the cells: 0 where a cell is decided or where it has no opinion.
+  the cells: 0 where a cell is decided or where it has no opinion. Of choices
+  that are independent of each other it is the sum.
   """
-  log_p = jax.nn.log_softmax(codes.logits_BxhxwxV / temperature, axis=-1)
-  p = jnp.exp(log_p)
-  entropy = -jnp.sum(p * log_p, axis=-1)
-  # Centred: E[s^2] - E[s]^2 would lose all its digits where p is nearly flat.
-  return jnp.mean(
-    jnp.sum(p * (log_p + entropy[..., None]) ** 2, axis=-1), axis=(1, 2)
-  )
+
+  def of_cells(logits: jax.Array) -> jax.Array:
+    log_p = jax.nn.log_softmax(logits / temperature, axis=-1)
+    p = jnp.exp(log_p)
+    entropy = -jnp.sum(p * log_p, axis=-1)
+    # Centred: E[s^2] - E[s]^2 would lose all its digits where p is nearly flat.
+    return jnp.sum(p * (log_p + entropy[..., None]) ** 2, axis=-1)
+
+  cells_Bxhxw = functools.reduce(operator.add, map(of_cells, codes.logits))
+  return jnp.mean(cells_Bxhxw, axis=(1, 2))
 
 
 def reconstruction_terms(
@@ -102,28 +85,32 @@ def terms(
   x: jax.Array,
   x_hat: jax.Array,
   x_adv: jax.Array,
-  codes: 'models.Codes',
+  codes: 'quantizer.Codes',
   score: Score,
   *,
+  names: Sequence[str],
   commitment: float,
   temperature: float,
 ) -> tuple[jax.Array, jax.Array]:
-  """(terms_K in the order of TERMS, varentropy_B).
+  """(terms_K in the order of names, varentropy_B).
 
   x_adv is x_hat again: as an argument of its own, so that the adversarial
   gradient at the reconstruction can be told from the rest.
   """
   varentropy_B = varentropy(codes, temperature=temperature)
   by_name = {k: jnp.mean(v) for k, v in reconstruction_terms(x, x_hat).items()}
-  by_name['vq'] = vq(codes, commitment=commitment)
+  if 'vq' in names:
+    by_name['vq'] = vq(codes, commitment=commitment)
   by_name['adv'] = -jnp.mean(score(x_adv))
   by_name['varentropy'] = jnp.mean(varentropy_B)
-  return jnp.stack([by_name[name] for name in TERMS]), varentropy_B
+  return jnp.stack([by_name[name] for name in names]), varentropy_B
 
 
-def base_objective(base_K: jax.Array, terms_K: jax.Array) -> jax.Array:
+def base_objective(
+  base_K: jax.Array, terms_K: jax.Array, adv: int
+) -> jax.Array:
   """The loss that no agent moves: base weights, without the signed term."""
-  return jnp.vdot(base_K.at[ADV].set(0), terms_K)
+  return jnp.vdot(base_K.at[adv].set(0), terms_K)
 
 
 def gradient_penalty(

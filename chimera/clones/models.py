@@ -1,54 +1,25 @@
-"""The tokenizer (encoder, quantizer, decoder) and the critic.
+"""The tokenizer: an encoder, a quantizer, a decoder.
 
 A residual convolutional VQ-GAN on path_params scaled to [-1, 1] (Esser, Rombach
-and Ommer, Taming Transformers, 2021, https://arxiv.org/abs/2012.09841) with an
-l2-normalized low-dimensional codebook (Yu et al., ViT-VQGAN, 2021, section 3.2,
-https://arxiv.org/abs/2110.04627). No layer keeps batch statistics, so the mean
-of four networks is a network.
+and Ommer, Taming Transformers, 2021, https://arxiv.org/abs/2012.09841).
+
+Another encoder or decoder goes in the place of these two, here in `Tokenizer`:
+
+  encoder  x (B, H, W, 3) in [-1, 1] -> z (B, H / n, W / n, D), not bounded
+  decoder  q (B, h, w, D) -> x_hat (B, n h, n w, 3) in [-1, 1]
+
+where n is `downsample`, and D what the quantizer asks for. Both take any number
+of samples and any H and W that n divides, keep each sample to itself, and learn
+nothing but params: no layer keeps batch statistics, so the mean of four
+networks is a network.
 """
 
-from typing import Any, NamedTuple
-
+import dm_pix
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-
-class Codes(NamedTuple):
-  """What the quantizer makes of an encoding.
-
-  Attributes:
-    z_BxhxwxD: the encoding, of unit norm.
-    q_BxhxwxD: the nearest code of each cell, of unit norm.
-    logits_BxhxwxV: cosine similarity to every code, in [-1, 1].
-  """
-
-  z_BxhxwxD: jax.Array
-  q_BxhxwxD: jax.Array
-  logits_BxhxwxV: jax.Array
-
-
-def unit(x: jax.Array) -> jax.Array:
-  """x / |x| over the last axis, with a gradient at 0."""
-  return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-12)
-
-
-def fold(x_BxHxWxC: jax.Array) -> jax.Array:
-  """Space to depth: (B, H, W, C) to (B, H / 2, W / 2, 4 C).
-
-  Before a convolution of stride 1, instead of one of stride 2, whose gradients
-  are dilated convolutions, which XLA runs without a library on the CPU.
-  """
-  b, h, w, c = x_BxHxWxC.shape
-  x = x_BxHxWxC.reshape(b, h // 2, 2, w // 2, 2, c)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4 * c)
-
-
-def unfold(x_BxHxWxC: jax.Array) -> jax.Array:
-  """Depth to space, the inverse of `fold`."""
-  b, h, w, c = x_BxHxWxC.shape
-  x = x_BxHxWxC.reshape(b, h, w, 2, 2, c // 4)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c // 4)
+from chimera.clones import quantizer as quantizer_lib
 
 
 class ResidualBlock(nn.Module):
@@ -67,17 +38,19 @@ class Encoder(nn.Module):
   width: int
   blocks: int
   downsample: int
-  code_dim: int
+  dim: int
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     x = nn.Conv(self.width, (3, 3))(x)
     for _ in range(self.downsample.bit_length() - 1):
       x = ResidualBlock(self.width)(x)
-      x = nn.Conv(self.width, (3, 3))(fold(x))
+      # Instead of a stride of 2, whose gradients are dilated convolutions,
+      # which XLA runs without a library on the CPU.
+      x = nn.Conv(self.width, (3, 3))(dm_pix.space_to_depth(x, 2))
     for _ in range(self.blocks):
       x = ResidualBlock(self.width)(x)
-    return nn.Conv(self.code_dim, (1, 1))(nn.swish(x))
+    return nn.Conv(self.dim, (1, 1))(nn.swish(x))
 
 
 class Decoder(nn.Module):
@@ -91,7 +64,7 @@ class Decoder(nn.Module):
     for _ in range(self.blocks):
       x = ResidualBlock(self.width)(x)
     for _ in range(self.downsample.bit_length() - 1):
-      x = unfold(nn.Conv(4 * self.width, (1, 1))(x))
+      x = dm_pix.depth_to_space(nn.Conv(4 * self.width, (1, 1))(x), 2)
       x = ResidualBlock(self.width)(x)
     # Bounded: an unbounded output is how one seed in three blew up.
     return jnp.tanh(nn.Conv(3, (3, 3))(nn.swish(x)))
@@ -104,34 +77,31 @@ class Tokenizer(nn.Module):
     width: channels of both halves.
     blocks: residual blocks at the token grid, each half.
     downsample: cells a side of one token, a power of two.
-    codes: V, the codebook's size.
-    code_dim: D, the codebook's width.
+    quantizer: between them.
   """
 
   width: int
   blocks: int
   downsample: int
-  codes: int
-  code_dim: int
+  quantizer: quantizer_lib.Quantizer
+
+  @property
+  def codes(self) -> int:
+    """V; tokens are in [0, V)."""
+    return self.quantizer.codes
 
   def setup(self):
     self.encoder = Encoder(
-      self.width, self.blocks, self.downsample, self.code_dim
+      self.width, self.blocks, self.downsample, self.quantizer.dim
     )
     self.decoder = Decoder(self.width, self.blocks, self.downsample)
-    self.codebook_VxD = self.param(
-      'codebook',
-      lambda key: unit(jax.random.normal(key, (self.codes, self.code_dim))),
-    )
+    nn.share_scope(self, self.quantizer)
 
-  def quantize(self, x_BxHxWxC: jax.Array) -> tuple[Codes, jax.Array]:
+  def quantize(
+    self, x_BxHxWxC: jax.Array
+  ) -> tuple[quantizer_lib.Codes, jax.Array]:
     """Codes and tokens_Bxhxw int32 of normalized path_params."""
-    z = unit(self.encoder(x_BxHxWxC).astype(self.codebook_VxD.dtype))
-    codebook_VxD = unit(self.codebook_VxD)
-    # On the unit sphere the nearest code is the one of largest cosine.
-    logits = jnp.einsum('bhwd,vd->bhwv', z, codebook_VxD, precision='highest')
-    tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return Codes(z, codebook_VxD[tokens], logits), tokens
+    return self.quantizer(self.encoder(x_BxHxWxC))
 
   def tokenize(self, x_BxHxWxC: jax.Array) -> jax.Array:
     """tokens_Bxhxw int32 of normalized path_params."""
@@ -139,11 +109,11 @@ class Tokenizer(nn.Module):
 
   def detokenize(self, tokens_Bxhxw: jax.Array) -> jax.Array:
     """Normalized path_params (B, H, W, 3), in [-1, 1], of tokens."""
-    return self.decoder(unit(self.codebook_VxD)[tokens_Bxhxw])
+    return self.decoder(self.quantizer.lookup(tokens_Bxhxw))
 
   def __call__(
     self, x_BxHxWxC: jax.Array
-  ) -> tuple[jax.Array, Codes, jax.Array]:
+  ) -> tuple[jax.Array, quantizer_lib.Codes, jax.Array]:
     """The reconstruction (B, H, W, 3) in [-1, 1], the codes, the tokens."""
     codes, tokens_Bxhxw = self.quantize(x_BxHxWxC)
     # Straight through: the decoder's gradient reaches the encoder unchanged.
@@ -153,40 +123,18 @@ class Tokenizer(nn.Module):
     return self.decoder(q), codes, tokens_Bxhxw
 
 
-class Critic(nn.Module):
-  """A patch critic without normalization layers, as WGAN-GP asks (section 4).
+def create_tokenizer(
+  *, width: int, blocks: int, downsample: int, quantizer: str = 'vq', **settings
+) -> Tokenizer:
+  """The tokenizer of config.model, or of an exported tokenizer.json.
 
-  Gulrajani et al., Improved Training of Wasserstein GANs, 2017,
-  https://arxiv.org/abs/1704.00028.
+  Args:
+    width: see `Tokenizer`, as for the next two.
+    blocks: likewise.
+    downsample: likewise.
+    quantizer: its kind; a tokenizer from before there was a choice has VQ.
+    **settings: what the quantizer is made of.
   """
-
-  width: int
-
-  @nn.compact
-  def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-    """score_B, the mean over patches."""
-    x = x_BxHxWxC
-    for i in range(2):
-      x = nn.leaky_relu(nn.Conv(self.width << i, (3, 3))(fold(x)), 0.2)
-    x = nn.leaky_relu(nn.Conv(self.width * 2, (3, 3))(x), 0.2)
-    return jnp.mean(nn.Conv(1, (3, 3))(x), axis=(1, 2, 3))
-
-
-def renormalize(params: Any) -> Any:
-  """Puts the codes back on the unit sphere; their mean lies inside it."""
-  return {**params, 'codebook': unit(params['codebook'])}
-
-
-def revive(
-  params: Any, dead_V: jax.Array, z_XxD: jax.Array, rng: jax.Array
-) -> Any:
-  """Moves dead codes onto encodings drawn at random.
-
-  Called with the encodings of all clones and one shared key, so that code j
-  means one thing to all four (Dhariwal et al., Jukebox, 2020, section 3,
-  https://arxiv.org/abs/2005.00341).
-  """
-  picks_VxD = z_XxD[jax.random.randint(rng, dead_V.shape, 0, len(z_XxD))]
-  dead_VxD = dead_V[:, None] & jnp.isfinite(picks_VxD)
-  codebook_VxD = jnp.where(dead_VxD, picks_VxD, params['codebook'])
-  return {**params, 'codebook': codebook_VxD}
+  return Tokenizer(
+    width, blocks, downsample, quantizer_lib.create(quantizer, **settings)
+  )

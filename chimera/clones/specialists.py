@@ -57,15 +57,16 @@ def create_missions(
   # They import JAX, for which those who want the weights alone need not wait.
   from chimera.agents import pid as pid_lib
   from chimera.agents import q_learning
-  from chimera.clones import losses
+  from chimera.clones import terms as terms_lib
 
   c = config
+  terms = terms_lib.of(c.model.quantizer)
   samples = sum(map(len, bins.values()))
   missions = []
   for i, name in enumerate(c.clone_names):
     block = c.specialists[name]
     base = base_weights(c, name)
-    gain = np.full(len(losses.TERMS), float(c.pid.enabled))
+    gain = np.full(len(terms), float(c.pid.enabled))
     mass = sum(len(bins[b]) for b in block.bins) / samples
     missions.append(
       Mission(
@@ -73,8 +74,8 @@ def create_missions(
         weight=_float32(mass if c.meld.weights == 'mass' else 1.0),
         enrols=_float32(block.enrols),
         pid=pid_lib.Mission(
-          base_K=_float32([base[t] for t in losses.TERMS]),
-          target_K=_float32([block.pid.target[t] for t in losses.TERMS]),
+          base_K=_float32([base[t] for t in terms]),
+          target_K=_float32([block.pid.target[t] for t in terms]),
           proportional_K=_float32(gain * block.pid.proportional),
           integral_K=_float32(gain * block.pid.integral),
           derivative_K=_float32(gain * block.pid.derivative),

@@ -17,7 +17,9 @@ import numpy as np
 
 from chimera.agents import pid as pid_lib
 from chimera.agents import q_learning
+from chimera.clones import critic as critic_lib
 from chimera.clones import losses, models
+from chimera.clones import terms as terms_lib
 from chimera.meld import average, quarantine
 from chimera.meld import optimizer as optimizer_lib
 from chimera.school import lessons as lessons_lib
@@ -66,11 +68,11 @@ class StepSpec:
   """The constants of a compiled step, a part a pillar."""
 
   tokenizer: models.Tokenizer
-  critic: models.Critic
+  critic: critic_lib.Critic
   batch_size: int
   school: lessons_lib.Spec
   loss: losses.Spec
-  wgan: losses.CriticSpec
+  wgan: critic_lib.Spec
   pid: pid_lib.Spec
   q: q_learning.Spec
   meld: average.Spec
@@ -78,6 +80,16 @@ class StepSpec:
   schedule: optimizer_lib.Schedule
   generator_optimizer: optimizer_lib.Spec
   critic_optimizer: optimizer_lib.Spec
+
+  @property
+  def terms(self) -> tuple[str, ...]:
+    """Names of the K loss terms, in their order."""
+    return terms_lib.of(self.tokenizer.quantizer.kind)
+
+  @property
+  def adv(self) -> int:
+    """Which of the terms is the adversarial one."""
+    return self.terms.index('adv')
 
 
 def create_spec(config: ml_collections.ConfigDict) -> StepSpec:
@@ -98,11 +110,11 @@ def create_spec(config: ml_collections.ConfigDict) -> StepSpec:
     )
   return StepSpec(
     tokenizer=create_tokenizer(c),
-    critic=models.Critic(width=c.model.critic_width),
+    critic=critic_lib.Critic(width=c.model.critic_width),
     batch_size=c.train.batch_size,
     school=school,
     loss=_made(losses.Spec, c.loss),
-    wgan=_made(losses.CriticSpec, c.critic),
+    wgan=_made(critic_lib.Spec, c.critic),
     pid=_made(pid_lib.Spec, c.pid),
     q=q,
     meld=meld,
@@ -124,12 +136,14 @@ def _made(spec: type, part: Any) -> Any:
 
 
 def create_tokenizer(config: ml_collections.ConfigDict) -> models.Tokenizer:
-  return models.Tokenizer(
+  return models.create_tokenizer(
     width=config.model.width,
     blocks=config.model.blocks,
     downsample=config.model.downsample,
+    quantizer=config.model.quantizer,
     codes=config.model.codes,
     code_dim=config.model.code_dim,
+    levels=config.model.levels,
   )
 
 
@@ -172,7 +186,7 @@ def create_states(
         generator=_at_birth(params, spec.generator_optimizer),
         critic=_at_birth(critic_params, spec.critic_optimizer),
         master=average.create_master(params, spec.tokenizer.codes, spec.meld),
-        pid=pid_lib.init(len(losses.TERMS)),
+        pid=pid_lib.init(len(spec.terms)),
         q=q_learning.init(window=config.q.window, actions=len(spec.q.actions)),
         own_loss=jnp.float32(1.0),
         school=lessons_lib.create_state(

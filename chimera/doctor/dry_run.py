@@ -160,7 +160,7 @@ def _sections(
   c = config
   yield ('Data', *_data(config, found))
   spec = state_lib.create_spec(config)
-  yield ('Tokens', *_tokens(config, found.grid))
+  yield ('Tokens', *_tokens(config, spec.tokenizer.codes, found.grid))
   # The sizes of the bins follow from the number of samples alone.
   bins = curriculum.bin_samples(np.arange(found.samples, dtype=np.float32))
   yield ('Lessons', *_lessons(config, spec, bins))
@@ -226,14 +226,14 @@ def _data(config: ml_collections.ConfigDict, found: Survey) -> Iterator[str]:
 
 
 def _tokens(
-  config: ml_collections.ConfigDict, grid: tuple[int, int]
+  config: ml_collections.ConfigDict, codes: int, grid: tuple[int, int]
 ) -> Iterator[str]:
   c = config
   h, w = (n // c.model.downsample for n in grid)
-  bits = h * w * math.log2(c.model.codes)
+  bits = h * w * math.log2(codes)
   yield (
     f'{grid[0]}x{grid[1]} path_params -> {h}x{w} = {h * w} tokens of '
-    f'{c.model.codes} codes'
+    f'{codes} codes'
   )
   rate = f'{bits:.0f} bits a sample'
   if not images.is_path_params(c.data.source):

@@ -24,6 +24,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
+from chimera.clones import terms
 from chimera.data import images
 from chimera.monitor import history
 from chimera.run import preflight
@@ -82,7 +83,16 @@ class Run(NamedTuple):
     side = self.settings['model.downsample']
     tokens = (h // side) * (w // side)
     batch = self.settings['train.batch_size'] * len(self.clones)
-    return max(1, min(self.settings['model.codes'], tokens * batch))
+    return max(1, min(terms.codes_of(self.model), tokens * batch))
+
+  @property
+  def model(self) -> dict[str, Any]:
+    """Its config.model."""
+    return {
+      k.removeprefix('model.'): v
+      for k, v in self.settings.items()
+      if k.startswith('model.')
+    }
 
   def of_clones(self, tag: str) -> np.ndarray:
     """A tag of every clone in every training row, (rows, clones)."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from chimera.clones import terms
 from chimera.doctor import reference as reference_lib
 
 CONSTANT = 'Images that show nothing'
@@ -246,10 +247,12 @@ def _codebook(case: Case) -> Iterator[Finding]:
   fell = f', after {peak * codes:.0f} at its best' if shrunk else ''
   s, known = case.settings, case.reference.settings
   turns = []
-  if not s['model.revive_after']:
+  is_learned = terms.kind_of(case.run.model) == 'vq'
+  if is_learned and not s['model.revive_after']:
     cycles = known['model.revive_after']
     turns.append(f'--config.model.revive_after={cycles} (it is 0: never)')
-  for key in ('loss.vq', 'loss.commitment', 'loss.varentropy'):
+  of_codebook = ('loss.vq', 'loss.commitment') if is_learned else ()
+  for key in (*of_codebook, 'loss.varentropy'):
     if s[key] > _WRONG_RATE * known[key]:
       turns.append(f'--config.{key}={known[key]:g} (it is {s[key]:g})')
   yield Finding(
@@ -262,6 +265,9 @@ def _codebook(case: Case) -> Iterator[Finding]:
       or [
         'lower --config.loss.vq, --config.loss.commitment and '
         '--config.train.learning_rate, or fewer --config.model.codes'
+        if is_learned
+        else 'lower --config.train.learning_rate, or fewer '
+        '--config.model.levels'
       ]
     )
     + '.',

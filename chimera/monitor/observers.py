@@ -1,6 +1,6 @@
 """Who is told what happens: the dashboard, TensorBoard and the history."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import json
 import os
@@ -11,7 +11,6 @@ from absl import logging
 import ml_collections
 import numpy as np
 
-from chimera.clones import losses
 from chimera.clones import state as state_lib
 from chimera.evaluation import evaluate
 from chimera.evaluation import exam as exam_lib
@@ -88,7 +87,7 @@ class Observers:
           self._config, held_out, self._config.train.cycles
         ),
       },
-      losses.TERMS,
+      self._spec.terms,
     )
     self._board.histograms(first, {'school/complexity': scores_N})
 
@@ -122,7 +121,9 @@ class Observers:
     """A log cycle."""
     rate = self._progress.update(done, f'loss {seen["loss/base"].mean():.4f}')
     names = self._config.clone_names
-    clones = [clone_scalars(seen, i) for i in range(len(names))]
+    clones = [
+      clone_scalars(seen, i, self._spec.terms) for i in range(len(names))
+    ]
     master = master_scalars(seen, rate, self._spec)
     if self._compile_seconds is not None:
       # In the row whose rate it is a part of.
@@ -158,7 +159,9 @@ class Observers:
       self._history_is_whole = False
 
 
-def clone_scalars(seen: dict[str, np.ndarray], i: int) -> dict[str, float]:
+def clone_scalars(
+  seen: dict[str, np.ndarray], i: int, terms: Sequence[str]
+) -> dict[str, float]:
   """Clone i's row of TensorBoard scalars, by tag."""
   row = {}
   for tag, values_M in seen.items():
@@ -166,7 +169,7 @@ def clone_scalars(seen: dict[str, np.ndarray], i: int) -> dict[str, float]:
       continue
     value = values_M[i]
     if np.ndim(value):
-      row |= {f'{tag}/{t}': v for t, v in _terms(value)}
+      row |= {f'{tag}/{t}': float(v) for t, v in zip(terms, value)}
     else:
       row[tag] = float(value)
   return row
@@ -187,7 +190,3 @@ def master_scalars(
 
 def eval_scalars(figures: dict[str, float]) -> dict[str, float]:
   return {f'eval/{k}': v for k, v in figures.items()}
-
-
-def _terms(values_K: np.ndarray) -> Iterator[tuple[str, float]]:
-  return zip(losses.TERMS, map(float, values_K))

@@ -9,6 +9,7 @@ import math
 from typing import Any, NamedTuple
 
 from chimera.clones import specialists
+from chimera.clones import terms as terms_lib
 from chimera.monitor import history, summary
 from chimera.system import progress
 
@@ -209,7 +210,7 @@ def snapshot_of(
       for name, (tag, more) in _FIGURES[kind].items()
     ),
     used=master.get('codebook/used'),
-    codes=config['model']['codes'],
+    codes=terms_lib.codes_of(config['model']),
     perplexity=_newest(rows, 'codebook/perplexity'),
     dropped=master.get('meld/dropped'),
     rate=master.get('perf/cycles_per_sec'),
@@ -289,12 +290,15 @@ def _student(
   seen = history.latest(rows[-_RATES:], name)
   block = config['specialists'][name]
   emphasis = block['emphasis']
+  terms = terms_lib.of(terms_lib.kind_of(config['model']))
   mission = sorted(
-    (t for t in emphasis if emphasis[t] > 1), key=lambda t: -emphasis[t]
+    (t for t in emphasis if t in terms and emphasis[t] > 1),
+    key=lambda t: -emphasis[t],
   )
   weights = tuple(
     Weight(term, seen.get(f'lambda/{term}'), base)
     for term, base in specialists.base_weights(config, name).items()
+    if term in terms
   )
   known = [
     k for k, w in enumerate(weights) if w.ratio and math.isfinite(w.ratio)

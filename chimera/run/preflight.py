@@ -14,6 +14,7 @@ from typing import Any
 
 import ml_collections
 
+from chimera.clones import terms
 from chimera.data import images
 from chimera.run import rules
 from chimera.system import disk, lock
@@ -34,13 +35,7 @@ FREE = (
 STAGE_1 = ('seed', 'init_from', 'data.', 'optics.')
 # What a run shares with the one that it starts from: of all, and of a workdir.
 _OPTICS = ('cell', 'width', 'radius')
-_MODEL = (
-  'model.width',
-  'model.blocks',
-  'model.downsample',
-  'model.codes',
-  'model.code_dim',
-)
+_MODEL = ('width', 'blocks', 'downsample', 'quantizer')
 _AGENTS = (
   'clone_names',
   'model.critic_width',
@@ -264,22 +259,29 @@ def _architecture(folder: str) -> dict[str, Any]:
   try:
     if is_exported:
       meta = json.loads((home / 'tokenizer.json').read_text())
-      model = keys({'model': meta['tokenizer']})
-      there = {k: model[k] for k in _MODEL}
+      there = _network(meta['tokenizer'])
       if meta['optics'] is not None:
         there |= {f'optics.{k}': meta['optics'][k] for k in _OPTICS}
       return there
-    values = keys(json.loads((home / 'config.json').read_text()))
-    bound = (*_MODEL, *_AGENTS)
+    config = json.loads((home / 'config.json').read_text())
+    values = keys(config)
+    check_age(folder, values)
+    bound = _AGENTS
     if not images.is_path_params(values['data.source']):
       bound += tuple(f'optics.{k}' for k in _OPTICS)
-    there = {k: values[k] for k in bound}
+    return _network(config['model']) | {k: values[k] for k in bound}
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise ValueError(
       f'--config.init_from={folder} is not readable: {e!r}.'
     ) from e
-  check_age(folder, values)
-  return there
+
+
+def _network(model: dict[str, Any]) -> dict[str, Any]:
+  """What of config.model, or of tokenizer.json, makes the tokenizer."""
+  kind = terms.kind_of(model)
+  model = {**model, 'quantizer': kind}
+  names = (*_MODEL, *terms.KINDS[kind].settings)
+  return {f'model.{name}': model[name] for name in names}
 
 
 def adopt(

@@ -5,15 +5,13 @@ import math
 import os
 from typing import Any, NamedTuple
 
+from chimera.clones import terms
+
 # What a clone cannot be called: rows of evaluation.json and of a contact sheet,
 # and what else stands in a workdir beside the clones' own folders.
 RESERVED = (
   *('master', 'ema', 'protocol', 'original'),
   *('optics', 'checkpoints', 'previews', 'tokenizer'),
-)
-_TERMS = (
-  *('l1', 'vq', 'adv', 'varentropy', 'ssim', 'edge', 'autocorrelation'),
-  *('moments', 'spectrum', 'color_covariance'),
 )
 
 
@@ -99,6 +97,16 @@ def _each_once(text: str, holds: Callable[[Any], bool]) -> Rule:
   )
 
 
+def _are_levels(v: Any) -> bool:
+  each = number('', lambda n: n >= 2 and n == int(n))
+  return (
+    isinstance(v, tuple)
+    and len(v) > 0
+    and all(map(each.holds, v))
+    and math.prod(v) < 1 << 31
+  )
+
+
 _FLAG = one_of(True, False)
 _TEXT = Rule('text', lambda v: isinstance(v, str))
 _SHARE = _within('[0, 1]')
@@ -146,13 +154,18 @@ RULES = {
   'model.downsample': number(
     'a power of 2', lambda v: v >= 1 and not v & (v - 1)
   ),
+  'model.quantizer': one_of(*terms.KINDS),
+  'model.levels': Rule(
+    'a tuple of whole numbers from 2 on, whose product is below 2^31',
+    _are_levels,
+  ),
   'model.codes': at_least(2),
   'model.code_dim': at_least(1),
   'model.revive_after': at_least(0),
   'model.critic_width': at_least(1),
   **dict.fromkeys(
     (
-      *(f'loss.{t}' for t in _TERMS),
+      *(f'loss.{t}' for t in terms.TERMS),
       'loss.commitment',
       'loss.adv_ramp',
       'critic.penalty',
@@ -218,11 +231,11 @@ RULES = {
 OF_SPECIALIST = {
   'bins': _each_once('bins from 0 to 9', _is_bin),
   'enrols': _FLAG,
-  **{f'emphasis.{t}': at_least(0) for t in _TERMS},
+  **{f'emphasis.{t}': at_least(0) for t in terms.TERMS},
   'pid.proportional': at_least(0),
   'pid.integral': at_least(0),
   'pid.derivative': at_least(0),
-  **{f'pid.target.{t}': above(0) for t in _TERMS},
+  **{f'pid.target.{t}': above(0) for t in terms.TERMS},
   'q.low': above(0),
   'q.high': above(0),
 }

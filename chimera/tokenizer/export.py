@@ -106,9 +106,9 @@ class Tokenizer:
     image_size: S, pixels, what it was trained for.
     grid: (h, w) of an image's tokens.
     codes: V; tokens are in [0, V).
-    code_dim: D, width of the codebook.
-    codebook_digest: SHA-256 of the codebook: tokens of one digest are of one
-      language.
+    code_dim: D, width of a code.
+    codebook_digest: SHA-256 of the codebook, or of what stands for it: tokens
+      of one digest are of one language.
   """
 
   def __init__(self, parts: Parts, meta: dict[str, Any]):
@@ -117,7 +117,7 @@ class Tokenizer:
     self.image_size = meta['image_size']
     self.grid = tuple(meta['grid'])
     self.codes = parts.tokenizer.codes
-    self.code_dim = parts.tokenizer.code_dim
+    self.code_dim = parts.tokenizer.quantizer.dim
     self.codebook_digest = meta['codebook_digest']
     self._encode, self._decode = _compiled(parts.tokenizer, parts.optics)
     self._arrays = jax.tree.map(jnp.asarray, (parts.params, parts.variables))
@@ -207,12 +207,12 @@ def save(
   cell = parts.optics.cell if parts.optics else 1
   side = cell * parts.tokenizer.downsample
   grid = [n // side for n in input_shape[:2]]
-  arrays = {'tokenizer': parts.params}
+  quantizer, params = parts.tokenizer.quantizer, jax.device_get(parts.params)
+  arrays = {'tokenizer': params}
   if parts.optics is not None:
-    arrays['optics'] = parts.variables
+    arrays['optics'] = jax.device_get(parts.variables)
   flat = jax.tree.map(
-    np.ascontiguousarray,
-    jax.device_get(traverse_util.flatten_dict(arrays, sep='/')),
+    np.ascontiguousarray, traverse_util.flatten_dict(arrays, sep='/')
   )
   files = {WEIGHTS: safetensors.numpy.save(flat)}
   files |= dict(zip(ARTEFACTS, _lower(parts, input_shape, grid)))
@@ -223,9 +223,13 @@ def save(
     'image_size': input_shape[0],
     'grid': grid,
     'color_range': COLOR_RANGE,
-    'tokenizer': _fields(parts.tokenizer),
+    'tokenizer': {
+      **_fields(parts.tokenizer),
+      **_fields(quantizer),
+      'quantizer': quantizer.kind,
+    },
     'optics': _fields(parts.optics) if parts.optics else None,
-    'codebook_digest': _digest(flat['tokenizer/codebook'].tobytes()),
+    'codebook_digest': _digest(quantizer.language(params)),
     'platforms': list(PLATFORMS),
     'came_from': came_from,
     'files': {name: _digest(data) for name, data in files.items()},
@@ -265,7 +269,7 @@ def load(folder: str | os.PathLike) -> Tokenizer:
     if meta['optics'] is not None:
       model = optics.Optics(**meta['optics'])
     parts = Parts(
-      models.Tokenizer(**meta['tokenizer']),
+      models.create_tokenizer(**meta['tokenizer']),
       tree['tokenizer'],
       model,
       tree.get('optics'),

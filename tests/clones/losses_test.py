@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chimera.clones import losses, models
+from chimera.clones import critic as critic_lib
+from chimera.clones import losses, quantizer, terms
 
 
 def images(seed=0, dtype=jnp.float32):
@@ -15,9 +16,10 @@ def images(seed=0, dtype=jnp.float32):
 
 def codes(z, q, logits):
   """One sample of one cell."""
-  return models.Codes(
-    *(jnp.asarray(v, jnp.float32)[None, None, None] for v in (z, q, logits))
+  z, q, logits = (
+    jnp.asarray(v, jnp.float32)[None, None, None] for v in (z, q, logits)
   )
+  return quantizer.Codes(z, q, (logits,))
 
 
 def test_the_terms_stand_in_the_order_of_their_names():
@@ -29,11 +31,11 @@ def test_the_terms_stand_in_the_order_of_their_names():
     x_hat,
     some,
     lambda y: jnp.arange(3.0),
+    names=terms.TERMS,
     commitment=0.25,
     temperature=0.1,
   )
-  by_name = dict(zip(losses.TERMS, terms_K, strict=True))
-  assert losses.TERMS[losses.ADV] == 'adv'
+  by_name = dict(zip(terms.TERMS, terms_K, strict=True))
   np.testing.assert_allclose(by_name['adv'], -1.0)
   np.testing.assert_allclose(
     by_name['l1'], np.abs(np.asarray(x) - np.asarray(x_hat)).mean(), rtol=1e-5
@@ -53,6 +55,7 @@ def test_every_term_is_zero_at_a_perfect_and_decided_reconstruction():
     x,
     codes([1.0, 0.0], [1.0, 0.0], [1.0, -1.0]),
     lambda y: jnp.zeros(3),
+    names=terms.TERMS,
     commitment=0.25,
     temperature=0.01,
   )
@@ -70,12 +73,13 @@ def test_the_adversarial_gradient_is_told_from_the_rest():
       x_adv,
       some,
       lambda y: y.sum(axis=(1, 2, 3)),
+      names=terms.TERMS,
       commitment=0.25,
       temperature=0.1,
     )
     return jnp.vdot(chosen_K, terms_K)
 
-  is_adv_K = jnp.zeros(len(losses.TERMS)).at[losses.ADV].set(1)
+  is_adv_K = jnp.array([term == 'adv' for term in terms.TERMS], jnp.float32)
   gradient = jax.jit(jax.grad(total, argnums=(0, 1)))
   rest, adv = gradient(x_hat, x_hat, is_adv_K)
   np.testing.assert_array_equal(rest, 0)
@@ -93,8 +97,8 @@ def test_vq_and_its_stopped_gradients_by_hand():
     return losses.vq(codes_of(z, q), commitment=0.25)
 
   def codes_of(z, q):
-    return models.Codes(
-      z[None, None, None], q[None, None, None], jnp.zeros((1, 1, 1, 2))
+    return quantizer.Codes(
+      z[None, None, None], q[None, None, None], (jnp.zeros((1, 1, 1, 2)),)
     )
 
   np.testing.assert_allclose(loss(z, q), 1.25 * 0.8, rtol=1e-6)
@@ -117,7 +121,7 @@ def test_varentropy_is_a_mean_over_the_cells_of_a_sample():
   logits[0, 0, 0] = np.log([3.0, 1.0])  # the other cells have no opinion
   zq = jnp.zeros((2, 2, 1, 2))
   got = losses.varentropy(
-    models.Codes(zq, zq, jnp.asarray(logits)), temperature=1
+    quantizer.Codes(zq, zq, (jnp.asarray(logits),)), temperature=1
   )
   np.testing.assert_allclose(
     got, [3 / 16 * np.log(3) ** 2 / 2, 0], rtol=1e-5, atol=1e-7
@@ -132,9 +136,9 @@ def test_varentropy_is_zero_without_an_opinion_and_when_decided(logits):
   )
   gradient = jax.grad(
     lambda l: losses.varentropy(
-      some._replace(logits_BxhxwxV=l), temperature=0.1
+      some._replace(logits=(l,)), temperature=0.1
     ).sum()
-  )(some.logits_BxhxwxV)
+  )(*some.logits)
   assert np.all(np.isfinite(gradient))
 
 
@@ -200,7 +204,7 @@ def test_the_critic_s_loss_by_hand():
 
 def test_the_critic_s_gradient_is_that_of_finite_differences():
   with jax.enable_x64(True):
-    critic = models.Critic(width=2)
+    critic = critic_lib.Critic(width=2)
     real, fake = images(0, jnp.float64), images(1, jnp.float64)
     params = jax.tree.map(
       lambda p: jnp.asarray(p, jnp.float64),

@@ -1,17 +1,17 @@
-"""The tokenizer and the critic, against brute force and identities."""
+"""The tokenizer, against brute force and identities."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chimera.clones import models
+from chimera.clones import models, quantizer
 
 CODES, DIM = 12, 3
-TOKENIZER = models.Tokenizer(
+TOKENIZER = models.create_tokenizer(
   width=8, blocks=1, downsample=2, codes=CODES, code_dim=DIM
 )
-CRITIC = models.Critic(width=4)
 
 
 def images(seed=0):
@@ -24,30 +24,19 @@ def params():
   return jax.jit(TOKENIZER.init)(jax.random.key(0), images())['params']
 
 
-@pytest.fixture(scope='module')
-def critic_params():
-  return jax.jit(CRITIC.init)(jax.random.key(1), images())['params']
-
-
 @jax.jit
 def run(params, x):
   return TOKENIZER.apply({'params': params}, x)
 
 
-@jax.jit
-def judge(params, x):
-  return CRITIC.apply({'params': params}, x)
-
-
-def test_shapes_and_dtypes(params, critic_params):
+def test_shapes_and_dtypes(params):
   x_hat, codes, tokens = run(params, images())
   assert x_hat.shape == (3, 8, 8, 3)
   assert x_hat.dtype == jnp.float32
   assert tokens.shape == (3, 4, 4)
   assert tokens.dtype == jnp.int32
   assert codes.z_BxhxwxD.shape == codes.q_BxhxwxD.shape == (3, 4, 4, DIM)
-  assert codes.logits_BxhxwxV.shape == (3, 4, 4, CODES)
-  assert judge(critic_params, images()).shape == (3,)
+  assert [x.shape for x in codes.logits] == [(3, 4, 4, CODES)]
 
 
 @pytest.mark.parametrize(('downsample', 'side'), [(1, 8), (4, 2)])
@@ -83,7 +72,7 @@ def test_encodings_and_codes_lie_on_the_unit_sphere(params):
   _, codes, _ = run(params, images())
   for x in (codes.z_BxhxwxD, codes.q_BxhxwxD):
     np.testing.assert_allclose(np.linalg.norm(x, axis=-1), 1, rtol=1e-5)
-  logits = np.asarray(codes.logits_BxhxwxV)
+  (logits,) = map(np.asarray, codes.logits)
   assert np.all(np.abs(logits) <= 1 + 1e-6)
 
 
@@ -114,7 +103,7 @@ def test_straight_through_the_encoder_gets_the_decoder_s_gradient(params):
   def by_hand(encoder):
     def encode(encoder):
       half = models.Encoder(8, 1, 2, DIM)
-      return models.unit(half.apply({'params': encoder}, x))
+      return quantizer.unit(half.apply({'params': encoder}, x))
 
     def decode(q):
       half = models.Decoder(8, 1, 2)
@@ -140,61 +129,6 @@ def test_the_reconstruction_is_bounded_whatever_the_decoder_holds(params):
   assert np.abs(x_hat).max() > 0.99
 
 
-def test_renormalized_codes_have_unit_norm_and_keep_their_direction():
-  book = jnp.array([[3.0, 4.0, 0.0], [0.0, 0.0, -0.1]])
-  other = {'w': jnp.ones(2)}
-  params = models.renormalize({'codebook': book, 'decoder': other})
-  np.testing.assert_allclose(
-    params['codebook'], [[0.6, 0.8, 0.0], [0.0, 0.0, -1.0]], rtol=1e-6
-  )
-  assert params['decoder'] is other
-
-
-def test_the_unit_vector_of_zero_has_a_gradient():
-  gradient = jax.grad(lambda x: models.unit(x).sum())(jnp.zeros(3))
-  assert np.all(np.isfinite(gradient))
-
-
-def test_only_dead_codes_move_and_onto_encodings():
-  book = jnp.eye(4, 3) + 0.5
-  z_XxD = models.unit(jnp.asarray(np.random.default_rng(0).normal(size=(9, 3))))
-  dead_V = jnp.array([False, True, False, True])
-  params = models.revive({'codebook': book}, dead_V, z_XxD, jax.random.key(2))
-  np.testing.assert_array_equal(params['codebook'][::2], book[::2])
-  for code in np.asarray(params['codebook'][1::2]):
-    assert np.any(np.all(code == np.asarray(z_XxD), axis=-1))
-
-
-def test_the_same_key_revives_the_same_codes_everywhere():
-  book, z_XxD = jnp.eye(4, 3), models.unit(jnp.arange(27.0).reshape(9, 3) - 11)
-  dead_V = jnp.array([True, True, False, True])
-  one, two = (
-    models.revive({'codebook': book}, dead_V, z_XxD, jax.random.key(5))
-    for _ in range(2)
-  )
-  np.testing.assert_array_equal(one['codebook'], two['codebook'])
-
-
-@pytest.mark.parametrize('poison', [np.nan, np.inf])
-def test_no_code_is_revived_onto_what_is_not_finite(poison):
-  book = jnp.eye(4, 3)
-  z_XxD = jnp.full((5, 3), poison)
-  params = models.revive(
-    {'codebook': book}, jnp.ones(4, bool), z_XxD, jax.random.key(0)
-  )
-  np.testing.assert_array_equal(params['codebook'], book)
-
-
-def test_a_score_is_of_its_own_sample_alone(critic_params):
-  x, others = images(), images(1)
-  score_B = judge(critic_params, x)
-  np.testing.assert_allclose(
-    judge(critic_params, x[::-1]), score_B[::-1], rtol=1e-5, atol=1e-6
-  )
-  alone = judge(critic_params, jnp.concatenate([x[:1], 1e3 * others[1:]]))
-  np.testing.assert_allclose(alone[0], score_B[0], rtol=1e-5, atol=1e-6)
-
-
 def test_a_reconstruction_is_of_its_own_sample_alone(params):
   x = images()
   x_hat = run(params, x)[0]
@@ -203,6 +137,47 @@ def test_a_reconstruction_is_of_its_own_sample_alone(params):
 
 
 def test_no_network_keeps_batch_statistics():
-  for module in (TOKENIZER, CRITIC):
-    variables = jax.eval_shape(module.init, jax.random.key(0), images())
-    assert set(variables) == {'params'}
+  variables = jax.eval_shape(TOKENIZER.init, jax.random.key(0), images())
+  assert set(variables) == {'params'}
+
+
+class Bare(nn.Module):
+  """The codebook where the tokenizer itself would declare it."""
+
+  @nn.compact
+  def __call__(self, x):
+    return self.param(
+      'codebook',
+      lambda key: quantizer.unit(jax.random.normal(key, (CODES, DIM))),
+    )
+
+
+def test_a_codebook_is_stored_and_born_as_the_tokenizer_s_own(params):
+  born = jax.jit(Bare().init)(jax.random.key(0), images())['params']
+  np.testing.assert_array_equal(params['codebook'], born['codebook'])
+  assert set(params) == {'codebook', 'decoder', 'encoder'}
+
+
+def test_with_fsq_there_is_nothing_but_the_networks():
+  tokenizer = models.create_tokenizer(
+    width=8, blocks=1, downsample=2, quantizer='fsq', levels=[4, 5]
+  )
+  assert tokenizer.codes == 20
+  assert hash(tokenizer) == hash(tokenizer.clone())
+  x = images()
+  params = jax.jit(tokenizer.init)(jax.random.key(0), x)['params']
+  assert set(params) == {'decoder', 'encoder'}
+  x_hat, codes, tokens = jax.jit(tokenizer.apply)({'params': params}, x)
+  assert x_hat.shape == x.shape
+  assert [z.shape for z in codes.logits] == [(3, 4, 4, 4), (3, 4, 4, 5)]
+  back = jax.jit(
+    lambda t: tokenizer.apply({'params': params}, t, method='detokenize')
+  )(tokens)
+  np.testing.assert_allclose(back, x_hat, atol=1e-5)
+
+
+def test_a_tokenizer_is_made_of_what_its_quantizer_takes():
+  made = models.create_tokenizer(
+    width=8, blocks=1, downsample=2, codes=CODES, code_dim=DIM, levels=(4, 5)
+  )
+  assert made == TOKENIZER

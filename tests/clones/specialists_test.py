@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from chimera.clones import losses, specialists
+from chimera.clones import specialists, terms
 from chimera.clones import state as state_lib
 from chimera.run import preflight
 from configs import chimera as chimera_config
@@ -44,7 +44,7 @@ def test_a_specialist_s_base_weights_by_hand():
   config = get_config(loss__ssim=0.3, loss__emphasis=0.3)
   config.specialists.perceptual.emphasis.ssim = 3.0
   written = json.loads(config.to_json())
-  ssim = losses.TERMS.index('ssim')
+  ssim = terms.TERMS.index('ssim')
   for name, mission, expected in zip(
     config.clone_names,
     specialists.create_missions(config, BINS),
@@ -58,12 +58,12 @@ def test_a_specialist_s_base_weights_by_hand():
 
 
 def test_base_weights_and_missions_follow_the_order_of_the_terms():
-  weights = {f'loss__{t}': 1.0 + i for i, t in enumerate(losses.TERMS)}
+  weights = {f'loss__{t}': 1.0 + i for i, t in enumerate(terms.TERMS)}
   targets = {
     f'specialists__structural__pid__target__{t}': 1.0 + i
-    for i, t in enumerate(losses.TERMS)
+    for i, t in enumerate(terms.TERMS)
   }
-  of_terms = 1.0 + np.arange(len(losses.TERMS))
+  of_terms = 1.0 + np.arange(len(terms.TERMS))
   found = missions(loss__emphasis=0.0, **weights, **targets)
   for mission in found:
     np.testing.assert_allclose(mission.pid.base_K, of_terms)
@@ -83,7 +83,7 @@ def test_the_missions_differ_in_data_alone():
       assert x.dtype == np.float32
     assert mission.clone.dtype == np.int32
   stacked = state_lib.stack(found)
-  assert stacked.pid.base_K.shape == (4, len(losses.TERMS))
+  assert stacked.pid.base_K.shape == (4, len(terms.TERMS))
   assert stacked.weight.shape == (4,)
 
 
@@ -104,7 +104,7 @@ def test_the_weights_of_the_meld_are_equal_or_by_mass():
 def test_agents_are_switched_off_by_their_gains_and_bounds():
   for mission in missions(pid__enabled=False, q__enabled=False):
     for gain_K in mission.pid[2:]:
-      np.testing.assert_array_equal(gain_K, np.zeros(len(losses.TERMS)))
+      np.testing.assert_array_equal(gain_K, np.zeros(len(terms.TERMS)))
     assert mission.q.low == mission.q.high == 1
 
 

@@ -276,3 +276,20 @@ def test_the_reference_has_no_fault_by_its_own_figures():
   assert late['penalty'][1].max() < 0.1
   assert late['gap'][1].max() < 1.5
   assert late['fallen'][1].max() < 0.7
+
+
+def test_fsq_is_not_told_to_turn_what_it_has_not(tmp_path):
+  run = written.write(
+    tmp_path,
+    master=lambda i: {'codebook/perplexity': 2.0},
+    model__quantizer='fsq',
+    model__levels=(4, 4),
+    model__revive_after=0,
+    loss__vq=50.0,
+  )
+  (found,) = doctor.diagnose(run).findings
+  assert found.name == symptoms.COLLAPSED
+  assert '2.0 codes of 16' in found.seen
+  assert '--config.model.levels' in found.turn
+  for word in ('revive_after', 'loss.vq', 'commitment', 'model.codes'):
+    assert word not in found.turn

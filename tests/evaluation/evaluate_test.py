@@ -86,7 +86,7 @@ def _newborn(x, radius):
   eye_params = jax.jit(eye.init)(jax.random.key(0), x)
   encode = jax.jit(lambda p, x: eye.apply(p, x, method='encode'))
   paths = np.asarray(encode(eye_params, x))
-  tokenizer = models.Tokenizer(
+  tokenizer = models.create_tokenizer(
     width=8, blocks=1, downsample=2, codes=12, code_dim=3
   )
   params = jax.jit(tokenizer.init)(jax.random.key(1), paths)['params']

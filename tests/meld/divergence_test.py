@@ -16,8 +16,8 @@ import pytest
 
 from chimera import step as step_lib
 from chimera import train
-from chimera.clones import losses
 from chimera.clones import state as state_lib
+from chimera.clones import terms
 from chimera.meld import quarantine
 from chimera.optics import stage_1
 from chimera.run import engine, keeper
@@ -66,7 +66,7 @@ class Clinic:
     net = state.generator
     for i in clones:
       if site == 'gradients':
-        base_MxK[i, losses.ADV] = poison
+        base_MxK[i, terms.TERMS.index('adv')] = poison
       elif site == 'codebook':
         net.params['codebook'][i, 3, 1] = poison
       else:
@@ -166,7 +166,7 @@ def test_one_sick_clone_leaves_the_mean_of_the_healthy_three(
   other, _ = clinic.treat('params', [sick], NAN)
   for name in ('master', 'generator'):
     assert_close(getattr(state, name), getattr(other, name), 0)
-  moments = state.generator.opt_state
+  moments = state.generator.opt_state[0]
   for x in jax.tree.leaves(moments.mu):
     np.testing.assert_array_equal(x[sick], 0)
   for x in jax.tree.leaves(moments.nu):
@@ -400,7 +400,7 @@ def sicken(monkeypatch, sick_with):
         key, cycle = host((state.rng, state.step))
         if sick_with(key[0].tobytes(), int(cycle[0])):
           base_MxK = host(mission.pid.base_K)
-          base_MxK[:3, losses.ADV] = NAN
+          base_MxK[:3, terms.TERMS.index('adv')] = NAN
           mission = mission._replace(
             pid=mission.pid._replace(base_K=engine.put(base_MxK, devices))
           )

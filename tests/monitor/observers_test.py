@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from chimera.clones import losses
 from chimera.clones import state as state_lib
+from chimera.clones import terms
 from chimera.evaluation import exam, sheets
 from chimera.monitor import history, observers
 from tests import tiny
@@ -27,18 +27,18 @@ def told(config, tmp_path):
 
 def test_a_clone_has_the_scalars_of_its_own():
   seen = tiny.metrics()
-  seen['loss'][1, losses.TERMS.index('ssim')] = 0.25
-  seen['lambda'][1, losses.TERMS.index('l1')] = 4.0
+  seen['loss'][1, terms.TERMS.index('ssim')] = 0.25
+  seen['lambda'][1, terms.TERMS.index('l1')] = 4.0
   seen['loss/total'][1] = 3.0
   seen['meld/dropped'][:] = (0, 2, 0, 1)
-  of_it = observers.clone_scalars(seen, 1)
+  of_it = observers.clone_scalars(seen, 1, terms.TERMS)
   assert {k: v for k, v in of_it.items() if v} == {
     'loss/ssim': 0.25,
     'lambda/l1': 4.0,
     'loss/total': 3.0,
     'meld/dropped': 2.0,
   }
-  assert not any(observers.clone_scalars(seen, 0).values())
+  assert not any(observers.clone_scalars(seen, 0, terms.TERMS).values())
 
 
 def test_the_master_has_the_rate_in_images_of_all_clones(config):

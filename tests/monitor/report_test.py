@@ -44,7 +44,7 @@ SECTIONS = (
 @pytest.fixture(scope='module')
 def subject():
   bins, paths = tiny.bins_and_paths()
-  tokenizer = models.Tokenizer(
+  tokenizer = models.create_tokenizer(
     width=8, blocks=1, downsample=2, codes=10, code_dim=4
   )
   params = jax.jit(tokenizer.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))[

@@ -105,3 +105,13 @@ def test_a_long_history_is_thinned_and_says_the_same():
   assert len(thinned) == 129
   assert seen.snapshot(thinned) == seen.snapshot(rows)
   assert seen.snapshot(thinned).figures[0].best == 21.5
+
+
+def test_a_term_that_the_quantizer_lacks_has_no_weight_to_show():
+  model = seen.CONFIG['model'] | {'quantizer': 'fsq', 'levels': [4, 5]}
+  fsq, vq = seen.snapshot(seen.rows(), model=model), seen.snapshot(seen.rows())
+  assert (fsq.codes, vq.codes) == (20, 1024)
+  for student, other in zip(fsq.students, vq.students, strict=True):
+    terms = [weight.term for weight in student.weights]
+    assert terms == [w.term for w in other.weights if w.term != 'vq']
+    assert student.mission == tuple(t for t in other.mission if t != 'vq')

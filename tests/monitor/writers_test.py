@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.util import tensor_util
 
-from chimera.clones import losses
 from chimera.clones import state as state_lib
+from chimera.clones import terms
 from chimera.evaluation import evaluate
 from chimera.monitor import observers, writers
 from tests import tiny
@@ -105,7 +105,7 @@ def test_pictures_of_one_tag_lie_in_every_run(tmp_path):
 
 def test_the_layout_names_every_tag_that_training_writes(tmp_path):
   with writers.Writers(str(tmp_path), ()) as board:
-    board.introduce({}, {}, losses.TERMS)
+    board.introduce({}, {}, terms.TERMS)
   [(_, stored)] = _arrays(tmp_path, 'custom_scalars__config__')
   layout = layout_pb2.Layout.FromString(stored.item())
   patterns = [
@@ -122,7 +122,7 @@ def test_the_layout_names_every_tag_that_training_writes(tmp_path):
   for name in evaluate.OF_BINS:
     figures += (f'{name}_bin_0', f'{name}_bin_9', f'{name}_worst_bin')
   tags = {
-    *observers.clone_scalars(seen, 0),
+    *observers.clone_scalars(seen, 0, spec.terms),
     *observers.master_scalars(seen, 1.0, spec),
     *(f'eval/{name}' for name in figures),
   }
@@ -134,7 +134,7 @@ def test_the_layout_names_every_tag_that_training_writes(tmp_path):
 
 
 def test_every_chart_of_a_category_has_its_own_title():
-  for category in writers.layout(losses.TERMS).category:
+  for category in writers.layout(terms.TERMS).category:
     titles = [chart.title for chart in category.chart]
     assert len(set(titles)) == len(titles)
 

@@ -385,6 +385,25 @@ def test_a_run_starts_from_its_own_kind(tmp_path, make):
     )
 
 
+def test_a_run_starts_from_an_elder_of_its_own_quantizer(tmp_path):
+  network = {'width': 64, 'blocks': 2, 'downsample': 2, 'quantizer': 'fsq'}
+  fsq = {'model__quantizer': 'fsq', 'model__levels': (4, 5)}
+  for elder in (
+    _exported(tmp_path / 'a', tokenizer={**network, 'levels': [4, 5]}),
+    _trained_elder(tmp_path / 'b', **fsq),
+  ):
+    preflight.check_origin(_config(init_from=elder, model__codes=2, **fsq), 'w')
+    for changes, text in (
+      ({}, r"model\.quantizer must be as in .*, 'fsq', got 'vq'"),
+      (fsq | {'model__levels': (5, 4)}, r'\[4, 5\], got \[5, 4\]'),
+    ):
+      with pytest.raises(ValueError, match=text):
+        preflight.check_origin(_config(init_from=elder, **changes), 'w')
+  elder = _exported(tmp_path / 'c')
+  with pytest.raises(ValueError, match="'vq', got 'fsq'"):
+    preflight.check_origin(_config(init_from=elder, **fsq), 'w')
+
+
 @pytest.mark.parametrize(
   ('key', 'value'),
   [

@@ -28,6 +28,12 @@ def test_every_key_has_its_rule_and_every_rule_its_key():
     ('train.cycles', (1, 10**9), (0, -1, False)),
     ('meld.loss_bound', (0, 1.5), (1, 0.5, -1)),
     ('model.downsample', (1, 2, 64), (0, 3, 12)),
+    ('model.quantizer', ('vq', 'fsq'), ('VQ', '', None)),
+    (
+      'model.levels',
+      ((8, 5, 5, 5), (2,), (2**31 - 1,)),
+      ((), (8, 1), (2.5,), [8, 5], 8, (2**16, 2**15), (True, 2), ('8',)),
+    ),
     ('pid.enabled', (True, False), (1, 0, 'True', None)),
     ('devices', (0, 1, 3), (-1, True, False, '4')),
     ('export.weights', ('master', 'ema'), ('', 'Master', None)),

@@ -1,6 +1,7 @@
 """The exported tokenizer: one language in trainer, export and artefact."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import pytest
 from chimera.clones import models
 from chimera.data import images
 from chimera.optics import poincare
+from chimera.system import disk
 from chimera.tokenizer import export
 from tests import tiny
 
@@ -48,14 +50,21 @@ def _as_the_trainer_does(parts, pictures):
   )(parts.params, poincare.normalize(paths))
 
 
-def test_codes_are_identical_in_trainer_export_and_artefact(folder, pictures):
+FSQ = {'quantizer': 'fsq', 'levels': (4, 5)}
+
+
+@pytest.mark.parametrize('quantizer', [{}, FSQ], ids=['vq', 'fsq'])
+def test_codes_are_identical_in_trainer_export_and_artefact(
+  tmp_path, pictures, quantizer
+):
+  folder = tiny.save_tokenizer(tmp_path / 'tokenizer', **quantizer)
   loaded = export.load(folder)
   encode, decode = _artefacts(folder)
   tokens = np.asarray(loaded.encode(pictures))
   assert tokens.dtype == np.int32
   assert tokens.shape == (12, 2, 2)
   assert len(np.unique(tokens)) > 3
-  trained = _as_the_trainer_does(tiny.parts(), pictures)
+  trained = _as_the_trainer_does(tiny.parts(**quantizer), pictures)
   np.testing.assert_array_equal(tokens, trained)
   x = images.to_float(pictures)
   np.testing.assert_array_equal(tokens, encode.call(x))
@@ -169,6 +178,7 @@ def test_the_json_says_what_readers_need(folder):
   meta = json.loads((folder / export.META).read_text())
   assert meta['input_shape'] == [16, 16, 3]
   assert meta['grid'] == [2, 2]
+  assert meta['tokenizer']['quantizer'] == 'vq'
   assert meta['tokenizer']['codes'] == 16
   assert meta['optics'] == {
     'cell': 4,
@@ -184,6 +194,29 @@ def test_the_json_says_what_readers_need(folder):
 def test_another_codebook_has_another_digest(folder, tmp_path):
   other = export.load(tiny.save_tokenizer(tmp_path / 'other', seed=1))
   assert other.codebook_digest != export.load(folder).codebook_digest
+  one, two = (
+    export.load(tiny.save_tokenizer(tmp_path / f'fsq {seed}', seed=seed, **FSQ))
+    for seed in (0, 1)
+  )
+  assert one.codes == two.codes == 20
+  assert one.codebook_digest != two.codebook_digest
+
+
+def test_a_tokenizer_from_before_there_was_a_choice_is_read(folder, tmp_path):
+  old = shutil.copytree(folder, tmp_path / 'old')
+  meta = disk.read_sealed(old / export.META)
+  del meta['tokenizer']['quantizer']
+  disk.write_sealed(old / export.META, meta)
+  assert meta['tokenizer'] == {
+    'width': 8,
+    'blocks': 1,
+    'downsample': 2,
+    'codes': 16,
+    'code_dim': 4,
+  }
+  ours, theirs = export.load(folder), export.load(old)
+  assert theirs.parts.tokenizer == ours.parts.tokenizer
+  assert theirs.codebook_digest == ours.codebook_digest
 
 
 @pytest.mark.parametrize(

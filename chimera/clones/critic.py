@@ -1,0 +1,42 @@
+"""The critic of WGAN-GP: how real a sample looks.
+
+A patch critic without normalization layers, as WGAN-GP asks (Gulrajani et al.,
+Improved Training of Wasserstein GANs, 2017, section 4,
+https://arxiv.org/abs/1704.00028). What it learns by is in `losses.py`.
+"""
+
+import dataclasses
+
+import dm_pix
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """The constants of WGAN-GP; the config's `critic` explains each."""
+
+  learning_rate: float
+  penalty: float
+  drift: float
+
+
+class Critic(nn.Module):
+  """Scores normalized path_params.
+
+  Attributes:
+    width: channels of the first layer.
+  """
+
+  width: int
+
+  @nn.compact
+  def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+    """score_B, the mean over patches."""
+    x = x_BxHxWxC
+    for i in range(2):
+      x = nn.Conv(self.width << i, (3, 3))(dm_pix.space_to_depth(x, 2))
+      x = nn.leaky_relu(x, 0.2)
+    x = nn.leaky_relu(nn.Conv(self.width * 2, (3, 3))(x), 0.2)
+    return jnp.mean(nn.Conv(1, (3, 3))(x), axis=(1, 2, 3))
