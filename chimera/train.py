@@ -14,7 +14,7 @@ import numpy as np
 from chimera import step as step_lib
 from chimera.clones import losses
 from chimera.clones import state as state_lib
-from chimera.data import images
+from chimera.data import crops
 from chimera.evaluation import exam as exam_lib
 from chimera.meld import quarantine
 from chimera.monitor import observers as observers_lib
@@ -51,7 +51,7 @@ def prepare_curriculum(
       'Rank correlation of complexity with gradient magnitude: %.3f.',
       curriculum.radius_check(scores_N, data.gradients_N),
     )
-  images.write_manifest(
+  crops.write_manifest(
     os.path.join(workdir, 'manifest.csv'), data.crops, scores_N
   )
   return bins
