@@ -20,8 +20,7 @@ from chimera.meld import quarantine
 from chimera.monitor import observers as observers_lib
 from chimera.monitor import report, summary
 from chimera.monitor import snapshot as snapshot_lib
-from chimera.run import init_from
-from chimera.run import keeper as keeper_lib
+from chimera.run import checkpoint, init_from
 from chimera.run import rollbacks as rollbacks_lib
 from chimera.school import curriculum, curriculum_file, lessons
 from chimera.system import disk, lock, preemption
@@ -89,7 +88,7 @@ def train(
   bins = prepare_curriculum(config, workdir, data)
   devices = choose_devices(config.devices)
   spec, born = newborn(config, data, bins)
-  keeper = keeper_lib.Keeper(config, workdir, bins)
+  keeper = checkpoint.Checkpointer(config, workdir, bins)
   rollbacks = rollbacks_lib.Rollbacks(workdir, config.train.rollbacks)
   done, host, specialists = set_out(config, keeper, rollbacks, born)
   if done:
@@ -213,7 +212,7 @@ def has_results(workdir: str, done: int) -> bool:
 
 def set_out(
   config: ml_collections.ConfigDict,
-  keeper: keeper_lib.Keeper,
+  keeper: checkpoint.Checkpointer,
   rollbacks: rollbacks_lib.Rollbacks,
   born: state_lib.CloneState,
 ) -> tuple[int, state_lib.CloneState, Any]:
@@ -281,8 +280,8 @@ def inherit(
   folder = config.init_from
   if init_from.is_exported(folder):
     return init_from.from_tokenizer(born, folder)
-  restored = keeper_lib.open_checkpoints(config, folder).restore(
-    keeper_lib.saved(init_from.school_of(born, folder))
+  restored = checkpoint.open_steps(config, folder).restore(
+    checkpoint.saved(init_from.school_of(born, folder))
   )
   if restored is None:
     raise ValueError(
@@ -298,7 +297,7 @@ def evaluate_workdir(
   """Evaluates the newest whole checkpoint and rewrites evaluation.json."""
   bins = prepare_curriculum(config, workdir, data)
   spec, born = newborn(config, data, bins)
-  done, host, specialists = keeper_lib.restore(config, workdir, born, bins)
+  done, host, specialists = checkpoint.restore(config, workdir, born, bins)
   held_out, eyes, _ = exam_lib.look_at_held_out(config, data, bins)
   exam = exam_lib.examine(
     config, spec, held_out, eyes, host.master, specialists
@@ -320,7 +319,7 @@ def export_workdir(
   with lock.hold(out, '--out') if out else contextlib.nullcontext():
     bins = prepare_curriculum(config, workdir, data)
     spec, born = newborn(config, data, bins)
-    done, host, _ = keeper_lib.restore(config, workdir, born, bins)
+    done, host, _ = checkpoint.restore(config, workdir, born, bins)
     save_tokenizer(config, workdir, spec, host.master, data, done, out)
 
 

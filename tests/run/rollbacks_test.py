@@ -11,7 +11,7 @@ from chimera import step as step_lib
 from chimera import train
 from chimera.clones import losses
 from chimera.optics import stage_1
-from chimera.run import keeper
+from chimera.run import checkpoint
 from chimera.run import rollbacks as rollbacks_lib
 from tests import tiny
 
@@ -107,7 +107,7 @@ def test_a_run_that_diverges_goes_back_with_another_key_and_ends(
   assert 'Rolled back to cycle 4, with another key.' in warnings
   bins = train.prepare_curriculum(config, workdir, data)
   _, target = train.newborn(config, data, bins)
-  done, state, _ = keeper.restore(config, workdir, target, bins)
+  done, state, _ = checkpoint.restore(config, workdir, target, bins)
   assert done == 12
   assert state.rng[0].tobytes() != old
   np.testing.assert_array_equal(state.dropped, 0)
