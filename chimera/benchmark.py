@@ -1,7 +1,6 @@
 """What Chimera costs, measured: `python -m chimera.benchmark WHAT`.
 
 curriculum   score, sort and save a million samples, against a bare mean.
-radius       the encoder whose radius means complexity, against the free one.
 step         the compiled step on each layout of devices that there is.
 dashboard    training with the dashboard and without.
 tokens       tokenizing a folder, against bare `encode` on arrays in memory.
@@ -33,15 +32,12 @@ def _write_latents(path: pathlib.Path, samples: int) -> None:
   import numpy as np
 
   rng = np.random.default_rng(0)
-  header = {'descr': '<f4', 'fortran_order': False, 'shape': (samples, *_GRID)}
-  with open(path, 'wb') as f:
-    np.lib.format.write_array_header_1_0(f, header)
-    for start in range(0, samples, 8192):
-      n = min(8192, samples - start)
-      x = rng.random((n, *_GRID), np.float32)
-      # Each sample has a radius of its own.
-      x[..., 2] *= rng.random((n, 1, 1), np.float32) * (np.pi / 2)
-      f.write(x)
+  latents = np.lib.format.open_memmap(path, 'w+', np.float32, (samples, *_GRID))
+  for start in range(0, samples, 8192):
+    x = rng.random((min(8192, samples - start), *_GRID), np.float32)
+    # Each sample has a radius of its own.
+    x[..., 2] *= rng.random((len(x), 1, 1), np.float32) * (np.pi / 2)
+    latents[start : start + len(x)] = x
 
 
 def _peak_mb() -> float:
@@ -107,38 +103,6 @@ def curriculum(args: argparse.Namespace) -> None:
       f'peak {max(peak for _, peak in runs):5.0f} MB'
     )
   console.print(f'speed against the bare mean: {seconds[0] / seconds[1]:.2f}')
-
-
-def radius(args: argparse.Namespace) -> None:
-  """Prints PSNR and rank correlation of both encoders for each seed."""
-  from chimera.optics import stage_1
-  from configs import chimera as chimera_config
-
-  config = chimera_config.get_config()
-  rows = stage_1.compare_radius(
-    args.train,
-    args.held_out,
-    seeds=args.seeds,
-    steps=args.steps,
-    image_size=config.data.image_size,
-    count=config.data.train_count,
-    held_out_count=args.held_out_count,
-    cell=config.optics.cell,
-    width=config.optics.width,
-    batch_size=config.optics.batch_size,
-    learning_rate=config.optics.learning_rate,
-    noise=config.optics.noise,
-  )
-  console = rich.console.Console()
-  psnr = {'free': [], 'contrast': []}
-  for row in rows:
-    psnr[row['radius']].append(row['psnr'])
-    console.print(
-      f'seed {row["seed"]}  {row["radius"]:8s}  PSNR {row["psnr"]:.2f} dB  '
-      f'rank correlation {row["correlation"]:6.3f}  {row["seconds"]:4.0f} s'
-    )
-  cost = statistics.mean(psnr['free']) - statistics.mean(psnr['contrast'])
-  console.print(f'mean cost: {cost:.2f} dB')
 
 
 class _Program:
@@ -255,7 +219,7 @@ def tokens(args: argparse.Namespace) -> None:
   import numpy as np
   from PIL import Image
 
-  from chimera.data import images
+  from chimera.data import crops as crops_lib
   from chimera.tokenizer import export
   from chimera.tokenizer import tokens as tokens_lib
   from configs import chimera as chimera_config
@@ -263,7 +227,7 @@ def tokens(args: argparse.Namespace) -> None:
   config = chimera_config.get_config()
   loaded = export.load(args.tokenizer)
   size = loaded.image_size
-  plan = images.plan_crops(
+  plan = crops_lib.plan_crops(
     args.source,
     held_out_source='',
     held_out_fraction=0.5,
@@ -274,7 +238,7 @@ def tokens(args: argparse.Namespace) -> None:
     max_scale=3.0,
     seed=0,
   )
-  crops = images.read_crops(plan.train, image_size=size)
+  crops = crops_lib.read_crops(plan.train, image_size=size)
   batch = min(config.tokens.batch_size, len(crops))
   whole = [
     crops[i : i + batch] for i in range(0, len(crops) // batch * batch, batch)
@@ -331,38 +295,33 @@ def _terminal(
     os.close(fd)
 
 
+# The flags of each, and their defaults.
+COMMANDS = {
+  curriculum: {'samples': 1_000_000, 'chunk': 256, 'rounds': 5},
+  step: {
+    'variant': '',
+    'cycles_per_dispatch': 1,
+    'dispatches': 10,
+    'rounds': 5,
+  },
+  dashboard: {'variant': '', 'dispatches': 60, 'rounds': 5},
+  tokens: {
+    'tokenizer': 'runs/chimera/tokenizer',
+    'source': 'photos',
+    'count': 2000,
+    'rounds': 5,
+  },
+}
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(prog='python -m chimera.benchmark')
   commands = parser.add_subparsers(dest='command', required=True)
-  command = commands.add_parser('curriculum')
-  command.add_argument('--samples', type=int, default=1_000_000)
-  command.add_argument('--chunk', type=int, default=256)
-  command.add_argument('--rounds', type=int, default=5)
-  command.set_defaults(run=curriculum)
-  command = commands.add_parser('radius')
-  command.add_argument('--train', default='photos')
-  command.add_argument('--held_out', default='')
-  command.add_argument('--held_out_count', type=int, default=512)
-  command.add_argument('--seeds', type=int, default=3)
-  command.add_argument('--steps', type=int, default=900)
-  command.set_defaults(run=radius)
-  command = commands.add_parser('step')
-  command.add_argument('--variant', default='')
-  command.add_argument('--cycles_per_dispatch', type=int, default=1)
-  command.add_argument('--dispatches', type=int, default=10)
-  command.add_argument('--rounds', type=int, default=5)
-  command.set_defaults(run=step)
-  command = commands.add_parser('dashboard')
-  command.add_argument('--variant', default='')
-  command.add_argument('--dispatches', type=int, default=60)
-  command.add_argument('--rounds', type=int, default=5)
-  command.set_defaults(run=dashboard)
-  command = commands.add_parser('tokens')
-  command.add_argument('--tokenizer', default='runs/chimera/tokenizer')
-  command.add_argument('--source', default='photos')
-  command.add_argument('--count', type=int, default=2000)
-  command.add_argument('--rounds', type=int, default=5)
-  command.set_defaults(run=tokens)
+  for run, flags in COMMANDS.items():
+    command = commands.add_parser(run.__name__)
+    command.set_defaults(run=run)
+    for name, value in flags.items():
+      command.add_argument(f'--{name}', type=type(value), default=value)
   args = parser.parse_args()
   args.run(args)
 

@@ -103,6 +103,7 @@ def run(
 
   from chimera import train
   from chimera.optics import stage_1 as stage_1_lib
+  from chimera.run import init_from
 
   home.mkdir(parents=True, exist_ok=True)
   path = home / 'ledger.jsonl'
@@ -114,7 +115,7 @@ def run(
       if key not in done:
         stage_1 = home / f'stage_1_seed_{seed}'
         stage_1.mkdir(exist_ok=True)
-        data = stage_1_lib.prepare(config, str(stage_1))
+        data = stage_1_lib.prepare(config, str(stage_1), init_from.load_optics)
         workdir = home / f'{method}_seed_{seed}_{key[2]}'
         workdir.mkdir(exist_ok=True)
         figures = train.train(config, str(workdir), data)

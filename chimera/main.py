@@ -14,7 +14,7 @@ import logging as std_logging
 import os
 import re
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags, logging
 import ml_collections
@@ -63,13 +63,18 @@ class Job(NamedTuple):
   watch: preemption.Watch
 
 
+def _prepare(job: Job) -> Any:
+  from chimera.optics import stage_1
+  from chimera.run import init_from
+
+  return stage_1.prepare(job.config, job.workdir, init_from.load_optics)
+
+
 def _train(job: Job) -> None:
   """prepares what is missing, trains, resumes what it finds (the default)"""
   from chimera import train
-  from chimera.optics import stage_1
 
-  data = stage_1.prepare(job.config, job.workdir)
-  train.train(job.config, job.workdir, data, job.watch)
+  train.train(job.config, job.workdir, _prepare(job), job.watch)
 
 
 def _rehearse(job: Job) -> None:
@@ -80,43 +85,36 @@ def _rehearse(job: Job) -> None:
 
 def _prepare_latents(job: Job) -> None:
   """stage 1: trains the optics and writes the path_params of every sample"""
-  from chimera.optics import stage_1
-
-  stage_1.prepare(job.config, job.workdir)
+  _prepare(job)
 
 
 def _prepare_curriculum(job: Job) -> None:
   """scores, sorts and bins the samples, afresh"""
   from chimera import train
-  from chimera.optics import stage_1
 
-  data = stage_1.prepare(job.config, job.workdir)
+  data = _prepare(job)
   train.prepare_curriculum(job.config, job.workdir, data, afresh=True)
 
 
 def _evaluate(job: Job) -> None:
   """the newest checkpoint on held-out images: evaluation.json"""
   from chimera import train
-  from chimera.optics import stage_1
 
-  data = stage_1.prepare(job.config, job.workdir)
-  train.evaluate_workdir(job.config, job.workdir, data)
+  train.evaluate_workdir(job.config, job.workdir, _prepare(job))
 
 
 def _export(job: Job) -> None:
   """the newest checkpoint's tokenizer as one folder: --out, or tokenizer/"""
   from chimera import train
-  from chimera.optics import stage_1
 
-  data = stage_1.prepare(job.config, job.workdir)
-  train.export_workdir(job.config, job.workdir, data, job.out)
+  train.export_workdir(job.config, job.workdir, _prepare(job), job.out)
 
 
 def _reconstruct(job: Job) -> None:
   """images, and what becomes of them: a PNG each in --out"""
-  from chimera.tokenizer import tokens
+  from chimera.tokenizer import pictures
 
-  tokens.reconstruct(job.arguments, job.tokenizer, job.out)
+  pictures.reconstruct(job.arguments, job.tokenizer, job.out)
 
 
 def _tokenize(job: Job) -> None:
@@ -129,10 +127,10 @@ def _tokenize(job: Job) -> None:
 
 def _detokenize(job: Job) -> None:
   """tokens back to images in --out"""
-  from chimera.tokenizer import tokens
+  from chimera.tokenizer import pictures
 
   (folder,) = job.arguments
-  tokens.detokenize(folder, job.tokenizer, job.out)
+  pictures.detokenize(folder, job.tokenizer, job.out)
 
 
 def _mission_control(job: Job) -> None:

@@ -14,14 +14,13 @@ import numpy as np
 from chimera.clones import specialists as specialists_lib
 from chimera.clones import state as state_lib
 from chimera.clones import terms as terms_lib
-from chimera.data import images
+from chimera.data import crops
 from chimera.evaluation import exam as exam_lib
 from chimera.meld import quarantine
 from chimera.monitor import observers as observers_lib
 from chimera.monitor import report, summary
+from chimera.run import checkpoint, init_from
 from chimera.run import engine as engine_lib
-from chimera.run import init_from
-from chimera.run import keeper as keeper_lib
 from chimera.run import rollbacks as rollbacks_lib
 from chimera.school import curriculum, curriculum_file
 from chimera.system import disk, lock, preemption
@@ -51,7 +50,7 @@ def prepare_curriculum(
       'Rank correlation of complexity with gradient magnitude: %.3f.',
       curriculum.radius_check(scores_N, data.gradients_N),
     )
-  images.write_manifest(
+  crops.write_manifest(
     os.path.join(workdir, 'manifest.csv'), data.crops, scores_N
   )
   return bins
@@ -89,7 +88,7 @@ def train(
   bins = prepare_curriculum(config, workdir, data)
   devices = engine_lib.choose_devices(config.devices, len(config.clone_names))
   spec, born = newborn(config, data, bins)
-  keeper = keeper_lib.Keeper(config, workdir, bins)
+  keeper = checkpoint.Checkpointer(config, workdir, bins)
   rollbacks = rollbacks_lib.Rollbacks(workdir, config.train.rollbacks)
   done, host, specialists = set_out(config, keeper, rollbacks, born)
   if done:
@@ -217,7 +216,7 @@ def has_results(workdir: str, done: int) -> bool:
 
 def set_out(
   config: ml_collections.ConfigDict,
-  keeper: keeper_lib.Keeper,
+  keeper: checkpoint.Checkpointer,
   rollbacks: rollbacks_lib.Rollbacks,
   born: state_lib.CloneState,
 ) -> tuple[int, state_lib.CloneState, Any]:
@@ -288,8 +287,8 @@ def inherit(
   folder = config.init_from
   if init_from.is_exported(folder):
     return init_from.from_tokenizer(born, folder)
-  restored = keeper_lib.open_checkpoints(config, folder).restore(
-    keeper_lib.saved(init_from.school_of(born, folder))
+  restored = checkpoint.open_steps(config, folder).restore(
+    checkpoint.saved(init_from.school_of(born, folder))
   )
   if restored is None:
     raise ValueError(
@@ -305,7 +304,7 @@ def evaluate_workdir(
   """Evaluates the newest whole checkpoint and rewrites evaluation.json."""
   bins = prepare_curriculum(config, workdir, data)
   spec, born = newborn(config, data, bins)
-  done, host, specialists = keeper_lib.restore(config, workdir, born, bins)
+  done, host, specialists = checkpoint.restore(config, workdir, born, bins)
   held_out, eyes, _ = exam_lib.look_at_held_out(config, data, bins)
   exam = exam_lib.examine(
     config, spec, held_out, eyes, host.master, specialists
@@ -327,7 +326,7 @@ def export_workdir(
   with lock.hold(out, '--out') if out else contextlib.nullcontext():
     bins = prepare_curriculum(config, workdir, data)
     spec, born = newborn(config, data, bins)
-    done, host, _ = keeper_lib.restore(config, workdir, born, bins)
+    done, host, _ = checkpoint.restore(config, workdir, born, bins)
     save_tokenizer(config, workdir, spec, host.master, data, done, out)
 
 

@@ -148,7 +148,7 @@ def run(fd, limit, argv):
     with contextlib.suppress(BrokenPipeError):
       os.write(fd, f'{word} {cycle}\n'.encode())
 
-  save, restore = checkpoint.Checkpoints.save, checkpoint.Checkpoints.restore
+  save, restore = checkpoint.Steps.save, checkpoint.Steps.restore
   make_step, examine = step_lib.make_train_step, exam.examine
   at = [0]
 
@@ -187,8 +187,8 @@ def run(fd, limit, argv):
     say('evaluating', at[0])
     return examine(*args)
 
-  checkpoint.Checkpoints.save = loud_save
-  checkpoint.Checkpoints.restore = loud_restore
+  checkpoint.Steps.save = loud_save
+  checkpoint.Steps.restore = loud_restore
   step_lib.make_train_step = loud_make_step
   exam.examine = loud_examine
   return main.main(argv)
@@ -415,7 +415,6 @@ def flips(home, count, rng):
 def _flips(home, setting, count, rng):
   from chimera import main, train
   from chimera.optics import stage_1
-  from chimera.run import keeper
   from chimera.tokenizer import export
 
   workdir = home / 'damaged'
@@ -427,7 +426,7 @@ def _flips(home, setting, count, rng):
   data = stage_1.prepare(config, str(workdir))
   bins = train.prepare_curriculum(config, str(workdir), data)
   _, target = train.newborn(config, data, bins)
-  checkpoints = keeper.open_checkpoints(config, str(workdir))
+  checkpoints = checkpoint.open_steps(config, str(workdir))
   check(checkpoints.steps() == [4, 8], checkpoints.steps())
   lines = []
   handler = std_logging.Handler(std_logging.WARNING)
@@ -436,7 +435,7 @@ def _flips(home, setting, count, rng):
 
   def restores():
     lines.clear()
-    step, *_ = checkpoints.restore(keeper.saved(target))
+    step, *_ = checkpoints.restore(checkpoint.saved(target))
     return step == 4 and len(lines) <= 1 and '\n' not in ''.join(lines)
 
   def refuses(read):
@@ -497,7 +496,7 @@ def _flips(home, setting, count, rng):
       tally[f'{kind} in {place}'] += 1
   lines.clear()
   check(
-    checkpoints.restore(keeper.saved(target))[0] == 8 and not lines,
+    checkpoints.restore(checkpoint.saved(target))[0] == 8 and not lines,
     'not mended',
   )
   for what, times in sorted(tally.items()):

@@ -35,6 +35,7 @@ from chimera.clones import terms
 from chimera.evaluation import exam, sheets
 from chimera.monitor import history
 from chimera.run import checkpoint, engine, rollbacks
+from chimera.system import disk
 from tests import tiny
 
 # By what the greatest measure of the last quarter of the cycles may exceed that
@@ -176,8 +177,8 @@ def injected(faults):
   from clu import metric_writers
 
   make_step, examine = step_lib.make_train_step, exam.examine
-  commit, restore = checkpoint._commit, checkpoint.Checkpoints.restore
-  save, draw = checkpoint.Checkpoints.save, sheets.save
+  seal, restore = disk.write_sealed, checkpoint.Steps.restore
+  save, draw = checkpoint.Steps.save, sheets.save
   writer = metric_writers.SummaryWriter
   scalars = writer.write_scalars
 
@@ -211,9 +212,10 @@ def injected(faults):
     finally:
       self._orbax.save = orbax
 
-  def faulty_commit(*args):
-    faults.refuse('digests')
-    commit(*args)
+  def faulty_seal(path, value):
+    if path.name == 'digests.json':
+      faults.refuse('digests')
+    seal(path, value)
 
   def faulty_restore(self, target):
     restored = restore(self, target)
@@ -240,9 +242,9 @@ def injected(faults):
   patches = (
     (step_lib, 'make_train_step', faulty_make_step),
     (exam, 'examine', faulty_examine),
-    (checkpoint, '_commit', faulty_commit),
-    (checkpoint.Checkpoints, 'restore', faulty_restore),
-    (checkpoint.Checkpoints, 'save', faulty_save),
+    (disk, 'write_sealed', faulty_seal),
+    (checkpoint.Steps, 'restore', faulty_restore),
+    (checkpoint.Steps, 'save', faulty_save),
     (history, 'open', faulty_open),
     (sheets, 'save', faulty_draw),
     (writer, 'write_scalars', faulty_scalars),

@@ -14,7 +14,7 @@ from chimera import train
 from chimera.evaluation import evaluate, sheets
 from chimera.monitor import history, report
 from chimera.optics import poincare, stage_1
-from chimera.run import checkpoint, engine, keeper
+from chimera.run import checkpoint, engine
 from chimera.system import lock, provenance
 from chimera.tokenizer import export
 from tests import tiny
@@ -54,7 +54,7 @@ def test_the_exported_tokenizer_is_the_master(finished):
   loaded = export.load(os.path.join(workdir, 'tokenizer'))
   bins = train.prepare_curriculum(config, workdir, data)
   spec, host = train.newborn(config, data, bins)
-  done, host, _ = keeper.restore(config, workdir, host, bins)
+  done, host, _ = checkpoint.restore(config, workdir, host, bins)
   master = jax.tree.map(lambda x: x[0], host.master.params)
   x = poincare.normalize(data.held_out_paths)
   tokens = jax.jit(
@@ -85,7 +85,7 @@ def test_export_takes_the_average_where_told(finished, tmp_path):
   loaded = export.load(tmp_path / 'out')
   bins = train.prepare_curriculum(config, workdir, data)
   _, host = train.newborn(config, data, bins)
-  _, host, _ = keeper.restore(config, workdir, host, bins)
+  _, host, _ = checkpoint.restore(config, workdir, host, bins)
   jax.tree.map(
     lambda a, b: np.testing.assert_array_equal(a, b[0]),
     loaded.parts.params,
@@ -207,7 +207,7 @@ def test_the_last_checkpoint_holds_the_best_and_the_table(finished):
   workdir, config, data, figures = finished
   bins = train.prepare_curriculum(config, workdir, data)
   _, target = train.newborn(config, data, bins)
-  kept = keeper.Keeper(config, workdir, bins)
+  kept = checkpoint.Checkpointer(config, workdir, bins)
   kept.restore(target)
   extra = kept.extra
   assert extra['best'] == {'cycle': 6, 'score': figures['master/path_l1']}
@@ -223,14 +223,14 @@ def test_a_signal_in_the_last_evaluation_is_made_up_for_once(
   for name in ('report.html', 'evaluation.json', 'tokenizer'):
     path = tmp_path / 'w' / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-  restore = keeper.Keeper.restore
+  restore = checkpoint.Checkpointer.restore
 
   def not_judged(self, born):
     restored = restore(self, born)
     self.extra['is_judged'] = False
     return restored
 
-  monkeypatch.setattr(keeper.Keeper, 'restore', not_judged)
+  monkeypatch.setattr(checkpoint.Checkpointer, 'restore', not_judged)
   assert train.train(config, str(tmp_path / 'w'), data)
   assert train.train(config, str(tmp_path / 'w'), data) == {}
 
@@ -274,17 +274,17 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, tmp_path):
   workdir, config, data, _ = finished
   bins = train.prepare_curriculum(config, str(tmp_path), data)
   _, target = train.newborn(config, data, bins)
-  done, *whole = keeper.restore(config, workdir, target, bins)
+  done, *whole = checkpoint.restore(config, workdir, target, bins)
   assert done == 6
   # The run that was cut off left its checkpoint of cycle 4 and no later one.
-  earlier = keeper.open_checkpoints(config, workdir)
+  earlier = checkpoint.open_steps(config, workdir)
   assert earlier.steps() == [4, 6]
   os.makedirs(tmp_path / 'checkpoints')
   os.rename(
     os.path.join(workdir, 'checkpoints', '4'), tmp_path / 'checkpoints' / '4'
   )
   train.train(config, str(tmp_path), data)
-  done, *resumed = keeper.restore(config, str(tmp_path), target, bins)
+  done, *resumed = checkpoint.restore(config, str(tmp_path), target, bins)
   assert done == 6
   for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole)):
     np.testing.assert_array_equal(a, b)
@@ -296,10 +296,10 @@ def test_a_checkpoint_of_4_devices_goes_to_1_2_and_4_and_back(
   workdir, config, data, _ = finished
   bins = train.prepare_curriculum(config, workdir, data)
   _, target = train.newborn(config, data, bins)
-  _, whole, _ = keeper.restore(config, workdir, target, bins)
+  _, whole, _ = checkpoint.restore(config, workdir, target, bins)
   on_4 = engine.put(whole, engine.choose_devices(4, 4))
   for count in (1, 2, 4):
-    checkpoints = checkpoint.Checkpoints(tmp_path / str(count), keep=2)
+    checkpoints = checkpoint.Steps(tmp_path / str(count), keep=2)
     checkpoints.save(1, engine.fetch(on_4), {})
     _, there, _ = checkpoints.restore(target)
     there = engine.put(there, engine.choose_devices(count, 4))

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from chimera.clones import terms
-from chimera.data import images
+from chimera.data import crops as crops_lib
 from chimera.monitor import history
 from configs import chimera as chimera_config
 
@@ -81,9 +81,9 @@ def write_data(home, *, scores_N, gradients_N, paths_NxHxWxC, sources_N=None):
   """What a run trains on."""
   (home / 'optics').mkdir(parents=True)
   sources_N = sources_N or [f'/{i}.png' for i in range(len(scores_N))]
-  crops = [images.Crop(source, 0, 0, 64) for source in sources_N]
-  images.write_manifest(home / 'manifest.csv', crops, scores_N)
-  images.write_manifest(home / 'optics' / 'crops.csv', crops, gradients_N)
+  crops = [crops_lib.Crop(source, 0, 0, 64) for source in sources_N]
+  crops_lib.write_manifest(home / 'manifest.csv', crops, scores_N)
+  crops_lib.write_manifest(home / 'optics' / 'crops.csv', crops, gradients_N)
   np.save(home / 'latents.npy', paths_NxHxWxC)
 
 

@@ -5,38 +5,21 @@ never made into paths, so that none can lead out of anywhere.
 """
 
 import functools
-import lzma
 import os
 import re
 import stat
-import struct
 import tarfile
 import threading
 from typing import NamedTuple
 import zipfile
-import zlib
+
+from chimera.system import disk
 
 SUFFIXES = ('.zip', '.tar')
 # They would have to be read from their beginning for each image.
 _COMPRESSED = ('.tar.gz', '.tgz', '.tar.bz2', '.tbz2', '.tar.xz', '.txz')
 MAX_BYTES = 2**28  # of a member, as an image file
 _SOURCE = re.compile(r'\.(?:zip|tar)!', re.IGNORECASE)
-_BROKEN = (
-  OSError,
-  EOFError,
-  IndexError,
-  KeyError,
-  MemoryError,
-  OverflowError,
-  RuntimeError,  # an encrypted zip, an unknown compression
-  TypeError,
-  ValueError,
-  lzma.LZMAError,
-  struct.error,
-  tarfile.TarError,
-  zipfile.BadZipFile,
-  zlib.error,
-)
 
 
 class _Tar(NamedTuple):
@@ -123,8 +106,8 @@ def read(path: str, member: str) -> bytes:
     # zipfile gives no more than the directory says, and compares the checksum.
     with archive.lock, archive.file.open(info) as f:
       return f.read()
-  except _BROKEN as e:
-    raise ValueError(f'{member!r} in {path} is broken: {_reason(e)}') from e
+  except disk.BROKEN as e:
+    raise ValueError(f'{member!r} in {path} is broken: {disk.reason(e)}') from e
 
 
 def _check_size(size: int) -> None:
@@ -139,9 +122,9 @@ def _open(path: str) -> _Tar | _Zip:
     if not stat.S_ISREG(seen.st_mode):
       raise ValueError('it is not a file')
     return _index(path, seen.st_size, seen.st_mtime_ns)
-  except _BROKEN as e:
+  except disk.BROKEN as e:
     raise ValueError(
-      f'{path} is not a readable archive: {_reason(e)}. Make it anew.'
+      f'{path} is not a readable archive: {disk.reason(e)}. Make it anew.'
     ) from e
 
 
@@ -161,7 +144,3 @@ def _index(path: str, size: int, modified: int) -> _Tar | _Zip:
       if member.isreg() and not member.issparse():
         places[member.name] = member.offset_data, member.size
   return _Tar(places)
-
-
-def _reason(e: BaseException) -> str:
-  return ' '.join(str(e).split()).rstrip('.') or type(e).__name__

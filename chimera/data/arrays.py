@@ -6,41 +6,17 @@ https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 """
 
 import io
-import lzma
 import math
 import os
 import pathlib
 import pickle
 import pickletools
 import stat
-import struct
-import tokenize
 from typing import Any, BinaryIO
 import zipfile
-import zlib
 
 import numpy as np
 
-# What NumPy, zipfile and pickle raise at bytes that are not what they claim.
-BROKEN = (
-  OSError,
-  AttributeError,
-  EOFError,
-  IndexError,
-  KeyError,
-  MemoryError,
-  OverflowError,
-  RuntimeError,  # an encrypted zip, an unknown compression, deep recursion
-  SyntaxError,
-  TypeError,
-  ValueError,
-  lzma.LZMAError,
-  pickle.UnpicklingError,
-  struct.error,
-  tokenize.TokenError,
-  zipfile.BadZipFile,
-  zlib.error,
-)
 # Of a member of an .npz: floats that mean something never shrink like this.
 _MOST_SHRUNK = 100
 _MOST_OPCODES = 10_000  # of a pickle: an array takes some thirty
@@ -57,7 +33,7 @@ def read(path: str) -> np.ndarray:
       else. By its suffix.
 
   Raises:
-    one of `BROKEN`: it is not what its name claims.
+    one of `disk.BROKEN`: it is not what its name claims.
   """
   if not stat.S_ISREG(os.stat(path).st_mode):
     raise ValueError('it is not a file')

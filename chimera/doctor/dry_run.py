@@ -24,7 +24,7 @@ from chimera.clones import state as state_lib
 from chimera.data import images
 from chimera.optics import modules as optics
 from chimera.optics import poincare, stage_1
-from chimera.run import engine, keeper
+from chimera.run import checkpoint, engine
 from chimera.school import curriculum
 from chimera.school import lessons as lessons_lib
 from chimera.system import progress
@@ -196,7 +196,7 @@ def _sections(
     seconds.append(time.perf_counter() - start)
   # The first one still fetches and places.
   seconds = seconds[1:] or seconds
-  first = keeper.open_checkpoints(c, workdir).latest() or 0
+  first = checkpoint.open_steps(c, workdir).latest() or 0
   yield ('Time', *_time(config, compile_seconds, seconds, first))
   yield ('Start', _start(config, first))
 

@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from chimera.clones import terms
+from chimera.data import crops as crops_lib
 from chimera.data import images
 from chimera.monitor import history
 from chimera.run import preflight
@@ -221,8 +222,8 @@ def read_samples(run: Run) -> Samples | None:
   names = 'manifest.csv', 'optics/crops.csv', 'latents.npy'
   if not all((home / name).is_file() for name in names):
     return None
-  crops, scores_N = images.read_manifest(home / 'manifest.csv')
-  _, gradients_N = images.read_manifest(home / 'optics/crops.csv')
+  crops, scores_N = crops_lib.read_manifest(home / 'manifest.csv')
+  _, gradients_N = crops_lib.read_manifest(home / 'optics/crops.csv')
   paths = np.load(home / 'latents.npy', mmap_mode='r', allow_pickle=False)
   some = paths[np.linspace(0, len(paths) - 1, _PROBED).astype(int)]
   if len(paths) <= _PROBED:

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from chimera.clones import models
-from chimera.data import images
+from chimera.data import crops as crops_lib
 from chimera.evaluation import evaluate
 from chimera.monitor import curves, history
 from chimera.optics import poincare
@@ -122,7 +122,7 @@ class Subject(NamedTuple):
   eyes: evaluate.Eyes | None
   counts_V: np.ndarray
   paths_NxHxWxC: np.ndarray
-  crops: Sequence[images.Crop]
+  crops: Sequence[crops_lib.Crop]
   scores_N: np.ndarray
   bins: Mapping[int, Sequence[int]]
 
@@ -377,7 +377,7 @@ def _samples(
   if subject.eyes is not None:
     try:
       crops = [subject.crops[i] for i in ids_X]
-      pictures = images.read_crops(crops, image_size=image_size)
+      pictures = crops_lib.read_crops(crops, image_size=image_size)
       return pictures, 'the photographs themselves'
     except ValueError as e:
       logging.info('The report draws the bins by the optics: %s', e)

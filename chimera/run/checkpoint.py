@@ -1,17 +1,16 @@
-"""Checkpoints by orbax, with the integrity that orbax leaves out.
+"""Checkpoints: what a run saves, is bound to, and goes on from.
 
 Orbax commits a step atomically, but one flipped bit in it restores without a
-word. So `digests.json`, renamed into place last, holds the SHA-256 of every
-file and leaf: a step without it is not committed, one that disagrees with it
-is not whole, and the newest whole one is restored.
+word. So `digests.json`, sealed and renamed into place last, holds the SHA-256
+of every file and leaf: a step without it is not committed, one that disagrees
+with it is not whole, and the newest whole one is restored.
 https://orbax.readthedocs.io/en/latest/guides/checkpoint/orbax_checkpoint_101.html
 """
 
 from collections.abc import Iterator
 import contextlib
-import hashlib
-import json
 import logging as std_logging
+import math
 import os
 import pathlib
 import shutil
@@ -19,88 +18,162 @@ from typing import Any
 
 from absl import logging
 import jax
+import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
-from chimera.system import disk
+from chimera.clones import state as state_lib
+from chimera.run import preflight
+from chimera.system import disk, preemption, provenance
 
 _DIGESTS = 'digests.json'
 _TEMPORARY = '.orbax-checkpoint-tmp'
 
 
-def _leaves(tree: Any) -> dict[str, Any]:
-  return {
-    jax.tree_util.keystr(path): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
+class Checkpointer:
+  """The checkpoints of a run, and what they hold beside the state.
+
+  Attributes:
+    extra: `config` and `curriculum`, digests of what the run is bound to;
+      `best`, cycle and held-out path_l1 of the best evaluation so far;
+      `is_judged`, False where the evaluation of this cycle is still to come;
+      `rows` of the last table, once the last cycle is done.
+  """
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    bins: dict[int, list[int]],
+  ):
+    self._config = config
+    self._workdir = workdir
+    self._steps = open_steps(config, workdir)
+    self._bound = {
+      'config': provenance.digest(preflight.binding(config)),
+      'curriculum': provenance.digest({str(k): v for k, v in bins.items()}),
+    }
+    self.begin()
+
+  def begin(self) -> None:
+    """As a run that has no checkpoint."""
+    self.extra: dict[str, Any] = {
+      **self._bound,
+      'best': {'cycle': None, 'score': None},
+      'is_judged': True,
+      'rows': [],
+    }
+
+  def restore(
+    self, born: state_lib.CloneState
+  ) -> tuple[int, state_lib.CloneState, Any] | None:
+    """(cycles done, state, specialists) of the newest whole one, if any.
+
+    Args:
+      born: newborn clones.
+
+    Raises:
+      ValueError: it is of another config or curriculum.
+    """
+    restored = self._steps.restore(saved(born))
+    if restored is None:
+      return None
+    done, tree, extra = restored
+    for name, digest in self._bound.items():
+      if extra.get(name) != digest:
+        raise ValueError(
+          f'The checkpoints in {self._workdir} must be of this {name}, and are '
+          'of another (a digest differs): give a new --workdir.'
+        )
+    self.extra = extra
+    return done, tree['state'], tree['specialists']
+
+  def judged(self, done: int, figures: dict[str, dict[str, float]]) -> None:
+    """An evaluation; the best is that of the master's least path_l1."""
+    score, best = figures['master']['path_l1'], self.extra['best']['score']
+    if score < (math.inf if best is None else best):  # NaN never is
+      self.extra['best'] = {'cycle': done, 'score': score}
+    self.extra['is_judged'] = True
+
+  def is_due(self, done: int) -> bool:
+    """Whether a checkpoint is to be made of this cycle."""
+    c = self._config.train
+    is_best = c.keep_best and self.extra['best']['cycle'] == done
+    return done % c.checkpoint_every == 0 or done == c.cycles or is_best
+
+  def save(
+    self,
+    done: int,
+    state: state_lib.CloneState,
+    specialists: Any,
+    watch: preemption.Watch,
+  ) -> None:
+    """Saves all that goes on; what cannot be written is tried again later.
+
+    Raises:
+      preemption.Stopped: it cannot, and a signal ends the run.
+      OSError: it cannot, and the run is over.
+    """
+    there = self._steps.latest() or 0
+    is_over = done == self._config.train.cycles
+    lost = f'Cycles {there + 1} to {done} are not saved'
+    if state.health.sick.any() and not is_over:
+      watch.stop(f'{lost}, their clones are sick.')
+      logging.warning('%s: their clones are sick.', lost)
+      return
+    best = self.extra['best']['cycle'] if self._config.train.keep_best else None
+    try:
+      self._steps.save(done, saved(state, specialists), self.extra, best)
+    except OSError as e:
+      watch.stop(f'{lost}: {e}')
+      if is_over:
+        raise OSError(
+          f'{lost}: {e} Make room: the same command goes on from cycle {there}.'
+        ) from e
+      logging.warning('%s: %s The next one is tried.', lost, e)
 
 
-def _kind(leaf: Any) -> str:
-  return f'{np.dtype(leaf.dtype)}{list(leaf.shape)}'
+def restore(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  born: state_lib.CloneState,
+  bins: dict[int, list[int]],
+) -> tuple[int, state_lib.CloneState, Any]:
+  """(cycles done, state, specialists) of the newest whole checkpoint.
+
+  Raises:
+    ValueError: there is none, or it is of another config or curriculum.
+  """
+  restored = Checkpointer(config, workdir, bins).restore(born)
+  if restored is None:
+    raise ValueError(
+      f'There must be a trained tokenizer, got none in {workdir}: run '
+      '`python -m chimera.main train` with the same flags first.'
+    )
+  return restored
 
 
-def _digest_tree(tree: Any) -> dict[str, str]:
-  return {
-    name: hashlib.sha256(leaf.tobytes()).hexdigest()
-    for name, leaf in _leaves(tree).items()
-  }
+def saved(
+  state: state_lib.CloneState, specialists: Any = None
+) -> dict[str, Any]:
+  """A checkpoint's tree.
+
+  Args:
+    state: of all clones.
+    specialists: the clones as they were before the last meld, from which
+      nothing goes on, but which are evaluated; None where but shapes count.
+  """
+  if specialists is None:
+    specialists = state.generator.params
+  return {'state': state, 'specialists': specialists}
 
 
-def _digest_files(folder: pathlib.Path) -> dict[str, str]:
-  digests = {}
-  for path in sorted(folder.rglob('*')):
-    if path.is_file() and not path.name.startswith(_DIGESTS):
-      with open(path, 'rb') as f:
-        digest = hashlib.file_digest(f, 'sha256').hexdigest()
-      digests[path.relative_to(folder).as_posix()] = digest
-  return digests
+def open_steps(config: ml_collections.ConfigDict, workdir: str) -> 'Steps':
+  """The steps of a run."""
+  return Steps(os.path.join(workdir, 'checkpoints'), keep=config.train.keep)
 
 
-def _seal(body: dict[str, Any]) -> str:
-  return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _text(sealed: dict[str, Any]) -> str:
-  return json.dumps(sealed, indent=1)
-
-
-def _commit(folder: pathlib.Path, body: dict[str, Any]) -> None:
-  body = json.loads(json.dumps(body))  # its keys as they will be read
-  text = _text({'seal': _seal(body), 'body': body})
-  disk.write(folder / _DIGESTS, text.encode())
-
-
-def _verify(folder: pathlib.Path) -> dict[str, Any] | None:
-  """What `_commit` wrote, if all of the step is as it was then."""
-  try:
-    written = (folder / _DIGESTS).read_text()
-    sealed = json.loads(written)
-    body = sealed['body']
-    # 1E-05 would read like 1e-05.
-    whole = sealed['seal'] == _seal(body) and written == _text(sealed)
-    # A file manager's .DS_Store beside them harms nothing.
-    whole &= body['files'].items() <= _digest_files(folder).items()
-    return body if whole else None
-  except (OSError, ValueError, KeyError, TypeError, RecursionError):
-    return None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Orbax's tracebacks aside: what fails is raised too."""
-  logger = logging.get_absl_logger()
-
-  def is_ours(record: std_logging.LogRecord) -> bool:
-    return f'{os.sep}orbax{os.sep}' not in record.pathname
-
-  logger.addFilter(is_ours)
-  try:
-    yield
-  finally:
-    logger.removeFilter(is_ours)
-
-
-class Checkpoints:
+class Steps:
   """The steps in one folder, `{directory}/{step}/`; one writer at a time."""
 
   def __init__(self, directory: str | os.PathLike, keep: int):
@@ -116,7 +189,7 @@ class Checkpoints:
     """
     if keep < 1:
       raise ValueError(
-        f'keep must be at least 1, got keep = {keep}: mend --config.train.keep.'
+        f'keep must be at least 1, got keep = {keep}: fix --config.train.keep.'
       )
     # Orbax wants it absolute.
     self._directory = pathlib.Path(os.path.abspath(directory))
@@ -155,7 +228,7 @@ class Checkpoints:
     if _verify(folder):
       raise ValueError(
         f'A step is saved once, got step = {step}, which is in '
-        f'{self._directory}: mend with another --workdir.'
+        f'{self._directory}: fix it with another --workdir.'
       )
     tree = jax.tree.map(np.asarray, tree)
     (folder / _DIGESTS).unlink(missing_ok=True)
@@ -165,25 +238,20 @@ class Checkpoints:
       body = {
         'step': step,
         'extra': extra,
-        'kinds': {name: _kind(leaf) for name, leaf in _leaves(tree).items()},
-        'leaves': _digest_tree(tree),
+        'kinds': _kinds(tree),
+        'leaves': _digest_leaves(tree),
         'files': _digest_files(folder),
       }
-      _commit(folder, body)
+      disk.write_sealed(folder / _DIGESTS, body)
     # TensorStore's complaint of a full disk is a ValueError.
     except (OSError, ValueError, RuntimeError) as e:
-      self._clear(step)
+      for path in self._directory.glob(f'{step}*'):
+        if path.name.partition(_TEMPORARY)[0] == str(step):
+          shutil.rmtree(path, ignore_errors=True)
       raise OSError(
-        f'Checkpoint {folder} could not be written: '
-        f'{" ".join(str(e).split())[:300]}'
+        f'Checkpoint {folder} could not be written: {disk.reason(e)[:300]}'
       ) from e
     self._prune(step, best)
-
-  def _clear(self, step: int) -> None:
-    """Takes away what there is of a step that was not committed."""
-    for path in self._directory.glob(f'{step}*'):
-      if path.name.partition(_TEMPORARY)[0] == str(step):
-        shutil.rmtree(path, ignore_errors=True)
 
   def restore(self, target: Any) -> tuple[int, Any, dict[str, Any]] | None:
     """Reads the newest whole step back, to numpy arrays on the host.
@@ -200,50 +268,38 @@ class Checkpoints:
       ValueError: if no committed step is whole, or if the newest whole one
         has other leaves than `target`.
     """
+    target = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), target
+    )
     broken = []
     for step in reversed(self.steps()):
       folder = self._directory / str(step)
-      tree = None
       if body := _verify(folder):
-        self._check_kinds(folder, body['kinds'], target)
-        abstract = jax.tree.map(
-          lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), target
-        )
+        _check_kinds(folder, body['kinds'], _kinds(target))
         tree = self._orbax.restore(
-          folder, args=ocp.args.StandardRestore(abstract)
+          folder, args=ocp.args.StandardRestore(target)
         )
-      if tree is None or _digest_tree(tree) != body['leaves']:
-        broken.append(step)
-        self._broken.add(step)
-        continue
+        if _digest_leaves(tree) == body['leaves']:
+          break
+      broken.append(step)
+      self._broken.add(step)
+    else:
       if broken:
-        logging.warning(
-          'Checkpoint(s) %s in %s are not whole (a checksum differs); going '
-          'on from step %d.',
-          ', '.join(map(str, broken)),
-          self._directory,
-          step,
-        )
-      return step, tree, body['extra']
-    if broken:
-      raise ValueError(
-        f'At least one checkpoint must be whole, got none of {broken} in '
-        f'{self._directory}: mend by moving that folder away, which starts '
-        'the training anew.'
-      )
-    return None
-
-  def _check_kinds(
-    self, folder: pathlib.Path, saved: dict[str, str], target: Any
-  ) -> None:
-    wanted = {name: _kind(leaf) for name, leaf in _leaves(target).items()}
-    for name in sorted(saved.keys() | wanted.keys()):
-      there, here = saved.get(name, 'absent'), wanted.get(name, 'absent')
-      if there != here:
         raise ValueError(
-          f'Checkpoint {folder} must be of this config, but {name} is {there} '
-          f'there and {here} here: mend with another --workdir.'
+          'At least one checkpoint must be whole, and of this version of '
+          f'Chimera, got none of {broken} in {self._directory}: fix it by '
+          'moving that folder away, which starts the training anew.'
         )
+      return None
+    if broken:
+      logging.warning(
+        'Checkpoint(s) %s in %s are not whole (a checksum differs); going on '
+        'from step %d.',
+        ', '.join(map(str, broken)),
+        self._directory,
+        step,
+      )
+    return step, tree, body['extra']
 
   def _prune(self, step: int, best: int | None) -> None:
     # Later steps were not whole, or this one would not be saved now; they are
@@ -262,3 +318,65 @@ class Checkpoints:
           shutil.rmtree(path)
         except OSError as e:
           logging.warning('%s stays, which is not needed: %s', path, e)
+
+
+def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    yield jax.tree_util.keystr(path), leaf
+
+
+def _kinds(tree: Any) -> dict[str, str]:
+  return {
+    name: f'{np.dtype(leaf.dtype)}{list(leaf.shape)}'
+    for name, leaf in _leaves(tree)
+  }
+
+
+def _digest_leaves(tree: Any) -> dict[str, str]:
+  return {name: disk.digest(leaf.tobytes()) for name, leaf in _leaves(tree)}
+
+
+def _digest_files(folder: pathlib.Path) -> dict[str, str]:
+  return {
+    path.relative_to(folder).as_posix(): disk.digest(path)
+    for path in sorted(folder.rglob('*'))
+    if path.is_file() and not path.name.startswith(_DIGESTS)
+  }
+
+
+def _verify(folder: pathlib.Path) -> dict[str, Any] | None:
+  """What `digests.json` says of a step, if all of it is as it was then."""
+  try:
+    body = disk.read_sealed(folder / _DIGESTS)
+    # A file manager's .DS_Store beside them harms nothing.
+    whole = body['files'].items() <= _digest_files(folder).items()
+  except (OSError, ValueError):
+    return None
+  return body if whole else None
+
+
+def _check_kinds(
+  folder: pathlib.Path, saved: dict[str, str], wanted: dict[str, str]
+) -> None:
+  for name in sorted(saved.keys() | wanted.keys()):
+    there, here = saved.get(name, 'absent'), wanted.get(name, 'absent')
+    if there != here:
+      raise ValueError(
+        f'Checkpoint {folder} must be of this config, but {name} is {there} '
+        f'there and {here} here: fix it with another --workdir.'
+      )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Orbax's tracebacks aside: what fails is raised too."""
+  logger = logging.get_absl_logger()
+
+  def is_ours(record: std_logging.LogRecord) -> bool:
+    return f'{os.sep}orbax{os.sep}' not in record.pathname
+
+  logger.addFilter(is_ours)
+  try:
+    yield
+  finally:
+    logger.removeFilter(is_ours)

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from chimera.clones import state as state_lib
+from chimera.optics import training
 from chimera.school import curriculum
 from chimera.school import lessons as lessons_lib
 from chimera.tokenizer import export
@@ -23,6 +24,13 @@ from chimera.tokenizer import export
 def is_exported(folder: str) -> bool:
   """Whether a folder holds an exported tokenizer rather than a workdir."""
   return os.path.exists(os.path.join(folder, export.META))
+
+
+def load_optics(folder: str) -> Any:
+  """The variables of the optics of an exported tokenizer or a workdir."""
+  if is_exported(folder):
+    return export.load(folder).parts.variables
+  return training.load_optics(folder)[1]
 
 
 def from_tokenizer(

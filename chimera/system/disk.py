@@ -8,19 +8,50 @@ from collections.abc import Iterator
 import contextlib
 import hashlib
 import json
+import lzma
 import os
 import pathlib
-from typing import Any
+import pickle
+import struct
+import tarfile
+import tokenize
+from typing import Any, BinaryIO
+import zipfile
+import zlib
 
 from absl import logging
 
+# What reading bytes raises that are not what their name claims: Pillow, NumPy,
+# pickle, zipfile and tarfile each let nearly all of these through.
+BROKEN = (
+  *(OSError, EOFError, MemoryError, ValueError, TypeError, AttributeError),
+  *(LookupError, ArithmeticError, AssertionError, SyntaxError),
+  RuntimeError,  # an encrypted zip, an unknown compression, deep recursion
+  *(lzma.LZMAError, zlib.error, zipfile.BadZipFile, tarfile.TarError),
+  *(pickle.UnpicklingError, struct.error, tokenize.TokenError),
+)
 
-def write(path: str | os.PathLike, data: bytes) -> None:
-  """Puts a file in place of what is there, once it is on the disk.
+
+def reason(error: BaseException) -> str:
+  """What an error says, in one line without its full stop."""
+  return ' '.join(str(error).split()).rstrip('.') or type(error).__name__
+
+
+def digest(source: bytes | str | os.PathLike) -> str:
+  """SHA-256 of bytes, or of a file's."""
+  if isinstance(source, bytes):
+    return hashlib.sha256(source).hexdigest()
+  with open(source, 'rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+  """A file to be filled, in place of what is there once it is on the disk.
 
   Args:
-    path: in a folder that exists; `{path}.tmp` is used meanwhile.
-    data: all of it.
+    path: in a folder that exists; `{path}.tmp` is used meanwhile, and is gone
+      again whatever ends the block.
 
   Raises:
     OSError: it could not be written, with its name; what was there still is.
@@ -29,7 +60,7 @@ def write(path: str | os.PathLike, data: bytes) -> None:
   temporary = path.with_name(f'{path.name}.tmp')
   try:
     with open(temporary, 'wb') as f:
-      f.write(data)
+      yield f
       f.flush()
       os.fsync(f.fileno())
     os.replace(temporary, path)
@@ -42,11 +73,21 @@ def write(path: str | os.PathLike, data: bytes) -> None:
       temporary.unlink()
 
 
+def write(path: str | os.PathLike, data: bytes) -> None:
+  """The same of what is in memory.
+
+  Raises:
+    OSError: see `writing`.
+  """
+  with writing(path) as f:
+    f.write(data)
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
   """The same of a value, for people to read, as UTF-8.
 
   Raises:
-    OSError: see `write`.
+    OSError: see `writing`.
   """
   write(path, json.dumps(value, indent=1).encode())
 
@@ -55,8 +96,9 @@ def write_sealed(path: str | os.PathLike, value: dict[str, Any]) -> None:
   """The same of a dictionary, with its SHA-256 as one more entry, `seal`.
 
   Raises:
-    OSError: see `write`.
+    OSError: see `writing`.
   """
+  value = json.loads(json.dumps(value))  # its keys as they will be read
   write_json(path, {**value, 'seal': _seal(value)})
 
 

@@ -21,7 +21,6 @@ Trainer, loaded export and artefacts run the same two functions, `encode` and
 
 from collections.abc import Callable
 import functools
-import hashlib
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -35,6 +34,7 @@ import safetensors
 import safetensors.numpy
 
 from chimera.clones import models
+from chimera.data import images
 from chimera.optics import modules as optics
 from chimera.optics import poincare
 from chimera.system import disk
@@ -76,7 +76,7 @@ def encode(parts: Parts, x_BxHxWxC: jax.Array) -> jax.Array:
   """
   if parts.optics is not None:
     if x_BxHxWxC.dtype == jnp.uint8:
-      x_BxHxWxC = x_BxHxWxC.astype(jnp.float32) / 127.5 - 1.0
+      x_BxHxWxC = images.to_float(x_BxHxWxC)
     x_BxHxWxC = parts.optics.apply(parts.variables, x_BxHxWxC, method='encode')
   x_BxHxWxC = poincare.normalize(x_BxHxWxC)
   # Fused across this line, rounding and with it a token in a million differed.
@@ -229,10 +229,10 @@ def save(
       'quantizer': quantizer.kind,
     },
     'optics': _fields(parts.optics) if parts.optics else None,
-    'codebook_digest': _digest(quantizer.language(params)),
+    'codebook_digest': disk.digest(quantizer.language(params)),
     'platforms': list(PLATFORMS),
     'came_from': came_from,
-    'files': {name: _digest(data) for name, data in files.items()},
+    'files': {name: disk.digest(data) for name, data in files.items()},
   }
   for name, data in files.items():
     disk.write(home / name, data)
@@ -260,7 +260,7 @@ def load(folder: str | os.PathLike) -> Tokenizer:
       raise ValueError(f'format {meta["format"]}, and this reads {FORMAT}')
     files = {name: (home / name).read_bytes() for name in meta['files']}
     for name, data in files.items():
-      if _digest(data) != meta['files'][name]:
+      if disk.digest(data) != meta['files'][name]:
         raise ValueError(f'{name} is not as it was written')
     tree = traverse_util.unflatten_dict(
       safetensors.numpy.load(files[WEIGHTS]), sep='/'
@@ -275,9 +275,7 @@ def load(folder: str | os.PathLike) -> Tokenizer:
       tree.get('optics'),
     )
     return Tokenizer(parts, meta)
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-    raise _broken(home, e) from e
-  except safetensors.SafetensorError as e:
+  except (safetensors.SafetensorError, *disk.BROKEN) as e:
     raise _broken(home, e) from e
 
 
@@ -304,9 +302,9 @@ def _lower(
     return bytes(exported.serialize())
 
   (batch,) = jax.export.symbolic_shape('b')
-  images = jax.ShapeDtypeStruct((batch, *input_shape), jnp.float32)
+  seen = jax.ShapeDtypeStruct((batch, *input_shape), jnp.float32)
   tokens = jax.ShapeDtypeStruct((batch, *grid), jnp.int32)
-  return [lower(encode, images), lower(decode, tokens)]
+  return [lower(encode, seen), lower(decode, tokens)]
 
 
 def _fields(module: Any) -> dict[str, Any]:
@@ -316,7 +314,3 @@ def _fields(module: Any) -> dict[str, Any]:
     for name in module.__dataclass_fields__
     if name not in ('parent', 'name')
   }
-
-
-def _digest(data: bytes) -> str:
-  return hashlib.sha256(data).hexdigest()

@@ -1,4 +1,4 @@
-"""A folder of images to tokens on disk, and back.
+"""A folder of images to tokens on disk.
 
 What `tokenize` leaves in its folder:
 
@@ -15,9 +15,8 @@ The work is streamed, a shard at a time: `tokens.partial.json` says after each
 what is done, and the same command goes on from there.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 import concurrent.futures
-import hashlib
 import io
 import itertools
 import os
@@ -27,10 +26,8 @@ from typing import Any, NamedTuple
 from absl import logging
 import ml_collections
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from chimera.data import images
-from chimera.optics import stage_1
 from chimera.system import disk, lock, progress
 from chimera.tokenizer import export
 
@@ -38,9 +35,6 @@ FORMAT = 1
 META = 'tokens.json'
 PARTIAL = 'tokens.partial.json'
 _AHEAD = 32  # photographs decoded before they are needed
-_BATCH = 64  # crops decoded at a time
-_TEXT = 15  # pixels, the height of a picture's letters
-_LEAST = 192  # pixels: smaller pictures are drawn larger
 
 
 class Tokens(NamedTuple):
@@ -72,7 +66,7 @@ def tokenize(
   """
   if not out:
     raise ValueError('tokenize needs a folder for its tokens: give --out=DIR.')
-  loaded = _open(tokenizer)
+  loaded = open_tokenizer(tokenizer)
   sources = images.list_sources(source, 'FOLDER')
   names = _names(source, sources)
   home = pathlib.Path(out)
@@ -87,7 +81,7 @@ def tokenize(
     'tokenizer_digest': loaded.meta['files'][export.WEIGHTS],
     'shard': config.tokens.shard,
     'order': 'photographs by path; within one, tiles row by row',
-    'names_digest': _digest('\n'.join(names).encode()),
+    'names_digest': disk.digest('\n'.join(names).encode()),
   }
   with lock.hold(home, '--out'):
     done = _begin(home, request)
@@ -111,9 +105,8 @@ def load(folder: str | os.PathLike) -> Tokens:
     parts = []
     for shard in meta['shards']:
       path = home / shard['file']
-      with open(path, 'rb') as f:
-        if hashlib.file_digest(f, 'sha256').hexdigest() != shard['sha256']:
-          raise ValueError(f'{shard["file"]} is not as it was written')
+      if disk.digest(path) != shard['sha256']:
+        raise ValueError(f'{shard["file"]} is not as it was written')
       parts.append(np.load(path, mmap_mode='r', allow_pickle=False))
     tokens = parts[0] if len(parts) == 1 else np.concatenate(parts)
     if tokens.shape != (meta['count'], *meta['grid']):
@@ -129,91 +122,6 @@ def load(folder: str | os.PathLike) -> Tokens:
       f'{home} does not hold whole tokens ({e}): tokenize anew into another '
       '--out.'
     ) from e
-
-
-def detokenize(folder: str, tokenizer: str, out: str) -> None:
-  """Draws tokens as PNGs in `out`, one a photograph, named after it.
-
-  Raises:
-    ValueError: no tokens, no tokenizer, or one of another codebook, or `out`
-      is in use.
-  """
-  if not out:
-    raise ValueError('detokenize needs a folder for its PNGs: give --out=DIR.')
-  loaded = _open(tokenizer)
-  tokens, meta = load(folder)
-  if meta['codebook_digest'] != loaded.codebook_digest:
-    raise ValueError(
-      f'The tokens in {folder} are of another codebook than {tokenizer}: give '
-      'the --tokenizer that made them.'
-    )
-  home = pathlib.Path(out)
-  decoded = _decode_each(loaded, tokens)
-  with (
-    lock.hold(home, '--out'),
-    progress.bar('Pictures', len(meta['sources'])) as report,
-  ):
-    for i, source in enumerate(meta['sources']):
-      rows, columns = source['rows'], source['columns']
-      tiles = np.stack(list(itertools.islice(decoded, rows * columns)))
-      picture = join(tiles, rows, columns)
-      if meta['crop'] == 'tiles':
-        picture = picture[: source['height'], : source['width']]
-      path = home / f'{source["file"]}.png'
-      if not path.resolve().is_relative_to(home.resolve()):
-        raise ValueError(
-          f'Pictures are drawn within {home}, got {source["file"]!r} in '
-          f'{folder}: rename that image and tokenize anew.'
-        )
-      path.parent.mkdir(parents=True, exist_ok=True)
-      _save(path, picture)
-      report(i + 1, '')
-  logging.info(
-    '%d picture(s) of %d crop(s) of %d pixels in %s.',
-    len(meta['sources']),
-    len(tokens),
-    loaded.image_size,
-    home,
-  )
-
-
-def reconstruct(paths: Sequence[str], tokenizer: str, out: str) -> None:
-  """Draws each image beside what comes back of it.
-
-  Raises:
-    ValueError: no tokenizer, or an image that is none or is too small.
-  """
-  loaded = _open(tokenizer)
-  home = pathlib.Path(out or 'reconstructions')
-  pictures = [images.load_photograph(path) for path in paths]
-  for path, picture in zip(paths, pictures):
-    _check_size(path, picture, loaded)
-  home.mkdir(parents=True, exist_ok=True)
-  for path, picture in zip(paths, pictures):
-    height, width = picture.shape[:2]
-    tiles, rows, columns = cut(picture, loaded.image_size)
-    optics, back = (
-      join(part, rows, columns)[:height, :width]
-      for part in _look_and_tokenize(loaded, tiles)
-    )
-    mse = np.mean((picture.astype(np.float64) - back) ** 2)
-    psnr = 10 * np.log10(255**2 / max(mse, 1e-9))
-    whole = height % loaded.image_size == width % loaded.image_size == 0
-    name = os.path.basename(path).removeprefix(images.BUNDLED)
-    target = home / f'{name}.png'
-    _save(target, _beside(picture, optics, back))
-    logging.info(
-      '%s: %d x %d pixels, %d x %d tiles of %d%s; PSNR %.2f dB; see %s',
-      path,
-      width,
-      height,
-      columns,
-      rows,
-      loaded.image_size,
-      '' if whole else ', mirrored beyond the right and lower edge',
-      psnr,
-      target,
-    )
 
 
 def cut(picture: np.ndarray, size: int) -> tuple[np.ndarray, int, int]:
@@ -236,7 +144,12 @@ def join(tiles: np.ndarray, rows: int, columns: int) -> np.ndarray:
   return tiles.transpose(0, 2, 1, 3, 4).reshape(rows * size, columns * size, 3)
 
 
-def _open(tokenizer: str) -> export.Tokenizer:
+def open_tokenizer(tokenizer: str) -> export.Tokenizer:
+  """An exported tokenizer of images.
+
+  Raises:
+    ValueError: it is of path_params, or there is none.
+  """
   loaded = export.load(tokenizer)
   if loaded.parts.optics is None:
     raise ValueError(
@@ -246,9 +159,14 @@ def _open(tokenizer: str) -> export.Tokenizer:
   return loaded
 
 
-def _check_size(
+def check_size(
   path: str, picture: np.ndarray, loaded: export.Tokenizer
 ) -> None:
+  """Refuses a picture without a cell.
+
+  Raises:
+    ValueError: it is smaller.
+  """
   height, width = picture.shape[:2]
   cell = loaded.parts.optics.cell
   if min(height, width) < cell:
@@ -345,14 +263,14 @@ def _stream(
       disk.write_sealed(home / PARTIAL, done)
     disk.write(home / file, data)
     done['shards'].append(
-      {'file': file, 'count': count, 'sha256': _digest(data)}
+      {'file': file, 'count': count, 'sha256': disk.digest(data)}
     )
     done['count'] += count
     settle()
     disk.write_sealed(home / PARTIAL, done)
 
   with progress.bar('Photographs', len(sources)) as report:
-    for part in _encode_each(loaded, crops(), batch_size):
+    for part in encode_each(loaded, crops(), batch_size):
       waiting.append(part)
       while sum(map(len, waiting)) >= done['shard']:
         close(done['shard'])
@@ -399,7 +317,7 @@ def _read_ahead(
   def read(path: str) -> tuple[np.ndarray, dict[str, int]]:
     try:
       picture = images.load_photograph(path)
-      _check_size(path, picture, loaded)
+      check_size(path, picture, loaded)
     except ValueError as e:
       logging.debug('%s', e)
       return np.empty((0, size, size, 3), np.uint8), {}
@@ -423,12 +341,12 @@ def _read_ahead(
         waiting.append(pool.submit(read, path))
 
 
-def _encode_each(
+def encode_each(
   loaded: export.Tokenizer, crops: Iterable[np.ndarray], batch_size: int
 ) -> Iterator[np.ndarray]:
   """Tokens (n, h, w), a batch at a time, the next one computed meanwhile."""
   waiting = None
-  for batch, count in _batches(crops, batch_size):
+  for batch, count in batches(crops, batch_size):
     tokens = loaded.encode(batch)
     if waiting is not None:
       yield np.asarray(waiting[0])[: waiting[1]]
@@ -437,15 +355,7 @@ def _encode_each(
     yield np.asarray(waiting[0])[: waiting[1]]
 
 
-def _decode_each(
-  loaded: export.Tokenizer, tokens_Nxhxw: Iterable[np.ndarray]
-) -> Iterator[np.ndarray]:
-  """The crops (S, S, 3), uint8, one by one."""
-  for batch, count in _batches(tokens_Nxhxw, _BATCH):
-    yield from images.to_uint8(loaded.decode(batch.astype(np.int32)))[:count]
-
-
-def _batches(
+def batches(
   rows: Iterable[np.ndarray], size: int
 ) -> Iterator[tuple[np.ndarray, int]]:
   """(batch, rows in it), filled up to one size, lest it compile again."""
@@ -455,45 +365,7 @@ def _batches(
     yield np.stack([*part, *filling]), len(part)
 
 
-def _look_and_tokenize(
-  loaded: export.Tokenizer, tiles: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """What the optics alone make of crops, and what the tokenizer does."""
-  model, variables = loaded.parts.optics, loaded.parts.variables
-  paths = stage_1.encode_images(model, variables, tiles, _BATCH)
-  seen = stage_1.decode_paths(model, variables, paths, _BATCH)
-  tokens = np.concatenate(list(_encode_each(loaded, tiles, _BATCH)))
-  return images.to_uint8(seen), np.stack(list(_decode_each(loaded, tokens)))
-
-
-def _beside(*pictures: np.ndarray) -> np.ndarray:
-  """The three next to each other under their names; small ones enlarged."""
-  scale = max(1, -(-_LEAST // min(pictures[0].shape[:2])))
-  pictures = [p.repeat(scale, axis=0).repeat(scale, axis=1) for p in pictures]
-  height, width = pictures[0].shape[:2]
-  step, header = width + 4, _TEXT + 8
-  canvas = Image.new('RGB', (3 * step - 4, header + height), 'white')
-  pen = ImageDraw.Draw(canvas)
-  font = ImageFont.load_default(size=_TEXT)
-  names = ('original', 'optics alone', 'tokenizer')
-  for i, (name, picture) in enumerate(zip(names, pictures)):
-    middle = (i * step + width // 2, header // 2)
-    pen.text(middle, name, 'black', font, anchor='mm')
-    canvas.paste(Image.fromarray(picture), (i * step, header))
-  return np.asarray(canvas)
-
-
-def _save(path: pathlib.Path, picture: np.ndarray) -> None:
-  buffer = io.BytesIO()
-  Image.fromarray(picture).save(buffer, format='PNG')
-  disk.write(path, buffer.getvalue())
-
-
 def _npy(x: np.ndarray) -> bytes:
   buffer = io.BytesIO()
   np.save(buffer, x, allow_pickle=False)
   return buffer.getvalue()
-
-
-def _digest(data: bytes) -> str:
-  return hashlib.sha256(data).hexdigest()

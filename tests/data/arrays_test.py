@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from chimera.data import arrays
+from chimera.system import disk
 
 
 def _npy(shape, data, descr='<f4'):
@@ -44,7 +45,7 @@ def test_a_header_that_lies_takes_no_memory(tmp_path, data, complaint, suffix):
   else:
     with zipfile.ZipFile(path, 'w') as file:
       file.writestr('latents.npy', data)
-  with pytest.raises(arrays.BROKEN, match=complaint):
+  with pytest.raises(disk.BROKEN, match=complaint):
     arrays.read(str(path))
 
 
@@ -104,6 +105,6 @@ def test_mutated_files_are_read_or_broken(tmp_path):
       path.write_bytes(data)
       try:
         arrays.read(str(path))
-      except arrays.BROKEN:
+      except disk.BROKEN:
         refused += 1
     assert refused > 100

@@ -1,32 +1,15 @@
-"""Images in: crops, splits, modes and colour range; and path_params let in."""
+"""Images in: what people see, the colour range; and path_params let in."""
 
-import collections
-import csv
 import fractions
 import os
-import pathlib
 import pickle
-import shutil
-import struct
-import tarfile
-import zipfile
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
 
 from chimera.data import images
-
-PLAN = {
-  'held_out_source': '',
-  'held_out_fraction': 0.25,
-  'image_size': 16,
-  'train_count': 40,
-  'held_out_count': 10,
-  'crop': 'random',
-  'max_scale': 3.0,
-  'seed': 0,
-}
 
 
 def _noise(seed, height=60, width=50):
@@ -34,231 +17,10 @@ def _noise(seed, height=60, width=50):
   return rng.integers(0, 256, (height, width, 3), np.uint8)
 
 
-@pytest.fixture
-def folder(tmp_path):
-  """Eight photographs, some of them deeper, and a text beside them."""
-  home = tmp_path / 'folder'
-  (home / 'deep' / 'er').mkdir(parents=True)
-  for i in range(8):
-    where = home / ('', 'deep', 'deep/er')[i % 3]
-    Image.fromarray(_noise(i)).save(where / f'photo{i}.png')
-  (home / 'notes.txt').write_text('not an image')
-  return home
-
-
-def _sources(crops):
-  return {crop.source for crop in crops}
-
-
-def test_a_whole_crop_is_the_centered_square_of_each_photograph_once(folder):
-  plan = images.plan_crops(str(folder), **{**PLAN, 'crop': 'whole'})
-  assert len(plan.train) == len(_sources(plan.train)) == 6
-  assert len(plan.held_out) == len(_sources(plan.held_out)) == 2
-  assert not _sources(plan.train) & _sources(plan.held_out)
-  # 60 x 50 pixels.
-  assert {crop[1:] for crop in plan.train} == {(5, 0, 50)}
-  fewer = {**PLAN, 'crop': 'whole', 'train_count': 4}
-  assert images.plan_crops(str(folder), **fewer).train == plan.train[:4]
-
-
-def test_the_bundled_photographs_are_all_in_the_wheel_and_split():
-  plan = images.plan_crops('photos', **PLAN)
-  assert plan.skipped == []
-  assert len(plan.train) == 40
-  assert len(plan.held_out) == 10
-  # A quarter of the 16 photographs.
-  assert len(_sources(plan.held_out)) == 4
-  assert len(_sources(plan.train)) == 12
-  assert _sources(plan.train).isdisjoint(_sources(plan.held_out))
-
-
 def test_no_two_bundled_photographs_share_a_scene():
   assert 'motorcycle_left.png' in images.PHOTOGRAPHS
   assert 'motorcycle_right.png' not in images.PHOTOGRAPHS
   assert len(set(images.PHOTOGRAPHS)) == len(images.PHOTOGRAPHS)
-
-
-def test_a_folder_is_searched_deeply_and_split_by_photograph(folder):
-  plan = images.plan_crops(str(folder), **PLAN)
-  everything = _sources(plan.train) | _sources(plan.held_out)
-  assert {os.path.basename(s) for s in everything} == {
-    f'photo{i}.png' for i in range(8)
-  }
-  assert _sources(plan.train).isdisjoint(_sources(plan.held_out))
-  assert len(_sources(plan.held_out)) == 2
-  assert all(os.path.isabs(s) for s in everything)
-
-
-def test_the_plan_is_a_function_of_the_seed(folder):
-  plan = images.plan_crops(str(folder), **PLAN)
-  assert images.plan_crops(str(folder), **PLAN) == plan
-  others = [
-    images.plan_crops(str(folder), **{**PLAN, 'seed': s}) for s in range(1, 6)
-  ]
-  assert all(other.train != plan.train for other in others)
-  # The split moves too, not the crops alone.
-  assert len({frozenset(_sources(p.held_out)) for p in (plan, *others)}) > 1
-
-
-def test_the_plan_does_not_depend_on_the_order_of_the_listing(
-  folder, monkeypatch
-):
-  plan = images.plan_crops(str(folder), **PLAN)
-  walk = os.walk
-  monkeypatch.setattr(
-    os,
-    'walk',
-    lambda top: reversed([(d, s, n[::-1]) for d, s, n in walk(top)]),
-  )
-  assert images.plan_crops(str(folder), **PLAN) == plan
-
-
-def test_the_plan_does_not_depend_on_names_and_places(folder, tmp_path):
-  moved = tmp_path / 'moved'
-  moved.mkdir()
-  for i, path in enumerate(sorted(folder.rglob('*.png'), reverse=True)):
-    shutil.copy(path, moved / f'{i}.png')
-  plans = [images.plan_crops(str(f), **PLAN) for f in (folder, moved)]
-  windows = [[crop[1:] for crop in plan.train] for plan in plans]
-  assert windows[0] == windows[1]
-  pixels = [images.read_crops(plan.held_out, image_size=16) for plan in plans]
-  np.testing.assert_array_equal(*pixels)
-
-
-def test_a_copy_of_a_photograph_never_reaches_the_other_side(folder):
-  for path in list(folder.rglob('*.png')):
-    shutil.copy(path, path.with_name('copy_' + path.name))
-  for seed in range(5):
-    plan = images.plan_crops(str(folder), **{**PLAN, 'seed': seed})
-    sides = [
-      {pathlib.Path(s).read_bytes() for s in _sources(crops)}
-      for crops in (plan.train, plan.held_out)
-    ]
-    assert sides[0].isdisjoint(sides[1])
-    assert [len(side) for side in sides] == [6, 2]
-
-
-def test_crops_spread_evenly_over_photographs(folder):
-  plan = images.plan_crops(str(folder), **{**PLAN, 'train_count': 45})
-  counts = collections.Counter(crop.source for crop in plan.train)
-  assert sorted(counts.values()) == [7, 7, 7, 8, 8, 8]
-  # Those of one photograph stand together, so that it is decoded once.
-  runs = [s for i, (s, *_) in enumerate(plan.train)
-          if i == 0 or plan.train[i - 1].source != s]  # fmt: skip
-  assert len(runs) == len(set(runs))
-
-
-def test_fewer_crops_than_photographs_are_of_as_many_photographs(folder):
-  plan = images.plan_crops(str(folder), **{**PLAN, 'train_count': 4})
-  assert len(plan.train) == len(_sources(plan.train)) == 4
-
-
-def test_crops_lie_inside_and_take_every_side_there_is(folder):
-  plan = images.plan_crops(str(folder), **{**PLAN, 'train_count': 3000})
-  sizes = {crop.size for crop in plan.train}
-  # 60 x 50: from image_size to 3 * 16 = 48, which the short side reaches.
-  assert sizes == set(range(16, 49))
-  assert min(crop.top for crop in plan.train) == 0
-  assert max(crop.top + crop.size for crop in plan.train) == 60
-  assert max(crop.left + crop.size for crop in plan.train) == 50
-  assert np.mean([c.size for c in plan.train]) == pytest.approx(32, abs=0.6)
-
-
-def test_a_photograph_smaller_than_a_crop_gives_its_greatest_square(tmp_path):
-  for i in range(2):
-    Image.fromarray(_noise(i, 9, 12)).save(tmp_path / f'{i}.png')
-  plan = images.plan_crops(str(tmp_path), **PLAN)
-  assert {crop.size for crop in plan.train} == {9}
-  assert images.read_crops(plan.train, image_size=16).shape == (40, 16, 16, 3)
-
-
-def test_held_out_source_is_held_out_whole(folder, tmp_path):
-  other = tmp_path / 'other'
-  other.mkdir()
-  for i in range(3):
-    Image.fromarray(_noise(100 + i)).save(other / f'{i}.png')
-  plan = images.plan_crops(
-    str(folder), **{**PLAN, 'held_out_source': str(other)}
-  )
-  assert len(_sources(plan.train)) == 8
-  assert _sources(plan.held_out) == {str(p) for p in other.iterdir()}
-
-
-def test_a_held_out_photograph_is_not_trained_on(folder, tmp_path):
-  other = tmp_path / 'other'
-  other.mkdir()
-  Image.fromarray(_noise(100)).save(other / 'new.png')
-  shutil.copy(folder / 'photo0.png', other / 'seen.png')
-  plan = images.plan_crops(
-    str(folder), **{**PLAN, 'held_out_source': str(other)}
-  )
-  assert str(folder / 'photo0.png') not in _sources(plan.train)
-  assert len(_sources(plan.train)) == 7
-
-
-def test_a_held_out_source_that_is_the_source_is_refused(folder):
-  with pytest.raises(ValueError, match=r'held_out_source'):
-    images.plan_crops(str(folder), **{**PLAN, 'held_out_source': str(folder)})
-
-
-def test_corrupt_images_among_many_are_skipped_and_counted(folder, warnings):
-  whole = (folder / 'photo0.png').read_bytes()
-  (folder / 'a_truncated.png').write_bytes(whole[: len(whole) // 2])
-  (folder / 'b_text.jpg').write_text('not a JPEG')
-  (folder / 'c_empty.webp').write_bytes(b'')
-  plan = images.plan_crops(str(folder), **PLAN)
-  assert [os.path.basename(s) for s in plan.skipped] == [
-    'a_truncated.png',
-    'b_text.jpg',
-    'c_empty.webp',
-  ]
-  assert len(_sources(plan.train) | _sources(plan.held_out)) == 8
-  (line,) = warnings
-  assert '3 unreadable' in line
-  assert 'a_truncated.png' in line
-
-
-def test_a_corrupt_image_does_not_move_the_crops_of_the_others(folder):
-  plan = images.plan_crops(str(folder), **PLAN)
-  (folder / 'broken.png').write_bytes(b'\x89PNG\r\n\x1a\n')
-  assert images.plan_crops(str(folder), **PLAN)[:2] == plan[:2]
-
-
-def test_a_decompression_bomb_is_skipped(folder, monkeypatch):
-  Image.new('1', (300, 300)).save(folder / 'bomb.png')
-  monkeypatch.setattr(images, 'MAX_PIXELS', 300 * 300 - 1)
-  plan = images.plan_crops(str(folder), **PLAN)
-  assert [os.path.basename(s) for s in plan.skipped] == ['bomb.png']
-
-
-def test_a_header_of_a_terapixel_is_skipped(folder):
-  png = (folder / 'photo0.png').read_bytes()
-  size = struct.pack('>II', 2**20, 2**20)
-  (folder / 'huge.png').write_bytes(png[:16] + size + png[24:])
-  plan = images.plan_crops(str(folder), **PLAN)
-  assert [os.path.basename(s) for s in plan.skipped] == ['huge.png']
-
-
-def test_what_only_looks_like_an_image_in_the_listing_is_no_trouble(folder):
-  plan = images.plan_crops(str(folder), **PLAN)
-  (folder / 'folder.png').mkdir()
-  (folder / 'loop').symlink_to(folder)
-  os.mkfifo(folder / 'pipe.png')  # whoever opens it waits for ever
-  (folder / 'nowhere.png').symlink_to(folder / 'gone.png')
-  again = images.plan_crops(str(folder), **PLAN)
-  assert again[:2] == plan[:2]
-  assert [os.path.basename(s) for s in again.skipped] == [
-    'nowhere.png',
-    'pipe.png',
-  ]
-
-
-def test_photographs_that_are_enlarged_are_counted(folder, warnings):
-  Image.fromarray(_noise(50, 3, 90)).save(folder / 'thin.png')
-  images.plan_crops(str(folder), **PLAN)
-  (line,) = warnings
-  assert '1 of 9 photographs are smaller than image_size = 16' in line
-  assert 'from 3 pixels' in line
 
 
 @pytest.mark.parametrize('suffix', ['png', 'jpg', 'webp', 'bmp', 'tiff', 'gif'])
@@ -284,99 +46,6 @@ def test_a_mutated_image_is_read_or_is_one_line(tmp_path, suffix):
       assert seen.dtype == np.uint8
 
 
-def _pack(folder, path):
-  """The same files under other names, in another order."""
-  files = sorted(folder.rglob('*.*'), reverse=True)
-  if path.suffix == '.zip':
-    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
-      for i, file in enumerate(files):
-        archive.write(file, f'../../inner/{i}!{file.name}')
-      archive.writestr('__MACOSX/._a.png', b'of macOS')
-      archive.writestr('inner.zip', b'another archive')
-  else:
-    with tarfile.open(path, 'w') as archive:
-      for i, file in enumerate(files):
-        archive.add(file, f'../../inner/{i}!{file.name}')
-      link = tarfile.TarInfo('link.png')
-      link.type, link.linkname = tarfile.SYMTYPE, '/etc/passwd'
-      archive.addfile(link)
-
-
-@pytest.mark.parametrize('suffix', ['zip', 'tar', 'ZIP'])
-def test_an_archive_is_split_and_cropped_as_the_folder_of_its_files(
-  folder, tmp_path, suffix
-):
-  path = tmp_path / f'photos.{suffix.lower()}'
-  _pack(folder, path)
-  path = path.rename(tmp_path / f'photos.{suffix}')
-  a, b = (images.plan_crops(str(p), **PLAN) for p in (folder, path))
-  assert b.skipped == []
-  for ours, theirs in ((a.train, b.train), (a.held_out, b.held_out)):
-    assert [c[1:] for c in ours] == [c[1:] for c in theirs]
-    np.testing.assert_array_equal(
-      images.read_crops(ours, image_size=16),
-      images.read_crops(theirs, image_size=16),
-    )
-  # A row of the manifest leads to the member.
-  source = b.train[0].source
-  assert source.startswith(f'{path}!../../inner/')
-  assert source.endswith(os.path.basename(a.train[0].source))
-  assert not (tmp_path.parent / 'inner').exists()
-
-
-def test_an_archive_can_be_held_out(folder, tmp_path):
-  path = tmp_path / 'other.zip'
-  with zipfile.ZipFile(path, 'w') as archive:
-    archive.write(folder / 'photo0.png', 'seen.png')
-  plan = images.plan_crops(
-    str(folder), **{**PLAN, 'held_out_source': str(path)}
-  )
-  assert _sources(plan.held_out) == {f'{path}!seen.png'}
-  assert str(folder / 'photo0.png') not in _sources(plan.train)
-
-
-def test_file_names_that_are_not_utf_8_come_back_from_the_manifest(tmp_path):
-  name = os.fsdecode(b'/photos/caf\xe9\n.png')
-  crop = images.Crop(name, 0, 0, 1)
-  images.write_manifest(tmp_path / 'm.csv', [crop], [1.0])
-  assert images.read_manifest(tmp_path / 'm.csv')[0] == [crop]
-
-
-def test_progress_counts_every_file(folder):
-  seen = []
-  images.plan_crops(
-    str(folder), **PLAN, progress=lambda done, total: seen.append((done, total))
-  )
-  assert seen == [(i, 8) for i in range(1, 9)]
-
-
-@pytest.mark.parametrize(
-  ('make', 'complaint'),
-  [
-    (lambda home: None, r'no such folder.*--config\.data\.source'),
-    (lambda home: home.write_text('x'), r'no such folder'),
-    (lambda home: home.mkdir(), r'No readable image.*--config\.data\.source'),
-    (
-      lambda home: (home.mkdir(), (home / 'a.png').write_text('x')),
-      r'No readable image.*all 1',
-    ),
-    (
-      lambda home: (
-        home.mkdir(),
-        Image.fromarray(_noise(0)).save(home / 'a.png'),
-      ),
-      r'at least 2 different.*--config\.data\.held_out_source',
-    ),
-  ],
-)
-def test_a_source_that_cannot_be_used_is_one_line(tmp_path, make, complaint):
-  home = tmp_path / 'home'
-  make(home)
-  with pytest.raises(ValueError, match=complaint) as e:
-    images.plan_crops(str(home), **PLAN)
-  assert '\n' not in str(e.value)
-
-
 def test_exif_rotation_is_applied(tmp_path):
   # Stored lying down, marked "rotate 90 degrees clockwise to show" (6).
   stored = np.zeros((20, 30, 3), np.uint8)
@@ -390,16 +59,6 @@ def test_exif_rotation_is_applied(tmp_path):
   shown = np.zeros((30, 20, 3), np.uint8)
   shown[:10, 10:] = (255, 0, 0)  # top right as shown
   np.testing.assert_array_equal(seen, shown)
-
-
-def test_crops_are_measured_after_the_rotation(tmp_path):
-  for i in range(2):
-    exif = Image.Exif()
-    exif[0x0112] = 8
-    Image.fromarray(_noise(i, 20, 90)).save(tmp_path / f'{i}.png', exif=exif)
-  plan = images.plan_crops(str(tmp_path), **{**PLAN, 'train_count': 200})
-  assert max(crop.top for crop in plan.train) > 20
-  images.read_crops(plan.train, image_size=16)
 
 
 def _save(path, array, mode, **options):
@@ -469,67 +128,11 @@ def test_a_transparent_palette_color_becomes_white(tmp_path):
   np.testing.assert_array_equal(seen[0], [(10, 20, 30), (255, 255, 255)])
 
 
-@pytest.mark.parametrize('suffix', ['jpg', 'webp', 'bmp', 'tiff', 'PNG'])
-def test_the_formats_people_have_are_read(tmp_path, suffix):
-  for i in range(2):
-    flat = np.full((20, 20, 3), (200, 100, 50 * i), np.uint8)
-    Image.fromarray(flat).save(tmp_path / f'{i}.{suffix}')
-  plan = images.plan_crops(str(tmp_path), **PLAN)
-  pixels = images.read_crops(plan.train, image_size=16)
-  np.testing.assert_allclose(
-    pixels[..., :2].astype(int) - [200, 100], 0, atol=3
-  )
-
-
 def test_what_is_not_an_image_is_one_line(tmp_path):
   (tmp_path / 'a.png').write_text('not\nan image')
   with pytest.raises(ValueError, match=r'a\.png is not a readable image') as e:
     images.load_photograph(str(tmp_path / 'a.png'))
   assert '\n' not in str(e.value)
-
-
-def test_crops_come_back_in_order_and_exact_where_nothing_is_resized(folder):
-  names = [str(folder / 'photo0.png'), str(folder / 'photo3.png')]
-  crops = [
-    images.Crop(names[1], 3, 4, 16),
-    images.Crop(names[0], 0, 0, 16),
-    images.Crop(names[1], 44, 34, 16),
-  ]
-  pixels = images.read_crops(crops, image_size=16)
-  assert pixels.dtype == np.uint8
-  np.testing.assert_array_equal(pixels[0], _noise(3)[3:19, 4:20])
-  np.testing.assert_array_equal(pixels[1], _noise(0)[:16, :16])
-  np.testing.assert_array_equal(pixels[2], _noise(3)[44:, 34:])
-
-
-def test_a_photograph_is_decoded_once_a_call(folder, monkeypatch):
-  decoded = []
-  load = images.load_photograph
-  monkeypatch.setattr(
-    images, 'load_photograph', lambda s: decoded.append(s) or load(s)
-  )
-  a, b = str(folder / 'photo0.png'), str(folder / 'photo3.png')
-  crops = [images.Crop(s, 0, 0, 20) for s in (a, b, a, b)]
-  images.read_crops(crops, image_size=16)
-  assert sorted(decoded) == sorted((a, b))
-
-
-def test_resizing_is_antialiased_and_stays_inside_the_window(tmp_path):
-  # A checkerboard of single pixels averages to gray; outside it is white.
-  board = np.full((64, 64, 3), 255, np.uint8)
-  rows, columns = np.indices((32, 32))
-  board[:32, :32] = np.where((rows + columns) % 2, 200, 0)[..., None]
-  Image.fromarray(board).save(tmp_path / 'a.png')
-  crop = images.Crop(str(tmp_path / 'a.png'), 0, 0, 32)
-  pixels = images.read_crops([crop], image_size=8)
-  np.testing.assert_allclose(pixels, 100, atol=12)
-
-
-def test_a_crop_that_its_photograph_no_longer_holds_is_refused(folder):
-  path = str(folder / 'photo0.png')
-  Image.fromarray(_noise(0, 20, 20)).save(path)
-  with pytest.raises(ValueError, match=r'no longer holds.*20 x 20'):
-    images.read_crops([images.Crop(path, 10, 10, 16)], image_size=16)
 
 
 def test_all_256_values_survive_the_models_range():
@@ -541,6 +144,8 @@ def test_all_256_values_survive_the_models_range():
   exact = [float(fractions.Fraction(2 * v, 255) - 1) for v in range(256)]
   np.testing.assert_allclose(x, exact, atol=1.2e-7)
   np.testing.assert_array_equal(images.to_uint8(x), values)
+  compiled = jax.jit(images.to_float)(values)
+  np.testing.assert_allclose(compiled, exact, atol=1.2e-7)
 
 
 def test_to_uint8_rounds_and_clips():
@@ -555,53 +160,6 @@ def test_the_color_range_is_asserted():
     images.to_float(np.zeros(3, np.float32))
   with pytest.raises(ValueError, match='floats'):
     images.to_uint8(np.zeros(3, np.uint8))
-
-
-def test_the_manifest_traces_every_sample(tmp_path):
-  crops = [
-    images.Crop('/a, "quoted"\nname.png', 1, 2, 64),
-    images.Crop('skimage:coffee.png', 3, 4, 65),
-  ]
-  path = tmp_path / 'manifest.csv'
-  images.write_manifest(path, crops, np.float32([0.125, 1 / 3]))
-  with open(path, newline='') as f:
-    rows = list(csv.DictReader(f))
-  assert list(rows[0]) == (
-    ['sample_index', 'complexity_score', 'source', 'top', 'left', 'size']
-  )
-  assert rows[1]['sample_index'] == '1'
-  assert rows[1]['source'] == 'skimage:coffee.png'
-  read, scores = images.read_manifest(path)
-  assert read == crops
-  np.testing.assert_array_equal(scores, np.float32([0.125, 1 / 3]))
-  assert os.listdir(tmp_path) == ['manifest.csv']
-
-
-def test_a_manifest_that_fails_half_way_leaves_the_old_one(tmp_path):
-  path = tmp_path / 'manifest.csv'
-  crop = images.Crop('a', 0, 0, 1)
-  images.write_manifest(path, [crop], [1.0])
-  before = path.read_bytes()
-  with pytest.raises(ValueError, match='shorter'):
-    images.write_manifest(path, [crop, crop], [1.0])
-  assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-  'text',
-  [
-    '',
-    'a,b\n',
-    ','.join(images.MANIFEST_HEADER) + '\n1,0.5,a,0,0,64\n',
-    ','.join(images.MANIFEST_HEADER) + '\n0,0.5,a,0,0\n',
-    ','.join(images.MANIFEST_HEADER) + '\n0,0.5,a,0,x,64\n',
-  ],
-)
-def test_what_is_not_a_manifest_is_refused(tmp_path, text):
-  path = tmp_path / 'manifest.csv'
-  path.write_text(text)
-  with pytest.raises(ValueError, match=r'not a manifest.*prepare-curriculum'):
-    images.read_manifest(path)
 
 
 def _latents(n=6):

@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, what is refused, what a crash leaves."""
+"""Checkpoints: what comes back, is refused, bound to; what a crash leaves."""
 
 import errno
 import json
@@ -19,7 +19,10 @@ import numpy as np
 import optax
 import pytest
 
+from chimera.clones import state as state_lib
 from chimera.run import checkpoint
+from chimera.system import disk, preemption
+from tests import tiny
 
 
 class Agent(NamedTuple):
@@ -69,16 +72,16 @@ def _largest(folder: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.fixture
-def two(tmp_path) -> checkpoint.Checkpoints:
+def two(tmp_path) -> checkpoint.Steps:
   """Steps 10 and 20 in tmp_path."""
-  checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
+  checkpoints = checkpoint.Steps(tmp_path, keep=2)
   checkpoints.save(10, _state(1), {'n': 1})
   checkpoints.save(20, _state(2), {'n': 2})
   return checkpoints
 
 
 def test_a_state_comes_back_bit_for_bit_with_its_structure(tmp_path):
-  checkpoints = checkpoint.Checkpoints(tmp_path / 'new', keep=1)
+  checkpoints = checkpoint.Steps(tmp_path / 'new', keep=1)
   assert checkpoints.latest() is None
   assert checkpoints.restore(_state()) is None
   extra = {'seconds': 0.1, 'order': {2: 'b', 10: 'a'}}
@@ -95,7 +98,7 @@ def test_a_state_comes_back_bit_for_bit_with_its_structure(tmp_path):
 
 
 def test_the_newest_are_kept(tmp_path):
-  checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
+  checkpoints = checkpoint.Steps(tmp_path, keep=2)
   for step in (5, 10, 100):
     checkpoints.save(step, _state(step), {})
   assert checkpoints.steps() == [10, 100]
@@ -107,7 +110,7 @@ def test_the_newest_are_kept(tmp_path):
 
 
 def test_the_best_is_kept_beside_them(tmp_path):
-  checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
+  checkpoints = checkpoint.Steps(tmp_path, keep=1)
   for step, best in ((5, 5), (10, 5), (15, 5), (20, 20), (25, 20)):
     checkpoints.save(step, _state(step), {}, best)
   assert checkpoints.steps() == [20, 25]
@@ -136,7 +139,7 @@ def test_saving_a_step_twice_is_an_error(two):
 
 def test_keep_must_be_at_least_1(tmp_path):
   with pytest.raises(ValueError, match=r'--config\.train\.keep'):
-    checkpoint.Checkpoints(tmp_path, keep=0)
+    checkpoint.Steps(tmp_path, keep=0)
 
 
 @pytest.mark.parametrize('which', ['largest', 'digests.json', '_METADATA'])
@@ -193,7 +196,7 @@ def test_a_leaf_that_changed_before_it_was_written_is_noticed(two, tmp_path):
   body = checkpoint._verify(folder)
   name = next(name for name in body['leaves'] if 'kernel' in name)
   body['leaves'][name] = '0' * 64
-  checkpoint._commit(folder, body)
+  disk.write_sealed(folder / 'digests.json', body)
   assert two.restore(_state())[0] == 10
 
 
@@ -222,7 +225,7 @@ def test_with_no_whole_step_training_does_not_start_over_in_silence(
 ):
   for step in ('10', '20'):
     _flip_a_bit(_largest(tmp_path / step))
-  with pytest.raises(ValueError, match='mend by moving') as e:
+  with pytest.raises(ValueError, match='by moving that folder away') as e:
     two.restore(_state())
   assert '\n' not in str(e.value)
 
@@ -256,8 +259,11 @@ def test_another_config_is_refused_in_one_line(two):
 _KILLED = """
 import sys
 import numpy as np
+from chimera.clones import state as state_lib
 from chimera.run import checkpoint
-checkpoints = checkpoint.Checkpoints(sys.argv[1], keep=2)
+from chimera.system import disk, preemption
+from tests import tiny
+checkpoints = checkpoint.Steps(sys.argv[1], keep=2)
 for step in range(1000):
   tree = {'x': np.full((64, 1024), step, np.float32)}
   checkpoints.save(step, tree, {})
@@ -276,7 +282,7 @@ def test_kill_9_leaves_a_whole_step(tmp_path):
   child.send_signal(signal.SIGKILL)
   child.wait()
   child.stdout.close()
-  checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
+  checkpoints = checkpoint.Steps(tmp_path, keep=2)
   step, tree, _ = checkpoints.restore(
     {'x': jax.ShapeDtypeStruct((64, 1024), np.float32)}
   )
@@ -285,12 +291,147 @@ def test_kill_9_leaves_a_whole_step(tmp_path):
 
 
 def test_importing_it_does_not_import_tensorflow():
-  code = "import sys, chimera.checkpoint; sys.exit('tensorflow' in sys.modules)"
+  code = (
+    "import sys, chimera.run.checkpoint; sys.exit('tensorflow' in sys.modules)"
+  )
   root = pathlib.Path(__file__).parents[2]
   subprocess.run([sys.executable, '-c', code], check=True, cwd=root)
 
 
 def test_the_digests_name_every_leaf(two, tmp_path):
   sealed = json.loads((tmp_path / '20' / 'digests.json').read_text())
-  assert sealed['body']['kinds']['.step'] == 'int32[]'
-  assert len(sealed['body']['leaves']) == len(jax.tree.leaves(_state()))
+  assert sealed['kinds']['.step'] == 'int32[]'
+  assert len(sealed['leaves']) == len(jax.tree.leaves(_state()))
+
+
+@pytest.fixture(scope='module')
+def config():
+  return tiny.get_config()
+
+
+@pytest.fixture(scope='module')
+def bins():
+  return tiny.bins_and_paths()[0]
+
+
+@pytest.fixture(scope='module')
+def born(config, bins):
+  spec = state_lib.create_spec(config)
+  return state_lib.stack(state_lib.create_states(config, spec, bins, (8, 8)))
+
+
+def _sick(born):
+  health = born.health._replace(sick=np.ones_like(born.health.sick))
+  return born.replace(health=health)
+
+
+def _full(*_):
+  raise OSError('Checkpoint 8 could not be written: it is full.')
+
+
+def test_what_is_saved_comes_back_with_all_beside_it(
+  config, bins, born, tmp_path
+):
+  checkpointer = checkpoint.Checkpointer(config, str(tmp_path), bins)
+  assert checkpointer.restore(born) is None
+  checkpointer.judged(6, {'master': {'path_l1': 0.25}})
+  checkpointer.extra['rows'] = [{'name': 'a'}]
+  specialists = jax.tree.map(lambda x: x + 1, born.generator.params)
+  checkpointer.save(6, born, specialists, preemption.Watch())
+  again = checkpoint.Checkpointer(config, str(tmp_path), bins)
+  done, *there = again.restore(born)
+  assert done == 6
+  assert again.extra == checkpointer.extra
+  assert again.extra['best'] == {'cycle': 6, 'score': 0.25}
+  for a, b in zip(jax.tree.leaves(there), jax.tree.leaves([born, specialists])):
+    np.testing.assert_array_equal(a, b)
+  again.begin()
+  assert again.extra['best'] == {'cycle': None, 'score': None}
+  assert again.extra['rows'] == []
+
+
+def test_a_checkpoint_of_another_config_or_curriculum_is_refused(
+  config, bins, born, tmp_path
+):
+  params = born.generator.params
+  checkpointer = checkpoint.Checkpointer(config, str(tmp_path), bins)
+  checkpointer.save(6, born, params, preemption.Watch())
+  with pytest.raises(ValueError, match='of this curriculum'):
+    checkpoint.restore(config, str(tmp_path), born, {**bins, 0: bins[0][::-1]})
+  other = config.copy_and_resolve_references()
+  other.train.keep = 9
+  checkpoint.restore(other, str(tmp_path), born, bins)
+  other.loss.l1 = 2.0
+  with pytest.raises(ValueError, match='of this config'):
+    checkpoint.restore(other, str(tmp_path), born, bins)
+
+
+def test_a_checkpoint_without_specialists_is_refused_in_one_line(
+  config, bins, born, tmp_path
+):
+  checkpoint.open_steps(config, str(tmp_path)).save(6, born, {})
+  with pytest.raises(ValueError, match=r'another --workdir\.$') as e:
+    checkpoint.restore(config, str(tmp_path), born, bins)
+  assert '\n' not in str(e.value)
+
+
+def test_without_a_checkpoint_there_is_nothing_to_evaluate(
+  config, bins, born, tmp_path
+):
+  with pytest.raises(ValueError, match='There must be a trained tokenizer'):
+    checkpoint.restore(config, str(tmp_path), born, bins)
+
+
+def test_the_best_is_the_least_and_never_nan(tmp_path):
+  config = tiny.get_config()
+  config.train.checkpoint_every = 100
+  checkpointer = checkpoint.Checkpointer(config, str(tmp_path), {})
+  for cycle, score in ((1, float('nan')), (2, 0.5), (3, 0.6), (4, 0.5)):
+    checkpointer.judged(cycle, {'master': {'path_l1': score}})
+  assert checkpointer.extra['best'] == {'cycle': 2, 'score': 0.5}
+  assert [c for c in range(1, 41) if checkpointer.is_due(c)] == [2, 40]
+  config.train.keep_best = False
+  assert not checkpointer.is_due(2)
+
+
+def test_sick_clones_are_not_saved_and_it_is_said(
+  config, bins, born, tmp_path, warnings
+):
+  checkpointer = checkpoint.Checkpointer(config, str(tmp_path), bins)
+  params = born.generator.params
+  checkpointer.save(4, born, params, preemption.Watch())
+  checkpointer.save(8, _sick(born), params, preemption.Watch())
+  assert checkpoint.open_steps(config, str(tmp_path)).steps() == [4]
+  assert warnings == ['Cycles 5 to 8 are not saved: their clones are sick.']
+  # The run's end is saved, as there will be no better one.
+  checkpointer.save(40, _sick(born), params, preemption.Watch())
+  assert checkpoint.open_steps(config, str(tmp_path)).latest() == 40
+
+
+def test_what_cannot_be_written_is_tried_again_until_the_run_is_over(
+  config, bins, born, tmp_path, warnings, monkeypatch
+):
+  checkpointer = checkpoint.Checkpointer(config, str(tmp_path), bins)
+  params = born.generator.params
+  checkpointer.save(4, born, params, preemption.Watch())
+  monkeypatch.setattr(checkpoint.Steps, 'save', _full)
+  checkpointer.save(8, born, params, preemption.Watch())
+  [line] = warnings
+  assert line.startswith('Cycles 5 to 8 are not saved: Checkpoint 8 could')
+  assert line.endswith('it is full. The next one is tried.')
+  with pytest.raises(OSError, match=r'to 40 are .* goes on from cycle 4\.$'):
+    checkpointer.save(40, born, params, preemption.Watch())
+
+
+def test_a_stopped_run_says_what_is_lost(
+  config, bins, born, tmp_path, monkeypatch
+):
+  checkpointer = checkpoint.Checkpointer(config, str(tmp_path), bins)
+  params = born.generator.params
+  watch = preemption.Watch()
+  watch.signum = 15
+  with pytest.raises(preemption.Stopped, match=r'1 to 8 .* clones are sick'):
+    checkpointer.save(8, _sick(born), params, watch)
+  monkeypatch.setattr(checkpoint.Steps, 'save', _full)
+  with pytest.raises(preemption.Stopped, match=r'Cycles 1 to 8 .* it is full'):
+    checkpointer.save(8, born, params, watch)

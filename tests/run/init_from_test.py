@@ -10,7 +10,7 @@ import pytest
 from chimera import train
 from chimera.clones import state as state_lib
 from chimera.optics import stage_1
-from chimera.run import init_from, keeper
+from chimera.run import checkpoint, init_from
 from chimera.run import rollbacks as rollbacks_lib
 from chimera.tokenizer import export
 from tests import tiny
@@ -88,7 +88,7 @@ def test_from_a_workdir_critics_and_agents_go_on_bit_for_bit(elder, tmp_path):
   workdir, its_config, _ = elder
   data, _, target = _newborn(its_config, workdir)
   bins = train.prepare_curriculum(its_config, workdir, data)
-  _, trained, _ = keeper.restore(its_config, workdir, target, bins)
+  _, trained, _ = checkpoint.restore(its_config, workdir, target, bins)
   config = _config(os.path.join(os.path.dirname(workdir), 'fewer.npy'))
   config.init_from = workdir
   config.seed = 5
@@ -105,7 +105,7 @@ def test_from_a_workdir_critics_and_agents_go_on_bit_for_bit(elder, tmp_path):
   # And where the run goes back further than its first checkpoint.
   workdir = str(tmp_path)
   bins = train.prepare_curriculum(config, workdir, data)
-  kept = keeper.Keeper(config, workdir, bins)
+  kept = checkpoint.Checkpointer(config, workdir, bins)
   rollbacks = rollbacks_lib.Rollbacks(workdir, 2)
   rollbacks.add('diverged')
   done, again, _ = train.set_out(config, kept, rollbacks, newborn)
@@ -141,7 +141,7 @@ def test_without_critic_or_learning_the_tokenizer_stays_what_it_was(
   shutil.rmtree(tmp_path / 'elder')
   bins = train.prepare_curriculum(config, str(tmp_path), data)
   _, target = train.newborn(config, data, bins)
-  done, clones, _ = keeper.restore(config, str(tmp_path), target, bins)
+  done, clones, _ = checkpoint.restore(config, str(tmp_path), target, bins)
   assert done == 2
   assert isinstance(clones, state_lib.CloneState)
   assert train.train(config, str(tmp_path), data) == {}

@@ -1,4 +1,4 @@
-"""Tokens on disk: whole, resumable, of one language, and back to pictures."""
+"""Tokens on disk: whole, resumable, of one language."""
 
 import json
 import pathlib
@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from chimera.data import images
-from chimera.system import disk, lock
+from chimera.system import disk
 from chimera.tokenizer import export, tokens
 from configs import chimera as chimera_config
 from tests import tiny
@@ -206,37 +205,6 @@ def test_a_journal_with_another_digit_is_not_gone_on_with(
   assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-def test_a_folder_is_written_by_one_process_at_a_time(
-  folder, tokenizer, config, tmp_path
-):
-  made, out = tmp_path / 'tokens', tmp_path / 'out'
-  _tokenize(folder, tokenizer, made, config)
-  with lock.hold(out):
-    with pytest.raises(ValueError, match=r'at work in it.*another --out'):
-      _tokenize(folder, tokenizer, out, config)
-    with pytest.raises(ValueError, match=r'at work in it.*another --out'):
-      tokens.detokenize(str(made), str(tokenizer), str(out))
-    assert [p.name for p in out.iterdir()] == ['.lock']
-
-
-def test_pictures_come_back_in_their_own_size(
-  folder, tokenizer, config, tmp_path
-):
-  config.tokens.crop = 'tiles'
-  found, _ = _tokenize(folder, tokenizer, tmp_path / 'tokens', config)
-  out = tmp_path / 'pictures'
-  tokens.detokenize(str(tmp_path / 'tokens'), str(tokenizer), str(out))
-  assert (out / 'inner' / '0.png.png').exists()
-  assert not (out / '3.5.jpg.png').exists()
-  for i in range(9):
-    with Image.open(out / f'{i}.png.png') as picture:
-      assert picture.size == (40 - 3 * i, 17 + 6 * i)
-  loaded = export.load(tokenizer)
-  corner = images.to_uint8(np.asarray(loaded.decode(np.int32(found[:1]))))[0]
-  picture = np.asarray(Image.open(out / '0.png.png'))
-  np.testing.assert_array_equal(picture[:16, :16], corner)
-
-
 def test_an_archive_gives_the_tokens_of_its_folder(
   folder, tokenizer, config, tmp_path
 ):
@@ -246,21 +214,6 @@ def test_an_archive_gives_the_tokens_of_its_folder(
   found, said = _tokenize(archive, tokenizer, tmp_path / 'b', config)
   np.testing.assert_array_equal(found, whole)
   assert said == meta
-
-
-def test_no_picture_is_drawn_outside_of_its_folder(
-  folder, tokenizer, config, tmp_path
-):
-  _tokenize(folder, tokenizer, tmp_path / 'tokens', config)
-  path = tmp_path / 'tokens' / tokens.META
-  meta = disk.read_sealed(path)
-  meta['sources'][0]['file'] = '../../0.png'
-  disk.write_sealed(path, meta)
-  with pytest.raises(ValueError, match='drawn within'):
-    tokens.detokenize(
-      str(tmp_path / 'tokens'), str(tokenizer), str(tmp_path / 'p' / 'q')
-    )
-  assert not (tmp_path / '0.png.png').exists()
 
 
 def test_join_is_the_inverse_of_cut():
@@ -281,21 +234,6 @@ def test_large_codebooks_take_int32(folder, config, tmp_path):
   assert found.dtype == np.int32
   assert meta['dtype'] == 'int32'
   assert found.max() > 1 << 15
-
-
-def test_reconstructions_lie_beside_the_original(
-  folder, tokenizer, tmp_path, caplog
-):
-  caplog.set_level('INFO', logger='absl')
-  paths = [str(folder / '0.png'), str(folder / '8.png')]
-  tokens.reconstruct(paths, str(tokenizer), str(tmp_path))
-  picture = np.asarray(Image.open(tmp_path / '0.png.png'))
-  # 40 x 17 pixels, enlarged 12 times to be at least 192 high.
-  assert picture.shape == (23 + 17 * 12, 3 * (40 * 12 + 4) - 4, 3)
-  original = np.asarray(Image.open(folder / '0.png'))
-  np.testing.assert_array_equal(picture[23::12, : 40 * 12 : 12], original)
-  assert '40 x 17 pixels, 3 x 2 tiles of 16, mirrored beyond' in caplog.text
-  assert '16 x 65 pixels, 1 x 5 tiles of 16, mirrored' in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -328,37 +266,3 @@ def test_broken_tokens_are_refused(
   change(tmp_path)
   with pytest.raises(ValueError, match=complaint):
     tokens.load(tmp_path)
-
-
-def test_tokens_of_another_codebook_are_refused(
-  folder, tokenizer, config, tmp_path
-):
-  _tokenize(folder, tokenizer, tmp_path / 'tokens', config)
-  other = tiny.save_tokenizer(tmp_path / 'other', seed=1)
-  with pytest.raises(ValueError, match='of another codebook'):
-    tokens.detokenize(str(tmp_path / 'tokens'), str(other), str(tmp_path / 'p'))
-  assert not (tmp_path / 'p').exists()
-
-
-def test_mistakes_are_told_and_leave_nothing(
-  folder, tokenizer, config, tmp_path
-):
-  empty = tmp_path / 'empty'
-  empty.mkdir()
-  out = tmp_path / 'out'
-  with pytest.raises(ValueError, match='No readable image'):
-    _tokenize(empty, tokenizer, out, config)
-  Image.new('RGB', (2, 2)).save(empty / 'speck.png')
-  with pytest.raises(ValueError, match='at least a cell of 4 pixels'):
-    _tokenize(empty, tokenizer, out, config)
-  with pytest.raises(ValueError, match='must be at least a cell of 4 pixels'):
-    tokens.reconstruct([str(empty / 'speck.png')], str(tokenizer), str(out))
-  with pytest.raises(ValueError, match='No tokenizer in'):
-    _tokenize(folder, tmp_path / 'nowhere', out, config)
-  with pytest.raises(ValueError, match='give --out'):
-    tokens.tokenize(str(folder), str(tokenizer), '', config)
-  parts = tiny.parts()._replace(optics=None, variables=None)
-  export.save(tmp_path / 'blind', parts, input_shape=(4, 4, 3), came_from={})
-  with pytest.raises(ValueError, match='sees no images'):
-    _tokenize(folder, tmp_path / 'blind', out, config)
-  assert not out.exists()

@@ -1,0 +1,187 @@
+"""The optics learn to see: trained, kept, and applied a chunk at a time."""
+
+from collections.abc import Callable
+import functools
+import json
+import pathlib
+from typing import Any
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import safetensors
+import safetensors.numpy
+
+from chimera.clones import perceptual
+from chimera.data import images
+from chimera.optics import modules as optics
+from chimera.optics import poincare
+from chimera.school import curriculum
+from chimera.system import disk, progress
+
+_LOG_EVERY = 50  # steps
+
+
+def train_optics(
+  model: optics.Optics,
+  images_NxSxSx3: np.ndarray,
+  *,
+  steps: int,
+  batch_size: int,
+  learning_rate: float,
+  noise: float,
+  seed: int,
+) -> tuple[Any, float]:
+  """Learns to see: Adam on the mean squared error, warm-up, then a cosine.
+
+  The decoder is shown noisy path_params, so that an error of the tokenizer's
+  costs no more than it must: what matters much is spread over wide ranges.
+
+  Args:
+    model: to be trained.
+    images_NxSxSx3: uint8; drawn from uniformly.
+    steps: at least 1.
+    batch_size: images a step.
+    learning_rate: the greatest.
+    noise: standard deviation on path_params scaled to [-1, 1].
+    seed: of parameters, batches and noise.
+
+  Returns:
+    The model's variables and the last training loss.
+  """
+  for name, value in {'steps': steps, 'batch_size': batch_size}.items():
+    if value < 1:
+      raise ValueError(
+        f'{name} must be at least 1, got {name} = {value}: mend '
+        f'--config.optics.{name}.'
+      )
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0, learning_rate, max(1, steps // 20), max(2, steps)
+  )
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99)
+  )
+  rng = np.random.default_rng(seed)
+  variables = jax.jit(model.init)(
+    jax.random.key(seed), images.to_float(images_NxSxSx3[:1])
+  )
+  moments = optimizer.init(variables)
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def step(variables, moments, images_BxSxSx3, count):
+    x = images.to_float(images_BxSxSx3)
+    noise_rng = jax.random.fold_in(jax.random.key(seed), count)
+
+    def error(v):
+      paths = poincare.normalize(model.apply(v, x, method='encode'))
+      paths += noise * jax.random.normal(noise_rng, paths.shape)
+      paths = poincare.denormalize(paths)
+      return jnp.mean((model.apply(v, paths, method='decode') - x) ** 2)
+
+    loss, grads = jax.value_and_grad(error)(variables)
+    updates, moments = optimizer.update(grads, moments)
+    return optax.apply_updates(variables, updates), moments, loss
+
+  with progress.bar('Optics', steps) as report:
+    for done in range(1, steps + 1):
+      batch = images_NxSxSx3[rng.integers(len(images_NxSxSx3), size=batch_size)]
+      variables, moments, loss = step(variables, moments, batch, done)
+      if done % _LOG_EVERY == 0 or done == steps:
+        report(done, f'loss {float(loss):.4f}')
+  if not np.isfinite(loss):
+    raise ValueError(
+      f'The optics must stay finite, got loss = {float(loss)}: lower '
+      f'--config.optics.learning_rate = {learning_rate}.'
+    )
+  return variables, float(loss)
+
+
+def encode_images(
+  model: optics.Optics, variables: Any, images_NxSxSx3: np.ndarray, chunk: int
+) -> np.ndarray:
+  """path_params float32 (N, H, W, 3) of uint8 images, a chunk at a time."""
+  return _in_chunks(
+    functools.partial(_encode, model, variables), images_NxSxSx3, chunk
+  )
+
+
+def decode_paths(
+  model: optics.Optics, variables: Any, paths_NxHxWxC: np.ndarray, chunk: int
+) -> np.ndarray:
+  """float32 images in [-1, 1] of path_params, a chunk at a time."""
+  return _in_chunks(
+    functools.partial(_decode, model, variables), paths_NxHxWxC, chunk
+  )
+
+
+def gradients(images_NxSxSx3: np.ndarray, chunk: int) -> np.ndarray:
+  """Mean gradient magnitude of each of uint8 images, a chunk at a time."""
+  return _in_chunks(_gradients, images_NxSxSx3, chunk)
+
+
+def examine(
+  model: optics.Optics, variables: Any, images_NxSxSx3: np.ndarray, chunk: int
+) -> dict[str, float]:
+  """PSNR, and the rank correlation of mean radius and gradient magnitude."""
+  paths = encode_images(model, variables, images_NxSxSx3, chunk)
+  seen = decode_paths(model, variables, paths, chunk)
+  pixels = images.to_float(jnp.asarray(images_NxSxSx3))
+  psnr = perceptual.psnr(jnp.asarray(seen), pixels)
+  return {
+    'psnr': float(jnp.mean(psnr)),
+    'correlation': curriculum.radius_check(
+      paths[..., 2].mean((1, 2)), gradients(images_NxSxSx3, chunk)
+    ),
+  }
+
+
+def load_optics(workdir: str) -> tuple[optics.Optics, Any]:
+  """The trained model and its variables.
+
+  Raises:
+    ValueError: there is none, or it is broken.
+  """
+  home = pathlib.Path(workdir, 'optics')
+  try:
+    meta = json.loads((home / 'optics.json').read_text())
+    flat = safetensors.numpy.load((home / 'optics.safetensors').read_bytes())
+    return optics.Optics(**meta['architecture']), traverse_util.unflatten_dict(
+      flat, sep='/'
+    )
+  except (safetensors.SafetensorError, *disk.BROKEN) as e:
+    raise ValueError(
+      f'{home} must hold trained optics, got {e!r}: make them anew in another '
+      '--workdir with `python -m chimera.main prepare-latents`.'
+    ) from e
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(model, variables, images_BxSxSx3):
+  return model.apply(
+    variables, images.to_float(images_BxSxSx3), method='encode'
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(model, variables, paths_BxHxWxC):
+  return model.apply(variables, paths_BxHxWxC, method='decode')
+
+
+@jax.jit
+def _gradients(images_BxSxSx3):
+  return optics.gradient_magnitude(images.to_float(images_BxSxSx3))
+
+
+def _in_chunks(
+  f: Callable[[np.ndarray], jax.Array], x_N: np.ndarray, chunk: int
+) -> np.ndarray:
+  """f of each chunk; the last one is filled up, lest f compile again."""
+  chunk = min(chunk, len(x_N))
+  parts = []
+  for start in range(0, len(x_N), chunk):
+    part = np.asarray(x_N[start : start + chunk])
+    padding = [(0, chunk - len(part))] + [(0, 0)] * (part.ndim - 1)
+    parts.append(np.asarray(f(np.pad(part, padding)))[: len(part)])
+  return np.concatenate(parts)

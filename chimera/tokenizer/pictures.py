@@ -1,0 +1,148 @@
+"""Tokens drawn as pictures, and images beside what comes back of them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+import io
+import itertools
+import os
+import pathlib
+
+from absl import logging
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from chimera.data import images
+from chimera.optics import training
+from chimera.system import disk, lock, progress
+from chimera.tokenizer import export
+from chimera.tokenizer import tokens as tokens_lib
+
+_BATCH = 64  # crops decoded at a time
+_TEXT = 15  # pixels, the height of a picture's letters
+_LEAST = 192  # pixels: smaller pictures are drawn larger
+
+
+def detokenize(folder: str, tokenizer: str, out: str) -> None:
+  """Draws tokens as PNGs in `out`, one a photograph, named after it.
+
+  Raises:
+    ValueError: no tokens, no tokenizer, or one of another codebook, or `out`
+      is in use.
+  """
+  if not out:
+    raise ValueError('detokenize needs a folder for its PNGs: give --out=DIR.')
+  loaded = tokens_lib.open_tokenizer(tokenizer)
+  tokens, meta = tokens_lib.load(folder)
+  if meta['codebook_digest'] != loaded.codebook_digest:
+    raise ValueError(
+      f'The tokens in {folder} are of another codebook than {tokenizer}: give '
+      'the --tokenizer that made them.'
+    )
+  home = pathlib.Path(out)
+  decoded = _decode_each(loaded, tokens)
+  with (
+    lock.hold(home, '--out'),
+    progress.bar('Pictures', len(meta['sources'])) as report,
+  ):
+    for i, source in enumerate(meta['sources']):
+      rows, columns = source['rows'], source['columns']
+      tiles = np.stack(list(itertools.islice(decoded, rows * columns)))
+      picture = tokens_lib.join(tiles, rows, columns)
+      if meta['crop'] == 'tiles':
+        picture = picture[: source['height'], : source['width']]
+      path = home / f'{source["file"]}.png'
+      if not path.resolve().is_relative_to(home.resolve()):
+        raise ValueError(
+          f'Pictures are drawn within {home}, got {source["file"]!r} in '
+          f'{folder}: rename that image and tokenize anew.'
+        )
+      path.parent.mkdir(parents=True, exist_ok=True)
+      _save(path, picture)
+      report(i + 1, '')
+  logging.info(
+    '%d picture(s) of %d crop(s) of %d pixels in %s.',
+    len(meta['sources']),
+    len(tokens),
+    loaded.image_size,
+    home,
+  )
+
+
+def reconstruct(paths: Sequence[str], tokenizer: str, out: str) -> None:
+  """Draws each image beside what comes back of it.
+
+  Raises:
+    ValueError: no tokenizer, or an image that is none or is too small.
+  """
+  loaded = tokens_lib.open_tokenizer(tokenizer)
+  home = pathlib.Path(out or 'reconstructions')
+  pictures = [images.load_photograph(path) for path in paths]
+  for path, picture in zip(paths, pictures):
+    tokens_lib.check_size(path, picture, loaded)
+  home.mkdir(parents=True, exist_ok=True)
+  for path, picture in zip(paths, pictures):
+    height, width = picture.shape[:2]
+    tiles, rows, columns = tokens_lib.cut(picture, loaded.image_size)
+    optics, back = (
+      tokens_lib.join(part, rows, columns)[:height, :width]
+      for part in _look_and_tokenize(loaded, tiles)
+    )
+    mse = np.mean((picture.astype(np.float64) - back) ** 2)
+    psnr = 10 * np.log10(255**2 / max(mse, 1e-9))
+    whole = height % loaded.image_size == width % loaded.image_size == 0
+    name = os.path.basename(path).removeprefix(images.BUNDLED)
+    target = home / f'{name}.png'
+    _save(target, _beside(picture, optics, back))
+    logging.info(
+      '%s: %d x %d pixels, %d x %d tiles of %d%s; PSNR %.2f dB; see %s',
+      path,
+      width,
+      height,
+      columns,
+      rows,
+      loaded.image_size,
+      '' if whole else ', mirrored beyond the right and lower edge',
+      psnr,
+      target,
+    )
+
+
+def _decode_each(
+  loaded: export.Tokenizer, tokens_Nxhxw: Iterable[np.ndarray]
+) -> Iterator[np.ndarray]:
+  """The crops (S, S, 3), uint8, one by one."""
+  for batch, count in tokens_lib.batches(tokens_Nxhxw, _BATCH):
+    yield from images.to_uint8(loaded.decode(batch.astype(np.int32)))[:count]
+
+
+def _look_and_tokenize(
+  loaded: export.Tokenizer, tiles: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """What the optics alone make of crops, and what the tokenizer does."""
+  model, variables = loaded.parts.optics, loaded.parts.variables
+  paths = training.encode_images(model, variables, tiles, _BATCH)
+  seen = training.decode_paths(model, variables, paths, _BATCH)
+  tokens = np.concatenate(list(tokens_lib.encode_each(loaded, tiles, _BATCH)))
+  return images.to_uint8(seen), np.stack(list(_decode_each(loaded, tokens)))
+
+
+def _beside(*pictures: np.ndarray) -> np.ndarray:
+  """The three next to each other under their names; small ones enlarged."""
+  scale = max(1, -(-_LEAST // min(pictures[0].shape[:2])))
+  pictures = [p.repeat(scale, axis=0).repeat(scale, axis=1) for p in pictures]
+  height, width = pictures[0].shape[:2]
+  step, header = width + 4, _TEXT + 8
+  canvas = Image.new('RGB', (3 * step - 4, header + height), 'white')
+  pen = ImageDraw.Draw(canvas)
+  font = ImageFont.load_default(size=_TEXT)
+  names = ('original', 'optics alone', 'tokenizer')
+  for i, (name, picture) in enumerate(zip(names, pictures)):
+    middle = (i * step + width // 2, header // 2)
+    pen.text(middle, name, 'black', font, anchor='mm')
+    canvas.paste(Image.fromarray(picture), (i * step, header))
+  return np.asarray(canvas)
+
+
+def _save(path: pathlib.Path, picture: np.ndarray) -> None:
+  buffer = io.BytesIO()
+  Image.fromarray(picture).save(buffer, format='PNG')
+  disk.write(path, buffer.getvalue())
