@@ -16,6 +16,7 @@ from chimera.clones import losses
 from chimera.clones import state as state_lib
 from chimera.data import images
 from chimera.evaluation import exam as exam_lib
+from chimera.evaluation import protocol
 from chimera.meld import quarantine
 from chimera.monitor import observers as observers_lib
 from chimera.monitor import report, summary
@@ -106,7 +107,7 @@ def train(
   observers = observers_lib.Observers(config, workdir, spec, done)
 
   def record_figures(exam: exam_lib.Exam, done: int) -> None:
-    record = exam_lib.protocol(config, held_out, done)
+    record = protocol.protocol(config, held_out, done)
     with disk.spared('evaluation.json'):
       exam_lib.save_figures(workdir, exam.figures, record)
 
@@ -184,7 +185,7 @@ def train(
     ),
     rows,
   )
-  record = exam_lib.protocol(config, held_out, cycles)
+  record = protocol.protocol(config, held_out, cycles)
   summary.show(summary.summary(rows, exam.figures, record))
   try:
     save_tokenizer(config, workdir, spec, host.master, data, cycles)
@@ -247,7 +248,10 @@ def has_diverged(
     f'{name} {"healthy" if healthy else "sick"}, loss {loss:.4g}, left out of '
     f'{dropped} cycles'
     for name, healthy, loss, dropped in zip(
-      config.clone_names, seen['healthy'], seen['base_loss'], seen['dropped']
+      config.clone_names,
+      seen['healthy'],
+      seen['loss/base'],
+      seen['meld/dropped'],
     )
   ]
   reason = (
@@ -303,7 +307,7 @@ def evaluate_workdir(
   exam = exam_lib.examine(
     config, spec, held_out, eyes, host.master, specialists
   )
-  record = exam_lib.protocol(config, held_out, done)
+  record = protocol.protocol(config, held_out, done)
   exam_lib.save_figures(workdir, exam.figures, record)
   summary.show(summary.summary([], exam.figures, record))
   return exam_lib.flat(exam.figures)
@@ -437,18 +441,18 @@ def summarize(
     base_K = np.array(
       [snapshot_lib.base_of(config, t, i) for t in losses.TERMS]
     )
-    ratio_K = seen['lambda_K'][i] / np.where(base_K > 0, base_K, np.inf)
+    ratio_K = seen['lambda'][i] / np.where(base_K > 0, base_K, np.inf)
     k = int(np.argmax(ratio_K))
     rows.append(
       {
         'name': name,
         'bins': config.school.lessons[i],
         'samples': sum(len(bins[b]) for b in config.school.lessons[i]),
-        'g_loss': float(seen['g_loss'][i]),
-        'critic_loss': float(seen['critic_loss'][i]),
+        'g_loss': float(seen['loss/total'][i]),
+        'critic_loss': float(seen['critic/loss'][i]),
         'dominant': losses.TERMS[k],
         'dominance': float(ratio_K[k]),
-        'learning_rate': float(seen['learning_rate'][i]),
+        'learning_rate': float(seen['agent/lr'][i]),
       }
     )
   return rows

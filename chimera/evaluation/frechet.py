@@ -207,7 +207,7 @@ def load_network(path: str) -> Features:
   return features
 
 
-class Yardstick:
+class FrechetMetric:
   """Measures how far pictures are from the originals, by one network.
 
   Args:

@@ -1,4 +1,4 @@
-"""The live dashboard: four columns, one a specialist, and the master below.
+"""The live dashboard: a column for each specialist, and the master below.
 
 The design document's section 7. A snapshot is plain data, drawn by a pure
 function. Nothing here knows of a device, and nothing here imports JAX, so that
@@ -6,6 +6,7 @@ another process can watch at once.
 """
 
 from collections.abc import Iterator, Sequence
+import itertools
 import math
 from typing import NamedTuple
 
@@ -18,7 +19,12 @@ from chimera.monitor import gallery
 from chimera.monitor import snapshot as snapshot_lib
 from chimera.system import progress
 
-_HUES = ('cyan', 'green', 'magenta', 'yellow')
+_HUES = (
+  *('cyan', 'green', 'magenta', 'yellow'),
+  *('blue', 'red', 'bright_magenta', 'bright_yellow'),
+)
+# Least cells of a column, whose lambdas have a line each or are bars.
+_TALL, _SHORT = 28, 17
 _BARS = '▁▂▃▄▅▆▇█'
 
 Line = list[Segment]
@@ -139,26 +145,26 @@ class Screen(NamedTuple):
 def render(snapshot: snapshot_lib.Snapshot, width: int, height: int) -> Screen:
   """The dashboard, of `height` lines of `width` cells.
 
-  From 115x36 on every lambda has a line of its own, below it the row is one of
-  bars; under 72 columns each specialist has but a line. What is left over goes
-  to the pictures.
+  From 115x35 on (of four specialists) every lambda has a line of its own, below
+  it the row is one of bars; where there is no room for the columns, in one row
+  or in several, each specialist has but a line. What is left over goes to the
+  pictures.
   """
-  inner = (width - 3) // 4
-  tall = height >= 36 and inner >= 28
+  rule = [_text('─' * width, 'bright_black')]
+  head = [_header(snapshot, width), rule]
   drawn = [
     (student, chr(ord('A') + i), _HUES[i % len(_HUES)])
     for i, student in enumerate(snapshot.students)
   ]
-  if inner < 17:
-    students = [_summary(*one) for one in drawn]
+  for tall in (True, False):
+    students = _columns(drawn, snapshot.limit, width, tall)
+    lines = [*head, *students, rule]
+    master = _master(snapshot, width, tall)
+    if students and len(lines) + len(master) < height:
+      break
   else:
-    columns = [_column(*one, snapshot.limit, inner - 2, tall) for one in drawn]
-    students = _side_by_side(columns, width)
-  rule = [_text('─' * width, 'bright_black')]
-  lines = [_header(snapshot, width), rule, *students]
-  room = height - len(lines) - 2
-  lines.append(rule)
-  lines += _below(snapshot, _master(snapshot, tall), width, max(room, 0))
+    lines = [*head, *(_summary(*one) for one in drawn), rule]
+  lines += _below(snapshot, master, width, max(height - len(lines) - 1, 0))
   lines = lines[: height - 1]
   lines += [[]] * (height - 1 - len(lines))
   lines.append(_progress(snapshot, width))
@@ -173,18 +179,36 @@ def _header(snapshot: snapshot_lib.Snapshot, width: int) -> Line:
   )
 
 
-def _side_by_side(columns: Sequence[list[Line]], width: int) -> list[Line]:
-  """Columns of one height with a stroke between them."""
-  wide, more = divmod(width - len(columns) + 1, len(columns))
-  widths = [wide + (i < more) for i in range(len(columns))]
-  lines = []
-  for row in zip(*columns):
-    line = []
-    for cells, w in zip(row, widths):
-      if line:
-        line = [*line, _text('│', 'bright_black')]
-      line = [*line, *_fit([_text(' '), *_fit(cells, w - 2)], w)]
-    lines.append(line)
+def _columns(
+  drawn: Sequence[tuple[snapshot_lib.Student, str, str]],
+  limit: float,
+  width: int,
+  tall: bool,
+) -> list[Line]:
+  """The specialists beside each other, in as few rows as hold them; or none.
+
+  A stroke stands between two of them, a rule between two rows.
+  """
+  most = (width + 1) // ((_TALL if tall else _SHORT) + 1)
+  if not most:
+    return []
+  across = -(-len(drawn) // -(-len(drawn) // most))
+  wide, more = divmod(width + 1 - across, across)
+  lines: list[Line] = []
+  for start in range(0, len(drawn), across):
+    if lines:
+      lines.append([_text('─' * width, 'bright_black')])
+    columns = [
+      _column(*one, limit, wide - 2, tall)
+      for one in drawn[start : start + across]
+    ]
+    for row in zip(*columns):
+      line: Line = []
+      for i, cells in enumerate(row):
+        w = wide + (i < more)
+        stroke = [_text('│', 'bright_black')] if line else []
+        line += [*stroke, *_fit([_text(' '), *_fit(cells, w - 2)], w)]
+      lines.append(line)
   return lines
 
 
@@ -325,13 +349,15 @@ def _labelled(label: str, value: str, style: str = '') -> Line:
   return [_text(f'{label} ', 'bright_black'), _text(value, style)]
 
 
-def _master(snapshot: snapshot_lib.Snapshot, tall: bool) -> list[Line]:
+def _master(
+  snapshot: snapshot_lib.Snapshot, width: int, tall: bool
+) -> list[Line]:
   """The master's figures and what the meld and the machine do."""
   used = f'{_number(snapshot.used, ".0f")} of {snapshot.codes}'
   perplexity = _number(_last(snapshot.perplexity), '.1f')
   dropped = _number(snapshot.dropped, '.0f')
   drift = [_text('drift', 'bright_black')]
-  for student, hue in zip(snapshot.students, _HUES):
+  for student, hue in zip(snapshot.students, itertools.cycle(_HUES)):
     drift.append(_text(f' {_number(student.drift, ".2f")}', hue))
   rate = _number(snapshot.rate, '.3g')
   images = _number(snapshot.images_rate, '.3g')
@@ -340,16 +366,20 @@ def _master(snapshot: snapshot_lib.Snapshot, tall: bool) -> list[Line]:
     figures = []
     for f in snapshot.figures:
       value, best = _figure(f)
-      figures += [*_labelled(f.name, value, 'bold'), *_best(best), _text('  ')]
+      figures += [
+        *_labelled(_name(f), value, 'bold'),
+        *_best(best),
+        _text('  '),
+      ]
+    codes = [
+      *_labelled(' codes', used),
+      *_labelled('  perplexity', perplexity),
+    ]
+    drift = [_text('  '), *drift]
+    fits = _width(codes) + _width(drift) <= width
     return [
       [_text(' '), *figures],
-      [
-        _text(' '),
-        *_labelled('codes', used),
-        *_labelled('  perplexity', perplexity),
-        _text('  '),
-        *drift,
-      ],
+      *([[*codes, *drift]] if fits else [codes, drift[1:]]),
       [*_labelled(' dropped', dropped), _text(f'  {speed}')],
     ]
   lines = [
@@ -363,7 +393,7 @@ def _master(snapshot: snapshot_lib.Snapshot, tall: bool) -> list[Line]:
     at = '' if f.best_cycle is None else f'at {f.best_cycle}'
     lines.append(
       [
-        _text(f' {f.name:10} ', 'bright_black'),
+        _text(f' {_name(f):10} ', 'bright_black'),
         _text(f'{value:>6}', 'bold'),
         *_best(f'{best:>6} {at:8}'),
         # Of one width, so that the pictures stay where they are.
@@ -383,9 +413,14 @@ def _master(snapshot: snapshot_lib.Snapshot, tall: bool) -> list[Line]:
   ]
 
 
+def _name(figure: snapshot_lib.Figure) -> str:
+  """Its first word: what it compares is said once for all."""
+  return figure.metric.title.split()[0]
+
+
 def _figure(figure: snapshot_lib.Figure) -> tuple[str, str]:
   """Its value so far and its best, as text."""
-  form = '.2f' if figure.name == 'PSNR' else '.4f'
+  form = figure.metric.form
   return _number(_last(figure.values), form), _number(figure.best, form)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from chimera.clones import losses
 from chimera.clones import state as state_lib
-from chimera.evaluation import evaluate
+from chimera.evaluation import evaluate, metrics, protocol
 from chimera.evaluation import exam as exam_lib
 from chimera.monitor import history, live, writers
 from chimera.monitor import snapshot as snapshot_lib
@@ -77,7 +77,7 @@ class Observers:
       preflight.keys(self._config),
       {
         'config': self._config.to_dict(),
-        'protocol': exam_lib.protocol(
+        'protocol': protocol.protocol(
           self._config, held_out, self._config.train.cycles
         ),
       },
@@ -113,7 +113,7 @@ class Observers:
 
   def saw(self, done: int, seen: dict[str, np.ndarray]) -> None:
     """A log cycle."""
-    rate = self._progress.update(done, f'loss {seen["base_loss"].mean():.4f}')
+    rate = self._progress.update(done, f'loss {seen["loss/base"].mean():.4f}')
     names = self._config.clone_names
     clones = [clone_scalars(seen, i) for i in range(len(names))]
     master = master_scalars(seen, rate, self._spec)
@@ -153,46 +153,29 @@ class Observers:
 
 def clone_scalars(seen: dict[str, np.ndarray], i: int) -> dict[str, float]:
   """Clone i's row of TensorBoard scalars."""
-  return {
-    **{f'loss/{t}': v for t, v in _terms(seen['terms_K'][i])},
-    **{f'lambda/{t}': v for t, v in _terms(seen['lambda_K'][i])},
-    **{f'pid/error/{t}': v for t, v in _terms(seen['error_K'][i])},
-    **{f'pid/integral/{t}': v for t, v in _terms(seen['integral_K'][i])},
-    **{f'pid/derivative/{t}': v for t, v in _terms(seen['derivative_K'][i])},
-    'loss/total': float(seen['g_loss'][i]),
-    'loss/base': float(seen['base_loss'][i]),
-    'loss/adv_share': float(seen['adv_share'][i]),
-    'agent/lr': float(seen['learning_rate'][i]),
-    'agent/epsilon': float(seen['epsilon'][i]),
-    'agent/reward': float(seen['reward'][i]),
-    'agent/state': float(seen['q_state'][i]),
-    'agent/action': float(seen['q_action'][i]),
-    'agent/trim': float(seen['trim'][i]),
-    'critic/loss': float(seen['critic_loss'][i]),
-    'critic/wasserstein': float(seen['wasserstein'][i]),
-    'critic/penalty': float(seen['penalty'][i]),
-    'grads/rms': float(seen['grads_rms'][i]),
-    'meld/drift': float(seen['drift'][i]),
-    'meld/dropped': float(seen['dropped'][i]),
-  }
+  found: dict[str, float] = {}
+  for tag, values in seen.items():
+    if f'{tag}{metrics.TERM}' in metrics.BY_TAG:
+      found |= {f'{tag}/{t}': float(v) for t, v in zip(losses.TERMS, values[i])}
+    elif tag in metrics.BY_TAG and not metrics.BY_TAG[tag].of_master:
+      found[tag] = float(values[i])
+  return found
 
 
 def master_scalars(
   seen: dict[str, np.ndarray], rate: float, spec: state_lib.StepSpec
 ) -> dict[str, float]:
-  clones = len(seen['g_loss'])
+  """What the clones have in common; all of them hold the same of it."""
+  in_common = (
+    tag for tag, m in metrics.BY_TAG.items() if m.of_master and tag in seen
+  )
   return {
-    'codebook/perplexity': float(seen['perplexity'][0]),
-    'codebook/used': float(seen['used'][0]),
-    'meld/dropped': float(seen['dropped'].sum()),
+    **{tag: float(seen[tag][0]) for tag in in_common},
+    'meld/dropped': float(seen['meld/dropped'].sum()),
     'perf/cycles_per_sec': rate,
-    'perf/images_per_sec': rate * clones * spec.batch_size,
+    'perf/images_per_sec': rate * len(seen['loss/base']) * spec.batch_size,
   }
 
 
 def eval_scalars(figures: dict[str, float]) -> dict[str, float]:
-  return {f'eval/{k}': v for k, v in figures.items()}
-
-
-def _terms(values_K: np.ndarray) -> Iterator[tuple[str, float]]:
-  return zip(losses.TERMS, map(float, values_K))
+  return {f'{metrics.HELD_OUT}{k}': v for k, v in figures.items()}

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import math
 from typing import Any, NamedTuple
 
+from chimera.evaluation import metrics
 from chimera.monitor import history, summary
 from chimera.system import progress
 
@@ -20,20 +21,6 @@ EASE = 0.25
 _SERIES = 64  # values of a sparkline that are kept
 _RATES = 20  # log cycles of which the time left is made
 _TURN = 3.0  # seconds that each tokenizer's pictures stay
-# The master's figures by what they compare: tag, whether more is better. The
-# data have no pixels where they are path_params.
-_FIGURES = {
-  'pixels': {
-    'PSNR': ('psnr', True),
-    'SSIM': ('ssim', True),
-    'L1': ('pixel_l1', False),
-  },
-  'path_params': {
-    'PSNR': ('path_psnr', True),
-    'SSIM': ('path_ssim', True),
-    'L1': ('path_l1', False),
-  },
-}
 
 
 class Weight(NamedTuple):
@@ -93,7 +80,7 @@ class Student(NamedTuple):
 class Figure(NamedTuple):
   """A figure of the held-out samples: so far, and at its best."""
 
-  name: str
+  metric: metrics.Metric
   values: tuple[float, ...]
   best: float | None
   best_cycle: int | None
@@ -192,7 +179,6 @@ def snapshot_of(
   master = history.latest(rows[-_RATES:])
   seen = any('eval/path_l1' in row.master for row in rows)
   blind = seen and not any('eval/psnr' in row.master for row in rows)
-  kind = 'path_params' if blind else 'pixels'
   return Snapshot(
     title=title or config['basename'],
     note=note or _heard(rows, cycles, now),
@@ -202,10 +188,11 @@ def snapshot_of(
       _student(rows, config, i) for i in range(len(config['clone_names']))
     ),
     limit=config['pid']['limit'],
-    kind=kind,
+    kind='path_params' if blind else 'pixels',
     figures=tuple(
-      _held_out(rows, name, f'eval/{tag}', more)
-      for name, (tag, more) in _FIGURES[kind].items()
+      _held_out(rows, metric)
+      for metric in metrics.shown('dashboard')
+      if metric.is_of_paths == blind
     ),
     used=master.get('codebook/used'),
     codes=config['model']['codes'],
@@ -270,15 +257,13 @@ def _newest(
   return tuple(history.series(rows[-2 * _SERIES :], tag, clone)[1][-_SERIES:])
 
 
-def _held_out(
-  rows: Sequence[history.Row], name: str, tag: str, more: bool
-) -> Figure:
-  cycles, values = history.series(rows, tag)
+def _held_out(rows: Sequence[history.Row], metric: metrics.Metric) -> Figure:
+  cycles, values = history.series(rows, metric.tag)
   finite = [(v, c) for v, c in zip(values, cycles) if math.isfinite(v)]
   best, at = (None, None)
   if finite:
-    best, at = (max if more else min)(finite, key=lambda pair: pair[0])
-  return Figure(name, tuple(values[-_SERIES:]), best, at)
+    best, at = metric.best_of(finite, key=lambda pair: pair[0])
+  return Figure(metric, tuple(values[-_SERIES:]), best, at)
 
 
 def _student(

@@ -5,35 +5,11 @@ from typing import Any
 
 import rich.box
 import rich.console
-import rich.progress
 import rich.table
 import rich.text
 
-# Held-out figures in the order in which the table shows them: title, format.
-_FIGURES = {
-  'psnr': ('PSNR\n(dB)', '.2f'),
-  'ssim': ('SSIM', '.3f'),
-  'ms_ssim': ('MS-\nSSIM', '.3f'),
-  'pixel_l1': ('L1\npixels', '.4f'),
-  'edge': ('edge', '.3f'),
-  'spectrum': ('spec-\ntrum', '.3f'),
-  'rfd-random': ('rfd-\nrandom', '.3g'),
-  'rfid': ('rFID', '.2f'),
-}
-# Where there are no pixels.
-_OF_PATHS = {
-  'path_l1': ('L1\npath', '.4f'),
-  'path_psnr': ('PSNR\npath', '.2f'),
-  'path_ssim': ('SSIM\npath', '.3f'),
-  'path_edge': ('edge\npath', '.3f'),
-  'path_spectrum': ('spectrum\npath', '.3f'),
-}
-_CODES = {
-  'codes_used': ('codes\nused', '.0f'),
-  'perplexity': ('perp-\nlexity', '.1f'),
-}
-_OF_BINS = ('psnr', 'ssim', 'pixel_l1', 'path_l1')
-_WORST = 'worst_bin'
+from chimera.evaluation import metrics
+from chimera.school import curriculum
 
 
 def summary(
@@ -63,7 +39,7 @@ def summary(
 
 
 def _clones(clones: Sequence[Mapping[str, Any]]) -> rich.table.Table:
-  table = _table('The four clones')
+  table = _table('The clones')
   table.add_column('student', no_wrap=True)
   for header in (
     'bins',
@@ -94,13 +70,16 @@ def _held_out(
   table = _table('Held out')
   table.padding = 0  # as many columns as 80 characters hold
   table.add_column('tokenizer', no_wrap=True)
-  named = _FIGURES if 'psnr' in figures['master'] else _OF_PATHS
-  named = {**named, **_CODES}
-  shown = {k: v for k, v in named.items() if k in figures['master']}
-  for header, _ in shown.values():
-    table.add_column(header, justify='right')
+  master = figures['master']
+  shown = [
+    m
+    for m in metrics.shown('table')
+    if m.name in master and not (m.is_of_paths and 'psnr' in master)
+  ]
+  for m in shown:
+    table.add_column(m.narrow_head, justify='right')
   for name, row in figures.items():
-    table.add_row(name, *(f'{row[k]:{form}}' for k, (_, form) in shown.items()))
+    table.add_row(name, *(f'{row[m.name]:{m.form}}' for m in shown))
   return table
 
 
@@ -108,15 +87,21 @@ def _bins(master: Mapping[str, float]) -> rich.table.Table:
   """A row a bin, and the worst of them, which each figure has its own."""
   table = _table('The master by bin, from easy to hard')
   table.add_column('bin')
-  named = {k: (_FIGURES | _OF_PATHS)[k] for k in _OF_BINS}
-  shown = {k: v for k, v in named.items() if f'{k}_{_WORST}' in master}
-  for header, _ in shown.values():
-    table.add_column(header.replace('\n', ' '), justify='right')
-  tails = {'': 'all', **{f'_bin_{b}': str(b) for b in range(10)}}
-  for tail, title in {**tails, f'_{_WORST}': 'worst'}.items():
-    if any(f'{key}{tail}' in master for key in shown):
-      values = (f'{master[k + tail]:{form}}' for k, (_, form) in shown.items())
-      table.add_row(title, *values)
+  shown = [
+    m
+    for m in metrics.FIGURES
+    if m.by_bin is not None and m.worst_bin().name in master
+  ]
+  for m in shown:
+    table.add_column(m.head, justify='right')
+  rows = {
+    'all': shown,
+    **{str(b): [m.bin(b) for m in shown] for b in range(curriculum.BINS)},
+    'worst': [m.worst_bin() for m in shown],
+  }
+  for title, row in rows.items():
+    if any(m.name in master for m in row):
+      table.add_row(title, *(f'{master[m.name]:{m.form}}' for m in row))
   return table
 
 
