@@ -303,10 +303,10 @@ def test_the_compiled_program_is_appendix_a(every):
       seen['lesson_B'], np.stack([r['ids'] for r in row])
     )
     for name, mine in (
-      ('terms_K', 'terms_K'),
-      ('lambdas', 'lambda_K'),
-      ('lr', 'learning_rate'),
-      ('share', 'adv_share'),
+      ('terms_K', 'loss'),
+      ('lambdas', 'lambda'),
+      ('lr', 'agent/lr'),
+      ('share', 'loss/adv_share'),
     ):
       assert_close(seen[mine], np.stack([r[name] for r in row]), name)
   state = step_lib.fetch(state)

@@ -246,7 +246,7 @@ def test_weights_by_mass_reach_the_meld(four):
 
 def test_it_learns(trajectory):
   first, last = (
-    np.mean([m['base_loss'] for _, m, _ in rows])
+    np.mean([m['loss/base'] for _, m, _ in rows])
     for rows in (trajectory[:5], trajectory[-5:])
   )
   assert last < first
@@ -358,16 +358,16 @@ def test_without_the_pid_the_weights_are_the_base_weights(four, trajectory):
   base_MxK = host(mission).pid.base_K
   for _, metrics, _ in four.run(3, mission=mission):
     assert_finite(metrics)
-    np.testing.assert_array_equal(metrics['lambda_K'], base_MxK)
-  assert np.any(trajectory[2][1]['lambda_K'] != base_MxK)
-  np.testing.assert_array_equal(trajectory[0][1]['lambda_K'], base_MxK)
+    np.testing.assert_array_equal(metrics['lambda'], base_MxK)
+  assert np.any(trajectory[2][1]['lambda'] != base_MxK)
+  np.testing.assert_array_equal(trajectory[0][1]['lambda'], base_MxK)
 
 
 def test_one_device_follows_the_same_trajectory_as_four(trajectory):
   rows = Program(get_config(), devices=1).run(CYCLES)
   for (_, expected, _), (_, metrics, _) in zip(trajectory, rows, strict=True):
     np.testing.assert_array_equal(metrics['lesson_B'], expected['lesson_B'])
-    for name in ('terms_K', 'lambda_K', 'learning_rate', 'critic_loss'):
+    for name in ('loss', 'lambda', 'agent/lr', 'critic/loss'):
       assert_close(metrics[name], expected[name])
   assert_close(rows[-1][2], trajectory[-1][2])
 
@@ -388,7 +388,7 @@ def test_the_rate_is_the_schedule_without_q_and_every_fourth_cycle_melds():
     assert_finite((metrics, state))
     np.testing.assert_array_equal(state.q.trim, 1)
     np.testing.assert_allclose(
-      metrics['learning_rate'], program.spec.plain_learning_rate(step)
+      metrics['agent/lr'], program.spec.plain_learning_rate(step)
     )
     assert alike(state.master)
     if step % 4 == 3:
@@ -420,7 +420,7 @@ def test_without_the_meld_all_clones_hold_one_generator_and_one_critic():
     assert_finite((metrics, state))
     assert alike((state.generator, state.critic, state.master))
     assert_close(state.generator.params, state.master.params, 0)
-    assert not alike(metrics['terms_K'])
+    assert not alike(metrics['loss'])
 
 
 def test_the_control_is_one_data_parallel_learner():

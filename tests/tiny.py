@@ -79,11 +79,12 @@ def run(config, cycles, devices, spec=None):
 
 def metrics(clones=4):
   """What the loop sees of a cycle: all zero."""
-  of_terms = ('terms_K', 'lambda_K', 'error_K', 'integral_K', 'derivative_K')
+  of_terms = ('loss', 'lambda', 'pid/error', 'pid/integral', 'pid/derivative')
   of_clones = (
-    *('g_loss', 'base_loss', 'adv_share', 'learning_rate', 'epsilon'),
-    *('reward', 'q_state', 'q_action', 'trim', 'critic_loss', 'wasserstein'),
-    *('penalty', 'grads_rms', 'drift', 'dropped', 'perplexity', 'used'),
+    *('loss/total', 'loss/base', 'loss/adv_share', 'agent/lr', 'agent/epsilon'),
+    *('agent/reward', 'agent/state', 'agent/action', 'agent/trim'),
+    *('critic/loss', 'critic/wasserstein', 'critic/penalty', 'grads/rms'),
+    *('meld/drift', 'meld/dropped', 'codebook/perplexity', 'codebook/used'),
   )
   return {
     **{name: np.zeros((clones, len(losses.TERMS))) for name in of_terms},

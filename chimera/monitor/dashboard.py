@@ -185,15 +185,17 @@ def _columns(
   width: int,
   tall: bool,
 ) -> list[Line]:
-  """The specialists beside each other, in as few rows as hold them; or none.
+  """The specialists beside each other, in as few rows as hold them.
 
-  A stroke stands between two of them, a rule between two rows.
+  A stroke stands between two of them, a rule between two rows. None where they
+  are too narrow.
   """
-  most = (width + 1) // ((_TALL if tall else _SHORT) + 1)
-  if not most:
-    return []
-  across = -(-len(drawn) // -(-len(drawn) // most))
+  most = max(1, (width + 1) // (_SHORT + 1))
+  rows = -(-len(drawn) // most)
+  across = -(-len(drawn) // rows)
   wide, more = divmod(width + 1 - across, across)
+  if wide < (_TALL if tall else _SHORT):
+    return []
   lines: list[Line] = []
   for start in range(0, len(drawn), across):
     if lines:

@@ -111,7 +111,7 @@ def melded(clinic, before, after, metrics, well):
   each clone steps by its own first over it; the mean of where they arrive.
   """
   count = int(before.generator.opt_state.count[0]) + 1
-  rates = [float(metrics['learning_rate'][i]) for i in well]
+  rates = [float(metrics['agent/lr'][i]) for i in well]
 
   def leaf(master, mu_M, new_mu_M, nu_M):
     master, mu_M, new_mu_M, nu_M = (

@@ -7,7 +7,7 @@ import pytest
 
 from chimera.clones import losses
 from chimera.clones import state as state_lib
-from chimera.evaluation import exam, sheets
+from chimera.evaluation import exam, metrics, sheets
 from chimera.monitor import history, observers
 from tests import tiny
 
@@ -27,10 +27,10 @@ def told(config, tmp_path):
 
 def test_a_clone_has_the_scalars_of_its_own():
   seen = tiny.metrics()
-  seen['terms_K'][1, losses.TERMS.index('ssim')] = 0.25
-  seen['lambda_K'][1, losses.TERMS.index('l1')] = 4.0
-  seen['g_loss'][1] = 3.0
-  seen['dropped'][:] = (0, 2, 0, 1)
+  seen['loss'][1, losses.TERMS.index('ssim')] = 0.25
+  seen['lambda'][1, losses.TERMS.index('l1')] = 4.0
+  seen['loss/total'][1] = 3.0
+  seen['meld/dropped'][:] = (0, 2, 0, 1)
   of_it = observers.clone_scalars(seen, 1)
   assert {k: v for k, v in of_it.items() if v} == {
     'loss/ssim': 0.25,
@@ -43,8 +43,8 @@ def test_a_clone_has_the_scalars_of_its_own():
 
 def test_the_master_has_the_rate_in_images_of_all_clones(config):
   seen = tiny.metrics()
-  seen['dropped'][:] = (0, 2, 0, 1)
-  seen['perplexity'][:] = 12.5
+  seen['meld/dropped'][:] = (0, 2, 0, 1)
+  seen['codebook/perplexity'][:] = 12.5
   spec = state_lib.create_spec(config)
   assert observers.master_scalars(seen, 2.5, spec) == {
     'codebook/perplexity': 12.5,
@@ -53,6 +53,22 @@ def test_the_master_has_the_rate_in_images_of_all_clones(config):
     'perf/cycles_per_sec': 2.5,
     'perf/images_per_sec': 2.5 * 4 * 4,
   }
+
+
+def test_a_cycle_is_told_under_every_tag_of_training(told, config, tmp_path):
+  told.compiling(4)
+  told.compiled()
+  told.saw(2, tiny.metrics())
+  [row] = history.read(str(tmp_path))
+  expected = {
+    tag
+    for m in metrics.TABLE
+    if m not in metrics.FIGURES
+    for tag in (m.of_term(t).tag for t in losses.TERMS)
+  }
+  of_clone = row.clones[config.clone_names[0]]
+  assert {*of_clone, *row.master} == expected
+  assert {*of_clone} & {*row.master} == {'meld/dropped'}
 
 
 def test_an_evaluation_is_remembered_of_whom_it_was(told, config, tmp_path):
