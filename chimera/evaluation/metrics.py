@@ -113,25 +113,20 @@ _up = functools.partial(Metric, better=HIGHER)
 _down = functools.partial(Metric, better=LOWER)
 _ALL = 'overview dashboard table report card ledger'
 _CODES = 'Codebook: codes used and perplexity'
+# fmt: off
 _ROWS = (
   # tag, title, shown, short, by
-  _down(
-    'loss/base', 'Loss, every clone by the base weights', 'overview losses'
-  ),
+  _down('loss/base', 'Loss, every clone by the base weights',
+        'overview losses'),
   _down('loss/total', 'Loss, each clone by its own lambdas', 'overview losses'),
   Metric('agent/lr', 'Learning rate', 'overview agents', form='.2e'),
   Metric('agent/trim', 'Q-agent: trim of the learning rate', 'agents'),
   _up('agent/reward', 'Q-agent: reward', 'overview agents', form='+.1f'),
-  Metric(
-    'critic/wasserstein', 'Critic: Wasserstein estimate', 'overview critics'
-  ),
+  Metric('critic/wasserstein', 'Critic: Wasserstein estimate',
+         'overview critics'),
   Metric('critic/loss', 'Critic: loss', 'overview'),
-  _down(
-    'critic/penalty', 'Critic: gradient penalty', 'overview critics', form='.2g'
-  ),
-  Metric(
-    'loss/adv_share', 'Adversarial share of the gradient', 'critics', form='.1%'
-  ),
+  _down('critic/penalty', 'Critic: gradient penalty', 'overview critics'),
+  Metric('loss/adv_share', 'Adversarial share of the gradient', 'critics'),
   _up('codebook/used', _CODES, 'overview', form='.0f', of_master=True),
   _up('codebook/perplexity', _CODES, 'overview', form='.1f', of_master=True),
   Metric('agent/state', 'Q-agent: state', form='.0f'),
@@ -148,101 +143,35 @@ _ROWS = (
   Metric('pid/error/{term}', 'PID: proportional error'),
   Metric('pid/integral/{term}', 'PID: integral'),
   Metric('pid/derivative/{term}', 'PID: derivative'),
-  _up(
-    'eval/psnr', 'PSNR', _ALL, by='psnr', form='.2f', unit='dB', by_bin='report'
-  ),
-  _up('eval/ssim', 'SSIM', _ALL, by='similarity', by_bin=''),
-  _up(
-    'eval/ms_ssim',
-    'Multi-scale SSIM',
-    'table report card',
-    'MS-SSIM',
-    'ms_ssim',
-  ),
-  _down(
-    'eval/pixel_l1',
-    'L1 of pixels',
-    'dashboard table report card',
-    'L1 pixels',
-    'l1',
-    by_bin='',
-  ),
+  _up('eval/psnr', 'PSNR', _ALL, 'PSNR', 'psnr', '.2f', 'dB', 'report'),
+  _up('eval/ssim', 'SSIM', _ALL, 'SSIM', 'similarity', by_bin=''),
+  _up('eval/ms_ssim', 'Multi-scale SSIM', 'table report card',
+      'MS-SSIM', 'ms_ssim'),
+  _down('eval/pixel_l1', 'L1 of pixels', 'dashboard table report card',
+        'L1 pixels', 'l1', by_bin=''),
   _down('eval/edge', 'Edge distance', 'table report ledger', 'edge', 'edge'),
-  _down(
-    'eval/spectrum',
-    'Spectrum distance',
-    'table report',
-    'spec\xadtrum',
-    'spectrum',
-  ),
-  _down(
-    'eval/rfd-random',
-    'Frechet distance, random features',
-    'table report card',
-    'rfd-random',
-    form='.3g',
-  ),
-  _down(
-    'eval/rfid',
-    'Frechet distance, Inception (rFID)',
-    'table report',
-    'rFID',
-    form='.2f',
-  ),
+  _down('eval/spectrum', 'Spectrum distance', 'table report',
+        'spec\xadtrum', 'spectrum'),
+  _down('eval/rfd-random', 'Frechet distance, random features',
+        'table report card', 'rfd-random', form='.3g'),
+  _down('eval/rfid', 'Frechet distance, Inception (rFID)',
+        'table report', 'rFID', form='.2f'),
   _up('eval/optics_psnr', 'PSNR of the optics alone', form='.2f', unit='dB'),
-  _up(
-    'eval/path_psnr',
-    'PSNR of path_params',
-    'dashboard table report ledger',
-    'PSNR path',
-    'psnr',
-    '.2f',
-    'dB',
-  ),
-  _up(
-    'eval/path_ssim',
-    'SSIM of path_params',
-    'dashboard table',
-    'SSIM path',
-    'similarity',
-  ),
-  _down(
-    'eval/path_l1',
-    'L1 of path_params',
-    _ALL,
-    'L1 path',
-    'l1',
-    by_bin='overview report ledger',
-  ),
-  _down(
-    'eval/path_edge',
-    'Edge distance of path_params',
-    'table ledger',
-    'edge path',
-    'edge',
-  ),
-  _down(
-    'eval/path_spectrum',
-    'Spectrum distance of path_params',
-    'table',
-    'spectrum path',
-    'spectrum',
-  ),
-  _up(
-    'eval/codes_used',
-    'Codes used',
-    'table report card',
-    'codes used',
-    form='.0f',
-  ),
-  _up(
-    'eval/perplexity',
-    'Perplexity',
-    'table report card ledger',
-    'perp\xadlexity',
-    form='.1f',
-  ),
+  _up('eval/path_psnr', 'PSNR of path_params', 'dashboard table report ledger',
+      'PSNR path', 'psnr', '.2f', 'dB'),
+  _up('eval/path_ssim', 'SSIM of path_params', 'dashboard table',
+      'SSIM path', 'similarity'),
+  _down('eval/path_l1', 'L1 of path_params', _ALL,
+        'L1 path', 'l1', by_bin='overview report ledger'),
+  _down('eval/path_edge', 'Edge distance of path_params', 'table ledger',
+        'edge path', 'edge'),
+  _down('eval/path_spectrum', 'Spectrum distance of path_params', 'table',
+        'spectrum path', 'spectrum'),
+  _up('eval/codes_used', 'Codes used', 'table report card', form='.0f'),
+  _up('eval/perplexity', 'Perplexity', 'table report card ledger',
+      'perp\xadlexity', form='.1f'),
 )
+# fmt: on
 TABLE = tuple(
   one
   for row in _ROWS
