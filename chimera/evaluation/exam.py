@@ -152,18 +152,15 @@ def reconstructions(
   The originals above, what became of them below; nothing of a clone that was
   not evaluated.
   """
-  rows = exam.sheet.rows
-  pictures = [
-    {
-      'reconstructions': sheets.glue(
-        exam.tiles[[rows.index('original'), rows.index(name)]]
-      )
-    }
-    if name in rows
-    else {}
-    for name in (*config.clone_names, 'master')
-  ]
-  return pictures[:-1], pictures[-1]
+  row_of = dict(zip(exam.sheet.rows, exam.tiles))
+
+  def picture(name: str) -> dict[str, np.ndarray]:
+    if name not in row_of:
+      return {}
+    tiles = np.concatenate([row_of['original'], row_of[name]])
+    return {'reconstructions': sheets.glue(tiles, columns=len(tiles) // 2)}
+
+  return [picture(name) for name in config.clone_names], picture('master')
 
 
 def even_shares(counts_V: np.ndarray) -> np.ndarray:

@@ -66,7 +66,8 @@ def create(tile: int, rows: tuple[str, ...], bins: tuple[int, ...]) -> Sheet:
 def compose(tiles_RxCxTxTx3: np.ndarray, sheet: Sheet) -> np.ndarray:
   """Draws the sheet: uint8 (height, width, 3). `cut` is its inverse."""
   step = sheet.tile + sheet.gap
-  tiles = glue(tiles_RxCxTxTx3, gap=sheet.gap)
+  flat = tiles_RxCxTxTx3.reshape(-1, *tiles_RxCxTxTx3.shape[2:])
+  tiles = glue(flat, columns=len(sheet.bins), gap=sheet.gap)
   height, width, _ = tiles.shape
   size = sheet.label + width, sheet.header + height
   canvas = Image.new('RGB', size, 'white')
@@ -93,24 +94,20 @@ def cut(picture: np.ndarray, sheet: Sheet) -> np.ndarray:
   return tiles_RxCxTxTx3[:, :, : sheet.tile, : sheet.tile]
 
 
-def glue(tiles_RxCxHxWx3: np.ndarray, *, gap: int = 0) -> np.ndarray:
-  """One picture of rows of tiles, uint8, `gap` white pixels between them."""
-  between = ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0))
-  padded = np.pad(tiles_RxCxHxWx3, between, constant_values=255)
-  r, c, h, w, _ = padded.shape
-  picture = padded.swapaxes(1, 2).reshape(r * h, c * w, 3)
-  return picture[: r * h - gap, : c * w - gap]
-
-
-def mosaic(
-  tiles_NxHxWx3: np.ndarray, *, columns: int, gap: int = 1
+def glue(
+  tiles_NxHxWx3: np.ndarray, *, columns: int, gap: int = 0
 ) -> np.ndarray:
-  """The same of tiles in their order, row by row; the last row may be short."""
-  n, *shape = tiles_NxHxWx3.shape
-  lines = -(-n // columns)
-  tiles = np.full((lines * columns, *shape), 255, np.uint8)
-  tiles[:n] = tiles_NxHxWx3
-  return glue(tiles.reshape(lines, columns, *shape), gap=gap)
+  """One picture of tiles, row by row: uint8, `gap` white pixels in between.
+
+  Where they do not fill the last row, it is white.
+  """
+  n, height, width, _ = tiles_NxHxWx3.shape
+  r, h, w = -(-n // columns), height + gap, width + gap
+  canvas = np.full((r * columns, h, w, 3), 255, np.uint8)
+  canvas[:n, :height, :width] = tiles_NxHxWx3
+  picture = canvas.reshape(r, columns, h, w, 3).swapaxes(1, 2)
+  picture = picture.reshape(r * h, columns * w, 3)
+  return picture[: r * h - gap, : columns * w - gap]
 
 
 def save(path: str | os.PathLike, picture: np.ndarray, sheet: Sheet) -> None:

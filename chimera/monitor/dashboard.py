@@ -28,6 +28,7 @@ _TALL, _SHORT = 28, 17
 _BARS = '▁▂▃▄▅▆▇█'
 
 Line = list[Segment]
+_width = Segment.get_line_length
 
 
 # What stands on a line.
@@ -64,8 +65,12 @@ def _text(text: str, style: str = '') -> Segment:
   return Segment(text, rich.style.Style.parse(style))
 
 
-def _width(line: Line) -> int:
-  return sum(rich.cells.cell_len(segment.text) for segment in line)
+def _gray(text: str) -> Segment:
+  return _text(text, 'bright_black')
+
+
+def _bold(text: str) -> Segment:
+  return _text(text, 'bold')
 
 
 def _fit(line: Line, width: int) -> Line:
@@ -118,11 +123,11 @@ def _gauge(ratio: float | None, limit: float, half: int) -> Line:
     filled = round(half * max(-1.0, min(1.0, share)))
   below, above = max(-filled, 0), max(filled, 0)
   return [
-    _text('─' * (half - below), 'bright_black'),
+    _gray('─' * (half - below)),
     _text('━' * below, 'blue'),
-    _text('┼', 'bright_black'),
+    _gray('┼'),
     _text('━' * above, 'red'),
-    _text('─' * (half - above), 'bright_black'),
+    _gray('─' * (half - above)),
   ]
 
 
@@ -150,7 +155,7 @@ def render(snapshot: snapshot_lib.Snapshot, width: int, height: int) -> Screen:
   or in several, each specialist has but a line. What is left over goes to the
   pictures.
   """
-  rule = [_text('─' * width, 'bright_black')]
+  rule = [_gray('─' * width)]
   head = [_header(snapshot, width), rule]
   drawn = [
     (student, chr(ord('A') + i), _HUES[i % len(_HUES)])
@@ -173,7 +178,7 @@ def render(snapshot: snapshot_lib.Snapshot, width: int, height: int) -> Screen:
 
 def _header(snapshot: snapshot_lib.Snapshot, width: int) -> Line:
   return _ends(
-    [_text(' Chimera', 'bold'), _text(f'  {snapshot.title}', 'bright_black')],
+    [_bold(' Chimera'), _gray(f'  {snapshot.title}')],
     [_text(f'{snapshot.note} ')],
     width,
   )
@@ -199,7 +204,7 @@ def _columns(
   lines: list[Line] = []
   for start in range(0, len(drawn), across):
     if lines:
-      lines.append([_text('─' * width, 'bright_black')])
+      lines.append([_gray('─' * width)])
     columns = [
       _column(*one, limit, wide - 2, tall)
       for one in drawn[start : start + across]
@@ -208,7 +213,7 @@ def _columns(
       line: Line = []
       for i, cells in enumerate(row):
         w = wide + (i < more)
-        stroke = [_text('│', 'bright_black')] if line else []
+        stroke = [_gray('│')] if line else []
         line += [*stroke, *_fit([_text(' '), *_fit(cells, w - 2)], w)]
       lines.append(line)
   return lines
@@ -222,7 +227,7 @@ def _summary(student: snapshot_lib.Student, letter: str, hue: str) -> Line:
     top = f'{weight.term} x{_number(weight.ratio, ".2f")}'
   return [
     _text(f' {letter} ', f'bold {hue}'),
-    _text(f'{_short(_last(student.g_loss), ".4f")} ', 'bold'),
+    _bold(f'{_short(_last(student.g_loss), ".4f")} '),
     _text(f'{_short(_last(student.critic), "+.3f")} '),
     *_labelled('lr', _number(student.learning_rate, '.2e')),
     *_labelled(' λ', top),
@@ -239,25 +244,23 @@ def _column(
 ) -> list[Line]:
   """One specialist, in lines of at most `width` cells."""
   name = [_text(f'{letter} {student.name}', f'bold {hue}')]
-  bins = (
-    f'bins {student.bins}' if len(student.bins) > 1 else f'bin {student.bins}'
-  )
+  bins = f'bin{"s" * (len(student.bins) > 1)} {student.bins}'
   if tall:
     head = [
       _ends(name, [_text(bins)], width),
-      [_text(_words(student.mission, width) or '-', 'bright_black')],
+      [_gray(_words(student.mission, width) or '-')],
     ]
   else:
     mission = _words(student.mission, width - len(bins) - 1)
     if student.mission and not mission:
       bins = student.bins
       mission = _words(student.mission, width - len(bins) - 1)
-    head = [name, [_text(bins), _text(f' {mission}', 'bright_black')]]
+    head = [name, [_text(bins), _gray(f' {mission}')]]
   forms, cells = (('.4f', '+.3f'), 7) if tall else (('.3f', '+.2f'), 5)
   losses = [
     [
-      _text(f'{label:7}', 'bright_black'),
-      _text(f'{_short(_last(values), form):>{cells}} ', 'bold'),
+      _gray(f'{label:7}'),
+      _bold(f'{_short(_last(values), form):>{cells}} '),
       _text(sparkline(values, width - cells - 8), hue),
     ]
     for label, values, form in zip(
@@ -289,15 +292,15 @@ def _lambdas(
     form, gap = ('+.2f', ' ') if width >= 24 else ('+.1f', '')
     parts = zip('PID', student.pid)
     pid = ' '.join(f'{k}{gap}{_number(v, form)}' for k, v in parts)
-  name = [_text(top.term if top else '-', 'bold')]
+  name = [_bold(top.term if top else '-')]
   if _width(name) + 2 <= width:
-    name.insert(0, _text('λ ', 'bright_black'))
+    name.insert(0, _gray('λ '))
   if not tall:
     bars = sparkline(
       [_log(w.ratio) for w in student.weights], width - 7, reach=limit
     )
     return [name, [_text(f'{ratio:6} '), _text(bars, 'red')], [_text(pid)]]
-  lines = [_ends(name, [_text(ratio, 'bold')], width), [_text(pid)]]
+  lines = [_ends(name, [_bold(ratio)], width), [_text(pid)]]
   longest = max(len(w.term) for w in student.weights)
   half = max(1, (width - longest - 7) // 2)
   for weight in student.weights:
@@ -325,30 +328,28 @@ def _learning(
   explores = '-'
   if student.epsilon is not None:
     explores = f'{_number(100 * student.epsilon, ".0f")} %'
+  lr = _labelled('lr', rate, 'bold')
+  explored = _labelled('explores', explores)
   if not tall:
     return [
-      [_text('lr ', 'bright_black'), _text(rate, 'bold'), _text(f' {trim}')],
+      [*lr, _text(f' {trim}')],
       [_text(student.trend)],
-      [_text(f'{action} ', ''), *_labelled('reward', reward)],
-      _labelled('explores', explores),
+      [_text(f'{action} '), *_labelled('reward', reward)],
+      explored,
     ]
   zone = f'trim {student.zone}' if student.zone else ''
   if len(student.trend) + 1 + len(zone) > width:
     zone = student.zone
   return [
-    _ends(
-      [_text('lr ', 'bright_black'), _text(rate, 'bold')],
-      _labelled('trim', trim),
-      width,
-    ),
-    _ends([_text(student.trend)], [_text(zone, 'bright_black')], width),
+    _ends(lr, _labelled('trim', trim), width),
+    _ends([_text(student.trend)], [_gray(zone)], width),
     _ends(_labelled('action', action), _labelled('reward', reward), width),
-    _labelled('explores', explores),
+    explored,
   ]
 
 
 def _labelled(label: str, value: str, style: str = '') -> Line:
-  return [_text(f'{label} ', 'bright_black'), _text(value, style)]
+  return [_gray(f'{label} '), _text(value, style)]
 
 
 def _master(
@@ -358,76 +359,40 @@ def _master(
   used = f'{_number(snapshot.used, ".0f")} of {snapshot.codes}'
   perplexity = _number(_last(snapshot.perplexity), '.1f')
   dropped = _number(snapshot.dropped, '.0f')
-  drift = [_text('drift', 'bright_black')]
+  drift = [_gray('drift')]
   for student, hue in zip(snapshot.students, itertools.cycle(_HUES)):
     drift.append(_text(f' {_number(student.drift, ".2f")}', hue))
   rate = _number(snapshot.rate, '.3g')
   images = _number(snapshot.images_rate, '.3g')
   speed = f'{rate} cycles/s  {images} images/s'
+  title = [_bold(' Master'), _gray(f'  held-out {snapshot.kind}')]
+  lines = [title if tall else [_text(' ')]]
+  for f in snapshot.figures:
+    name = f.metric.title.split()[0]
+    value, best = (_number(v, f.metric.form) for v in (_last(f.values), f.best))
+    if tall:
+      at = '' if f.best_cycle is None else f'at {f.best_cycle}'
+      # Of one width, so that the pictures stay where they are.
+      lines.append(_labelled(f' {name:10}', f'{value:>6}', 'bold'))
+      lines[-1] += _labelled('  best', f'{best:>6} {at:8}')
+      lines[-1].append(_text(f' {sparkline(f.values, 6):6}'))
+    else:
+      lines[0] += _labelled(name, value, 'bold')
+      lines[0] += [*_labelled('  best', best), _text('  ')]
   if not tall:
-    figures = []
-    for f in snapshot.figures:
-      value, best = _figure(f)
-      figures += [
-        *_labelled(_name(f), value, 'bold'),
-        *_best(best),
-        _text('  '),
-      ]
-    codes = [
-      *_labelled(' codes', used),
-      *_labelled('  perplexity', perplexity),
-    ]
+    codes = [*_labelled(' codes', used), *_labelled('  perplexity', perplexity)]
     drift = [_text('  '), *drift]
     fits = _width(codes) + _width(drift) <= width
-    return [
-      [_text(' '), *figures],
-      *([[*codes, *drift]] if fits else [codes, drift[1:]]),
-      [*_labelled(' dropped', dropped), _text(f'  {speed}')],
-    ]
-  lines = [
-    [
-      _text(' Master', 'bold'),
-      _text(f'  held-out {snapshot.kind}', 'bright_black'),
-    ]
-  ]
-  for f in snapshot.figures:
-    value, best = _figure(f)
-    at = '' if f.best_cycle is None else f'at {f.best_cycle}'
-    lines.append(
-      [
-        _text(f' {_name(f):10} ', 'bright_black'),
-        _text(f'{value:>6}', 'bold'),
-        *_best(f'{best:>6} {at:8}'),
-        # Of one width, so that the pictures stay where they are.
-        _text(f' {sparkline(f.values, 6):6}'),
-      ]
-    )
+    lines += [[*codes, *drift]] if fits else [codes, drift[1:]]
+    return [*lines, [*_labelled(' dropped', dropped), _text(f'  {speed}')]]
+  perplexities = _text(f'  {sparkline(snapshot.perplexity, 20)}')
   return [
     *lines,
-    [_text(' codes used ', 'bright_black'), _text(used)],
-    [
-      _text(' perplexity ', 'bright_black'),
-      _text(f'{perplexity:>6}', 'bold'),
-      _text(f'  {sparkline(snapshot.perplexity, 20)}'),
-    ],
+    _labelled(' codes used', used),
+    [*_labelled(' perplexity', f'{perplexity:>6}', 'bold'), perplexities],
     [_text(' '), *drift, *_labelled('  dropped', dropped)],
     [_text(f' {speed}')],
   ]
-
-
-def _name(figure: snapshot_lib.Figure) -> str:
-  """Its first word: what it compares is said once for all."""
-  return figure.metric.title.split()[0]
-
-
-def _figure(figure: snapshot_lib.Figure) -> tuple[str, str]:
-  """Its value so far and its best, as text."""
-  form = figure.metric.form
-  return _number(_last(figure.values), form), _number(figure.best, form)
-
-
-def _best(best: str) -> Line:
-  return [_text('  best ', 'bright_black'), _text(best)]
 
 
 def _below(
@@ -463,7 +428,7 @@ def _progress(snapshot: snapshot_lib.Snapshot, width: int) -> Line:
   return [
     _text(' '),
     _text('━' * filled, 'green'),
-    _text('─' * (room - filled), 'bright_black'),
+    _gray('─' * (room - filled)),
     _text(f'{text} '),
   ]
 

@@ -24,7 +24,7 @@ from PIL import Image
 from chimera.clones import models
 from chimera.data import images
 from chimera.evaluation import evaluate, exam, metrics, sheets
-from chimera.monitor import curves, history
+from chimera.monitor import curves, history, summary
 from chimera.optics import poincare
 from chimera.school import curriculum
 from chimera.system import disk
@@ -205,23 +205,13 @@ def _summary(
   figures: Mapping[str, Mapping[str, float]],
   colors: Mapping[str, str],
 ) -> Iterable[str]:
+  clones = [summary.clone_cells(row) for row in rows]
   yield _table(
     'The clones, at the last cycle',
-    (
-      *('student', 'bins', 'samples', 'g-loss', 'critic loss'),
-      *('dominant lambda', 'learning rate'),
-    ),
+    clones[0] if clones else (),
     [
-      (
-        _name(row['name'], colors),
-        ', '.join(str(b) for b in sorted(row['bins'])),
-        str(row['samples']),
-        f'{row["g_loss"]:.4f}',
-        f'{row["critic_loss"]:+.4f}',
-        f'{html.escape(row["dominant"])} x{row["dominance"]:.2f}',
-        f'{row["learning_rate"]:.2e}',
-      )
-      for row in rows
+      (_name(name, colors), *map(html.escape, cells))
+      for name, *cells in (row.values() for row in clones)
     ],
   )
   shown = [m for m in metrics.shown('report') if m.name in figures['master']]
@@ -287,9 +277,8 @@ def _codebook(subject: Subject, chunk: int) -> Iterable[str]:
   for name, ids in (('used', order_V[:used]), ('unused', order_V[used:])):
     if len(ids):
       title = f'{len(ids)} codes {name} on the held-out samples'
-      picture = sheets.mosaic(
-        patches[ids], columns=32 if len(patches) > 256 else 16
-      )
+      columns = 32 if len(patches) > 256 else 16
+      picture = sheets.glue(patches[ids], columns=columns, gap=1)
       yield _picture('image/png', _png(picture), title, title, 'pixels')
 
 
@@ -314,7 +303,7 @@ def _curriculum(
     students = ' '.join(
       _name(row['name'], colors) for row in rows if b in row['bins']
     )
-    strip = sheets.mosaic(
+    strip = sheets.glue(
       tiles[i * _SAMPLES : (i + 1) * _SAMPLES], columns=_SAMPLES, gap=2
     )
     yield (
@@ -347,7 +336,7 @@ def _protocol(protocol: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _table(
-  caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]
+  caption: str, header: Iterable[str], rows: Iterable[Sequence[str]]
 ) -> str:
   """Cells are HTML."""
   head = ''.join(f'<th>{html.escape(name)}</th>' for name in header)

@@ -1,6 +1,7 @@
 """The table at the end of a run."""
 
 from collections.abc import Mapping, Sequence
+import re
 from typing import Any
 
 import rich.box
@@ -38,28 +39,27 @@ def summary(
   )
 
 
+def clone_cells(row: Mapping[str, Any]) -> dict[str, str]:
+  """A clone's row of the table, by the heads of its columns."""
+  return {
+    'student': row['name'],
+    'bins': format_bins(row['bins']),
+    'samples': f'{row["samples"]}',
+    'g-loss': f'{row["g_loss"]:.4f}',
+    'critic loss': f'{row["critic_loss"]:+.4f}',
+    'dominant lambda': f'{row["dominant"]} x{row["dominance"]:.2f}',
+    'learning rate': f'{row["learning_rate"]:.2e}',
+  }
+
+
 def _clones(clones: Sequence[Mapping[str, Any]]) -> rich.table.Table:
   table = _table('The clones')
-  table.add_column('student', no_wrap=True)
-  for header in (
-    'bins',
-    'samples',
-    'g-loss',
-    'critic\nloss',
-    'dominant lambda',
-    'learning\nrate',
-  ):
-    table.add_column(header, justify='right')
-  for row in clones:
-    table.add_row(
-      row['name'],
-      format_bins(row['bins']),
-      f'{row["samples"]}',
-      f'{row["g_loss"]:.4f}',
-      f'{row["critic_loss"]:+.4f}',
-      f'{row["dominant"]} x{row["dominance"]:.2f}',
-      f'{row["learning_rate"]:.2e}',
-    )
+  cells = list(map(clone_cells, clones))
+  for i, head in enumerate(cells[0]):
+    head = re.sub(' (loss|rate)', r'\n\1', head)
+    table.add_column(head, justify='right' if i else 'left', no_wrap=not i)
+  for row in cells:
+    table.add_row(*row.values())
   return table
 
 

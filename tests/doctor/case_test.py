@@ -1,4 +1,4 @@
-"""What a check looks at: what is late in a run, and what the reference shows."""
+"""What a check looks at: a run late, and what the reference shows late."""
 
 import math
 

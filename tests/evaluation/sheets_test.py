@@ -40,10 +40,10 @@ def test_a_picture_without_geometry_is_no_sheet(tmp_path):
     sheets.tiles(tmp_path / 'plain.png')
 
 
-def test_a_mosaic_is_filled_row_by_row():
+def test_tiles_are_glued_row_by_row():
   tiles = np.zeros((3, 2, 2, 3), np.uint8)
   tiles[:] = np.array([10, 20, 30], np.uint8)[:, None, None, None]
-  picture = sheets.mosaic(tiles, columns=2)
+  picture = sheets.glue(tiles, columns=2, gap=1)
   assert picture[..., 0].tolist() == [
     [10, 10, 255, 20, 20],
     [10, 10, 255, 20, 20],
