@@ -81,6 +81,10 @@ class Run(NamedTuple):
     batch = self.settings['train.batch_size'] * len(self.clones)
     return max(1, min(self.settings['model.codes'], tokens * batch))
 
+  def after(self, share: float) -> np.ndarray:
+    """Which rows come after a share of what was done."""
+    return np.array([row.cycle for row in self.rows]) > share * self.cycles
+
   def of_clones(self, tag: str) -> np.ndarray:
     """A tag of every clone in every training row, (rows, clones)."""
     return np.array(

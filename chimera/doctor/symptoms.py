@@ -214,7 +214,7 @@ def _pid(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   run, s = case.run, case.settings
   if not (s['pid.enabled'] and s['pid.limit'] and case.long):
     return
-  half = np.array([row.cycle for row in run.rows]) > run.cycles / 2
+  half = run.after(0.5)
   # How long each term of each clone stood at the upper and the lower limit.
   held_MxK = readings.saturation(run)[half].mean(0)
   error_MxK = np.median(
@@ -261,7 +261,7 @@ def _agents(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   run, s = case.run, case.settings
   if not s['q.enabled'] or not case.long:
     return
-  half = np.array([row.cycle for row in run.rows]) > run.cycles / 2
+  half = run.after(0.5)
   signs, pinned, idle = [], set(), False
   for i, name in enumerate(run.clones):
     low, high = s['q.low'][i], s['q.high'][i]
@@ -312,7 +312,7 @@ def _critic(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   """Whether it is still a slope of about 1."""
   run = case.run
   penalty, share = case.late('penalty'), case.late('adv_share')
-  late = np.array([row.cycle for row in run.rows]) > case_lib.LATE * run.cycles
+  late = run.after(case_lib.LATE)
   # A critic of slope 1 tells real from made by no more than their distance,
   # and that is of the order of the L1 times the root of their size.
   reach = math.sqrt(math.prod(run.shape)) * run.of_clones('loss/l1')

@@ -5,16 +5,15 @@ function. Nothing here knows of a device, and nothing here imports JAX, so that
 another process can watch at once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import itertools
 import math
-from typing import NamedTuple
 
 import rich.cells
-import rich.console
-from rich.segment import Segment
+from rich.segment import Segment, SegmentLines
 import rich.style
 
+from chimera.evaluation import metrics
 from chimera.monitor import gallery
 from chimera.monitor import snapshot as snapshot_lib
 from chimera.system import progress
@@ -29,6 +28,7 @@ _BARS = '▁▂▃▄▅▆▇█'
 
 Line = list[Segment]
 _width = Segment.get_line_length
+_fit = Segment.adjust_line_length
 
 
 # What stands on a line.
@@ -71,10 +71,6 @@ def _gray(text: str) -> Segment:
 
 def _bold(text: str) -> Segment:
   return _text(text, 'bold')
-
-
-def _fit(line: Line, width: int) -> Line:
-  return Segment.adjust_line_length(line, width)
 
 
 def _ends(left: Line, right: Line, width: int) -> Line:
@@ -134,20 +130,9 @@ def _gauge(ratio: float | None, limit: float, half: int) -> Line:
 # The picture as a whole.
 
 
-class Screen(NamedTuple):
-  """What `render` returns: lines that rich prints, of one width."""
-
-  lines: list[Line]
-
-  def __rich_console__(
-    self, console: rich.console.Console, options: rich.console.ConsoleOptions
-  ) -> Iterator[Segment]:
-    for line in self.lines:
-      yield from line
-      yield Segment.line()
-
-
-def render(snapshot: snapshot_lib.Snapshot, width: int, height: int) -> Screen:
+def render(
+  snapshot: snapshot_lib.Snapshot, width: int, height: int
+) -> SegmentLines:
   """The dashboard, of `height` lines of `width` cells.
 
   From 115x35 on (of four specialists) every lambda has a line of its own, below
@@ -173,7 +158,8 @@ def render(snapshot: snapshot_lib.Snapshot, width: int, height: int) -> Screen:
   lines = lines[: height - 1]
   lines += [[]] * (height - 1 - len(lines))
   lines.append(_progress(snapshot, width))
-  return Screen([_fit(line, width) for line in lines[-height:]])
+  fitted = [_fit(line, width) for line in lines[-height:]]
+  return SegmentLines(fitted, new_lines=True)
 
 
 def _header(snapshot: snapshot_lib.Snapshot, width: int) -> Line:
@@ -356,15 +342,18 @@ def _master(
   snapshot: snapshot_lib.Snapshot, width: int, tall: bool
 ) -> list[Line]:
   """The master's figures and what the meld and the machine do."""
-  used = f'{_number(snapshot.used, ".0f")} of {snapshot.codes}'
-  perplexity = _number(_last(snapshot.perplexity), '.1f')
-  dropped = _number(snapshot.dropped, '.0f')
+  used, perplexity, dropped, cycles, images = (
+    _number(snapshot.master.get(tag), metrics.BY_TAG[tag].form)
+    for tag in (
+      *('codebook/used', 'codebook/perplexity', 'meld/dropped'),
+      *('perf/cycles_per_sec', 'perf/images_per_sec'),
+    )
+  )
+  used = f'{used} of {snapshot.codes}'
+  speed = f'{cycles} cycles/s  {images} images/s'
   drift = [_gray('drift')]
   for student, hue in zip(snapshot.students, itertools.cycle(_HUES)):
     drift.append(_text(f' {_number(student.drift, ".2f")}', hue))
-  rate = _number(snapshot.rate, '.3g')
-  images = _number(snapshot.images_rate, '.3g')
-  speed = f'{rate} cycles/s  {images} images/s'
   title = [_bold(' Master'), _gray(f'  held-out {snapshot.kind}')]
   lines = [title if tall else [_text(' ')]]
   for f in snapshot.figures:

@@ -31,13 +31,8 @@ from chimera.system import disk
 
 # What may go wrong with a report and must not cost a finished run.
 FAILURES = (
-  OSError,
-  ValueError,
-  TypeError,
-  LookupError,
-  ArithmeticError,
-  RuntimeError,
-  ImportError,
+  *(OSError, ValueError, TypeError, LookupError, ArithmeticError),
+  *(RuntimeError, ImportError),
 )
 _SHEETS = 6  # at most, the last one among them
 _SAMPLES = 10  # of each bin

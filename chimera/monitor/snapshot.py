@@ -119,12 +119,9 @@ class Snapshot(NamedTuple):
     limit: of the PID: greatest |log(lambda / base)|.
     kind: what the figures compare.
     figures: of the master, held out.
-    used: codes in use.
+    master: the newest value of each of its tags.
     codes: that there are.
     perplexity: the newest values.
-    dropped: clones left out of melds so far.
-    rate: cycles a second.
-    images_rate: images a second.
     left: seconds.
     pictures: of the last evaluation.
     turn: counts up; says whose pictures are shown.
@@ -138,12 +135,9 @@ class Snapshot(NamedTuple):
   limit: float
   kind: str
   figures: tuple[Figure, ...]
-  used: float | None
+  master: dict[str, float]
   codes: int
   perplexity: tuple[float, ...]
-  dropped: float | None
-  rate: float | None
-  images_rate: float | None
   left: float | None
   pictures: Pictures | None
   turn: int
@@ -176,7 +170,6 @@ def snapshot_of(
     # The clock runs on for one log cycle, and then waits for the next row.
     passed = min(max(now - rows[-1].time, 0.0), _stretch(rows) / rate)
     left = max(0.0, (cycles - cycle) / rate - passed)
-  master = history.latest(rows[-_RATES:])
   seen = any('eval/path_l1' in row.master for row in rows)
   blind = seen and not any('eval/psnr' in row.master for row in rows)
   return Snapshot(
@@ -194,12 +187,9 @@ def snapshot_of(
       for metric in metrics.shown('dashboard')
       if metric.is_of_paths == blind
     ),
-    used=master.get('codebook/used'),
+    master=history.latest(rows[-_RATES:]),
     codes=config['model']['codes'],
     perplexity=_newest(rows, 'codebook/perplexity'),
-    dropped=master.get('meld/dropped'),
-    rate=master.get('perf/cycles_per_sec'),
-    images_rate=master.get('perf/images_per_sec'),
     left=left,
     pictures=pictures,
     turn=int(now / _TURN),

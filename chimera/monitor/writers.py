@@ -6,6 +6,7 @@ with one warning: it costs metrics, never training.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import itertools
 import json
 import os
 import re
@@ -37,54 +38,37 @@ def layout(terms: Sequence[str]) -> 'layout_pb2.Layout':
   from tensorboard.plugins.custom_scalar import layout_pb2
 
   def category(
-    title: str, rows: Iterable[metrics.Metric], closed: bool = False
+    title: str, rows: Iterable[metrics.Metric]
   ) -> 'layout_pb2.Category':
-    charts: dict[str, list[str]] = {}
+    tags: dict[str, list[str]] = {}
     for row in rows:
-      charts.setdefault(row.label, []).append(f'^{row.tag}$')
+      tags.setdefault(row.label, []).append(f'^{row.tag}$')
+    chart, lines = layout_pb2.Chart, layout_pb2.MultilineChartContent
     return layout_pb2.Category(
       title=title,
-      closed=closed,
-      chart=[
-        layout_pb2.Chart(
-          title=name, multiline=layout_pb2.MultilineChartContent(tag=tags)
-        )
-        for name, tags in charts.items()
-      ],
+      closed=title == more,
+      chart=[chart(title=k, multiline=lines(tag=v)) for k, v in tags.items()],
     )
 
-  overview = metrics.shown('overview')
-  figures = set(metrics.FIGURES)
-  by_term = [m for m in metrics.TABLE if m.tag.endswith(metrics.TERM)]
-  more = {*metrics.TABLE} - {*overview, *figures, *by_term}
-  return layout_pb2.Layout(
-    category=[
-      category(
-        'Mission Control',
-        (
-          m._replace(title=f'Held out: {m.title}') if m in figures else m
-          for m in overview
-        ),
-      ),
-      category(
-        'Held-out quality',
-        (m for m in metrics.FIGURES if m not in overview),
-      ),
-      *(
-        category(
-          f'Held out, by bin: {m.label}', map(m.bin, range(curriculum.BINS))
-        )
-        for m in metrics.FIGURES
-        if m.by_bin is not None
-      ),
-      *(category(m.title, (m.of_term(t) for t in terms)) for m in by_term),
-      category(
-        'Agents, Meld and speed',
-        (m for m in metrics.TABLE if m in more),
-        closed=True,
-      ),
-    ]
-  )
+  overview, figures = metrics.shown('overview'), metrics.FIGURES
+  training = [m for m in metrics.TABLE if m not in figures]
+  by_term = [m for m in training if m.tag.endswith(metrics.TERM)]
+  by_bin = [m for m in figures if m.by_bin is not None]
+  more = 'Agents, Meld and speed'
+  pages = {
+    'Mission Control': [
+      m._replace(title=f'Held out: {m.title}') if m in figures else m
+      for m in overview
+    ],
+    'Held-out quality': [m for m in figures if m not in overview],
+    **{
+      f'Held out, by bin: {m.label}': map(m.bin, range(curriculum.BINS))
+      for m in by_bin
+    },
+    **{m.title: map(m.of_term, terms) for m in by_term},
+    more: [m for m in training if m not in (*overview, *by_term)],
+  }
+  return layout_pb2.Layout(category=itertools.starmap(category, pages.items()))
 
 
 class Writers:
