@@ -25,6 +25,7 @@ import rich.console
 import rich.table
 from scipy import stats
 
+from chimera.evaluation import metrics
 from chimera.run import preflight
 from chimera.system import provenance
 from configs import chimera as chimera_config
@@ -41,17 +42,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
   'no_q': ('', {'q.enabled': False}),
   'no_meld': ('', {'meld.enabled': False}),
   'control_pid': ('control', {'pid.enabled': True}),
-}
-# What the table shows, with how many digits; of the evaluation EMA.
-FIGURES = {
-  'path_l1': 4,
-  'path_psnr': 2,
-  'path_edge': 4,
-  'path_l1_worst_bin': 4,
-  'perplexity': 1,
-  'psnr': 2,
-  'ssim': 3,
-  'edge': 4,
 }
 
 
@@ -143,13 +133,11 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
   """Mean of a - b and the half width of its 95 % interval (Student's t)."""
-  difference = [x - y for x, y in zip(a, b, strict=True)]
-  n = len(difference)
-  mean = statistics.mean(difference)
-  if n < 2:
+  mean = statistics.mean(x - y for x, y in zip(a, b, strict=True))
+  if len(a) < 2:
     return mean, math.nan
-  error = statistics.stdev(difference) / math.sqrt(n)
-  return mean, float(stats.t.ppf(0.975, n - 1)) * error
+  low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
+  return mean, float(high - low) / 2
 
 
 def tabulate(lines: Sequence[dict[str, Any]], group: str) -> rich.table.Table:
@@ -161,28 +149,27 @@ def tabulate(lines: Sequence[dict[str, Any]], group: str) -> rich.table.Table:
   by_method: dict[str, dict[int, dict[str, float]]] = {}
   for line in lines:
     by_method.setdefault(line['method'], {})[line['seed']] = line['figures']
-  columns = {
-    k: digits
-    for k, digits in FIGURES.items()
-    if f'{group}/{k}' in lines[0]['figures']
-  }
-  for k in columns:
-    table.add_column(k.replace('path_', 'path '), justify='right')
+  columns = [
+    m
+    for m in metrics.shown('ledger')
+    if f'{group}/{m.name}' in lines[0]['figures']
+  ]
+  for m in columns:
+    table.add_column(m.head, justify='right')
   reference = next(iter(by_method))
   for method, by_seed in by_method.items():
     cells, differences = [], []
-    for k, digits in columns.items():
-      values = [figures[f'{group}/{k}'] for figures in by_seed.values()]
+    for m in columns:
+      key = f'{group}/{m.name}'
+      values = [figures[key] for figures in by_seed.values()]
       spread = statistics.stdev(values) if len(values) > 1 else math.nan
-      cells.append(
-        f'{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}'
-      )
+      cells.append(f'{statistics.mean(values):{m.form}} ± {spread:{m.form}}')
       common = [s for s in by_seed if s in by_method[reference]]
       mean, half = paired(
-        [by_seed[s][f'{group}/{k}'] for s in common],
-        [by_method[reference][s][f'{group}/{k}'] for s in common],
+        [by_seed[s][key] for s in common],
+        [by_method[reference][s][key] for s in common],
       )
-      differences.append(f'{mean:+.{digits}f} ± {half:.{digits}f}')
+      differences.append(f'{mean:+{m.form}} ± {half:{m.form}}')
     table.add_row(f'{method} ({len(by_seed)})', *cells)
     if method != reference:
       table.add_row(f'  less {reference}', *differences, style='dim')

@@ -16,6 +16,7 @@ from chimera.clones import state as state_lib
 from chimera.clones import terms as terms_lib
 from chimera.data import crops
 from chimera.evaluation import exam as exam_lib
+from chimera.evaluation import protocol
 from chimera.meld import quarantine
 from chimera.monitor import observers as observers_lib
 from chimera.monitor import report, summary
@@ -105,7 +106,7 @@ def train(
   observers = observers_lib.Observers(config, workdir, spec, done)
 
   def record_figures(exam: exam_lib.Exam, done: int) -> None:
-    record = exam_lib.protocol(config, held_out, done)
+    record = protocol.protocol(config, held_out, done)
     with disk.spared('evaluation.json'):
       exam_lib.save_figures(workdir, exam.figures, record)
 
@@ -187,7 +188,7 @@ def train(
     ),
     rows,
   )
-  record = exam_lib.protocol(config, held_out, cycles)
+  record = protocol.protocol(config, held_out, cycles)
   summary.show(summary.summary(rows, exam.figures, record))
   try:
     save_tokenizer(config, workdir, spec, host.master, data, cycles)
@@ -309,7 +310,7 @@ def evaluate_workdir(
   exam = exam_lib.examine(
     config, spec, held_out, eyes, host.master, specialists
   )
-  record = exam_lib.protocol(config, held_out, done)
+  record = protocol.protocol(config, held_out, done)
   exam_lib.save_figures(workdir, exam.figures, record)
   summary.show(summary.summary([], exam.figures, record))
   return exam_lib.flat(exam.figures)

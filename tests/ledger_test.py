@@ -1,6 +1,7 @@
 """The ledger: what is compared, and the arithmetic of the comparison."""
 
 import json
+import math
 
 import jax
 import pytest
@@ -51,6 +52,12 @@ def test_the_paired_interval_is_student_s():
   mean, half = ledger.paired([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
   assert mean == pytest.approx(2.0)
   assert half == pytest.approx(4.30265 / 3**0.5, rel=1e-5)
+
+
+def test_methods_alike_have_no_interval_and_one_pair_none_that_is_known():
+  assert ledger.paired([1.0, 2.0], [1.0, 2.0]) == (0.0, 0.0)
+  mean, half = ledger.paired([3.0], [1.0])
+  assert (mean, math.isnan(half)) == (2.0, True)
 
 
 def test_the_table_pairs_by_seed_and_shows_the_spread():

@@ -393,12 +393,13 @@ def test_only_our_lines_and_warnings_are_logged(tmp_path):
   program = f"""
 import logging, sys
 from absl import logging as absl_logging
-from chimera import main, mission_control
+from chimera import main
+from chimera.system import progress
 def command(job):
   absl_logging.info('a line of others')
   logging.getLogger('jax').info('another')
   absl_logging.warning('a warning of others')
-  mission_control.Progress(10).update(5)
+  progress.Progress(10).update(5)
 main.COMMANDS['train'] = command
 sys.exit(main.main(['chimera', '--workdir={tmp_path}/w']))
 """

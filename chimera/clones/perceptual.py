@@ -5,8 +5,8 @@ channels and at least 8 x 8, and returns one number a pair. Each is zero for
 equal images and symmetric, and its gradient is finite everywhere, also at
 equal, constant and zero images. The design document's section 4.3 names SSIM,
 edge and autocorrelation; moments, spectrum and color covariance hold texture
-and color where a reconstruction need not agree pixel by pixel. `psnr` and
-`ms_ssim` are figures to evaluate by, and grow with likeness.
+and color where a reconstruction need not agree pixel by pixel. `psnr`,
+`ms_ssim` and `similarity` are figures to evaluate by, and grow with likeness.
 """
 
 from collections.abc import Callable
@@ -79,6 +79,17 @@ def ssim(
   return 1.0 - dm_pix.ssim(
     a_BxHxWxC + 1.0, b_BxHxWxC + 1.0, max_val=2.0, filter_fn=blur
   )
+
+
+def similarity(a_BxHxWxC: jax.Array, b_BxHxWxC: jax.Array) -> jax.Array:
+  """SSIM itself, (B,), in [-1, 1]: 1 of equal images."""
+  return 1 - ssim(a_BxHxWxC, b_BxHxWxC)
+
+
+def l1(a_BxHxWxC: jax.Array, b_BxHxWxC: jax.Array) -> jax.Array:
+  """The mean absolute difference, (B,)."""
+  _check(a_BxHxWxC, b_BxHxWxC)
+  return jnp.mean(jnp.abs(a_BxHxWxC - b_BxHxWxC), axis=(1, 2, 3))
 
 
 def edge(a_BxHxWxC: jax.Array, b_BxHxWxC: jax.Array) -> jax.Array:

@@ -11,8 +11,9 @@ import math
 import textwrap
 from typing import NamedTuple
 
+from chimera.doctor import case as case_lib
+from chimera.doctor import readings, symptoms
 from chimera.doctor import reference as reference_lib
-from chimera.doctor import symptoms
 
 
 class Diagnosis(NamedTuple):
@@ -26,7 +27,7 @@ class Diagnosis(NamedTuple):
   """
 
   workdir: str
-  findings: list[symptoms.Finding]
+  findings: list[case_lib.Finding]
   notes: list[str]
   table: list[tuple[str, str, str]]
 
@@ -38,14 +39,14 @@ def diagnose(workdir: str) -> Diagnosis:
     ValueError: there is no run in the workdir, or a file of it is broken.
   """
   reference = reference_lib.load()
-  run = reference_lib.read_run(workdir, reference.settings)
-  samples = reference_lib.read_samples(run)
-  case = symptoms.Case(
+  run = readings.read_run(workdir, reference.settings)
+  samples = readings.read_samples(run)
+  case = case_lib.Case(
     run,
-    reference_lib.curves(run),
-    reference_lib.figures(run, samples) if samples else {},
+    readings.curves(run),
+    readings.figures(run, samples) if samples else {},
     reference,
-    run.cycles >= symptoms.CYCLES and len(run.rows) >= symptoms.ROWS,
+    run.cycles >= case_lib.CYCLES and len(run.rows) >= case_lib.ROWS,
     reference_lib.differences(
       reference_lib.binding(run.settings), reference.settings
     ),
@@ -94,7 +95,7 @@ def _wrap(text: str, indent: str) -> str:
   )
 
 
-def _notes(case: symptoms.Case) -> Iterator[str]:
+def _notes(case: case_lib.Case) -> Iterator[str]:
   run, s = case.run, case.settings
   if run.cycles < s['train.cycles']:
     yield (
@@ -104,7 +105,7 @@ def _notes(case: symptoms.Case) -> Iterator[str]:
   if not case.long:
     yield (
       f'{run.cycles} cycles and {len(run.rows)} log cycles are too few for '
-      f'the curves ({symptoms.CYCLES} and {symptoms.ROWS} are needed): only '
+      f'the curves ({case_lib.CYCLES} and {case_lib.ROWS} are needed): only '
       'what must never be was looked for.'
     )
   if case.differences:
@@ -123,7 +124,7 @@ def _notes(case: symptoms.Case) -> Iterator[str]:
     yield 'its photographs are gone: copies among them were not looked for.'
 
 
-def _table(case: symptoms.Case) -> Iterator[tuple[str, str, str]]:
+def _table(case: case_lib.Case) -> Iterator[tuple[str, str, str]]:
   same = not case.differences
   for name, label, form, scaled in (
     ('base_loss', 'loss by base weights', '.3f', True),
@@ -131,8 +132,10 @@ def _table(case: symptoms.Case) -> Iterator[tuple[str, str, str]]:
     ('perplexity', 'perplexity over codes', '.1%', False),
     ('saturated', 'weights at the PID limit', '.0%', False),
     ('penalty', 'critic penalty', '.2g', False),
-    ('held_out_l1', 'held-out L1', '.4f', True),
-    ('held_out_psnr', 'held-out PSNR, dB', '.2f', True),
+    *(
+      (name, f'held-out {metric.head}', metric.form, True)
+      for name, metric in readings.HELD_OUT.items()
+    ),
     ('gap', 'held-out over training L1', '.2f', False),
   ):
     value = case.late(name)
@@ -146,4 +149,4 @@ def _table(case: symptoms.Case) -> Iterator[tuple[str, str, str]]:
   ):
     if name in case.figures:
       value = format(case.figures[name], form)
-      yield label, value, symptoms.span(known[name], form)
+      yield label, value, case_lib.span(known[name], form)

@@ -3,117 +3,25 @@
   python -m chimera.doctor.reference RUN RUN RUN
 
 makes `reference_curves.json` of finished runs of the default config that differ
-in their seeds alone. `doctor.py` holds other runs against it. A run is read
-from its files; nothing here needs JAX.
+in their seeds alone. `doctor.py` holds other runs against it, without JAX.
 """
 
 import argparse
 from collections.abc import Mapping, Sequence
-import concurrent.futures
 import datetime
-import hashlib
 import json
-import math
 import os
 import pathlib
 import platform
-import subprocess
 from typing import Any, NamedTuple
 
-import ml_collections
 import numpy as np
-from PIL import Image
 
-from chimera.clones import terms
-from chimera.data import crops as crops_lib
-from chimera.data import images
-from chimera.monitor import history
+from chimera.doctor import readings
 from chimera.run import preflight
+from chimera.system import provenance
 
 PATH = pathlib.Path(__file__).with_name('reference_curves.json')
-# Rows around a cycle by which a noisy quantity is judged.
-_NEAR = 3
-_AT_LIMIT = 1e-3  # of log weight
-# Most samples and photographs that are looked into.
-_PROBED = 4096
-_THUMBNAILS = 512
-# Greatest deviation, or gradient, of a picture that shows nothing.
-_FLAT = 2e-3
-# Of thumbnails in [0, 255]: deviation of one that is plain, and mean difference
-# of two that show one picture; the closest two of the bundled differ by 6.
-_PLAIN = 2.0
-_ALIKE = 1.0
-
-
-class Run(NamedTuple):
-  """A run as its workdir tells of it.
-
-  Attributes:
-    workdir: of the run.
-    settings: its config, flat: {'train.cycles': 1000, ...}.
-    clones: their names.
-    rows: of the history, training.
-    exams: of the history, evaluation.
-    shape: (H, W, C) of a sample.
-  """
-
-  workdir: str
-  settings: dict[str, Any]
-  clones: tuple[str, ...]
-  rows: list[history.Row]
-  exams: list[history.Row]
-  shape: tuple[int, ...]
-
-  @property
-  def cycles(self) -> int:
-    """Done so far."""
-    return self.rows[-1].cycle
-
-  @property
-  def terms(self) -> tuple[str, ...]:
-    """Names of the loss terms that the PID weighs."""
-    tags = self.rows[-1].clones[self.clones[0]]
-    return tuple(
-      t.removeprefix('pid/error/') for t in tags if t.startswith('pid/error/')
-    )
-
-  @property
-  def codes(self) -> int:
-    """The most codes that one cycle's lessons can use."""
-    h, w, _ = self.shape
-    side = self.settings['model.downsample']
-    tokens = (h // side) * (w // side)
-    batch = self.settings['train.batch_size'] * len(self.clones)
-    return max(1, min(terms.codes_of(self.model), tokens * batch))
-
-  @property
-  def model(self) -> dict[str, Any]:
-    """Its config.model."""
-    return {
-      k.removeprefix('model.'): v
-      for k, v in self.settings.items()
-      if k.startswith('model.')
-    }
-
-  def of_clones(self, tag: str) -> np.ndarray:
-    """A tag of every clone in every training row, (rows, clones)."""
-    return np.array(
-      [
-        [row.clones[name].get(tag, math.nan) for name in self.clones]
-        for row in self.rows
-      ]
-    )
-
-  def of_master(self, tag: str) -> np.ndarray:
-    """A tag of the master in every training row, (rows,)."""
-    return np.array([row.master.get(tag, math.nan) for row in self.rows])
-
-
-class Curve(NamedTuple):
-  """A quantity by cycle."""
-
-  cycles: np.ndarray
-  values: np.ndarray
 
 
 class Band(NamedTuple):
@@ -123,27 +31,6 @@ class Band(NamedTuple):
   mean: np.ndarray
   low: np.ndarray
   high: np.ndarray
-
-
-class Samples(NamedTuple):
-  """What a run trains on.
-
-  Attributes:
-    scores_N: complexity.
-    gradients_N: mean gradient magnitude; None where there are no images.
-    sources: the photographs that the crops come from, each once.
-    digests: of some samples, evenly chosen.
-    flat: share of those that are the same at every place of the grid.
-    thumbnails_nx16x16: gray in [0, 255], of the photographs that are still
-      there, held-out ones too.
-  """
-
-  scores_N: np.ndarray
-  gradients_N: np.ndarray | None
-  sources: list[str]
-  digests: list[bytes]
-  flat: float
-  thumbnails_nx16x16: np.ndarray
 
 
 class Reference(NamedTuple):
@@ -160,198 +47,6 @@ class Reference(NamedTuple):
   settings: dict[str, Any]
   figures: dict[str, tuple[float, float]]
   bands: dict[str, Band]
-
-
-def read_run(workdir: str, defaults: Mapping[str, Any]) -> Run:
-  """Reads a run from its workdir.
-
-  Args:
-    workdir: of the run.
-    defaults: settings that a config.json from before there were these keys
-      lacks.
-
-  Raises:
-    ValueError: there is no run, or it has not come to its first log cycle.
-  """
-  home = pathlib.Path(workdir)
-  for name in ('config.json', history.NAME):
-    if not (home / name).is_file():
-      raise ValueError(
-        f'A run has its {name}, got none in {workdir}: mend --workdir.'
-      )
-  try:
-    written = ml_collections.ConfigDict(
-      json.loads((home / 'config.json').read_text(encoding='utf-8'))
-    )
-  except (ValueError, TypeError) as e:
-    raise ValueError(
-      f'{home / "config.json"} must be the JSON that train wrote, got {e!r}: '
-      'mend --workdir.'
-    ) from e
-  preflight.check_age(workdir, preflight.keys(written))
-  settings = {**defaults, **preflight.keys(written)}
-  clones = tuple(settings['clone_names'])
-  rows = history.read(workdir)
-  taught = [
-    row
-    for row in rows
-    if all('loss/base' in row.clones.get(name, {}) for name in clones)
-  ]
-  if not taught:
-    raise ValueError(
-      f'{home / history.NAME} must have the row of a log cycle, got none: '
-      'train on, or mend --workdir.'
-    )
-  return Run(
-    workdir,
-    settings,
-    clones,
-    taught,
-    [row for row in rows if 'eval/path_l1' in row.master],
-    _shape(home, settings),
-  )
-
-
-def read_samples(run: Run) -> Samples | None:
-  """Reads what a run trains on; None where the workdir does not hold it.
-
-  Raises:
-    ValueError: a file of it is broken.
-  """
-  home = pathlib.Path(run.workdir)
-  names = 'manifest.csv', 'optics/crops.csv', 'latents.npy'
-  if not all((home / name).is_file() for name in names):
-    return None
-  crops, scores_N = crops_lib.read_manifest(home / 'manifest.csv')
-  _, gradients_N = crops_lib.read_manifest(home / 'optics/crops.csv')
-  paths = np.load(home / 'latents.npy', mmap_mode='r', allow_pickle=False)
-  some = paths[np.linspace(0, len(paths) - 1, _PROBED).astype(int)]
-  if len(paths) <= _PROBED:
-    some = np.asarray(paths)
-  has_images = bool(np.isfinite(gradients_N).all())
-  sources = list(dict.fromkeys(crop.source for crop in crops))
-  return Samples(
-    scores_N,
-    gradients_N if has_images else None,
-    sources,
-    [hashlib.sha256(x.tobytes()).digest() for x in some],
-    float(np.mean(some.std((1, 2)).max(-1) < _FLAT)),
-    _thumbnails(run, sources) if has_images else np.zeros((0, 16, 16)),
-  )
-
-
-def figures(run: Run, samples: Samples) -> dict[str, float]:
-  """What is known of the data, in one number each.
-
-  gradient: its median magnitude. correlation: Spearman's, of it with
-  complexity. spread: of complexity, from the 10th to the 90th percentile over
-  the median. flat: share of the samples that show nothing. identical: share
-  that another one equals. photographs: how many are trained on. looked_at: how
-  many, held-out ones too, were there to be compared. copies: share of those
-  that are copies of others. lesson: samples in the smallest lesson. repeats:
-  times that one of its samples is drawn from it in the whole run.
-  """
-  low, median, high = np.percentile(samples.scores_N, (10, 50, 90))
-  found = {
-    'spread': float((high - low) / max(median, 1e-12)),
-    'identical': 1 - len(set(samples.digests)) / len(samples.digests),
-    'flat': samples.flat,
-  }
-  if samples.gradients_N is not None:
-    found['gradient'] = float(np.median(samples.gradients_N))
-    found['flat'] = float(np.mean(samples.gradients_N < _FLAT))
-    found['photographs'] = len(samples.sources)
-    found['copies'] = copies(samples.thumbnails_nx16x16)
-    found['looked_at'] = len(samples.thumbnails_nx16x16)
-    if np.ptp(samples.gradients_N) > 0 and np.ptp(samples.scores_N) > 0:
-      from scipy import stats  # half a second
-
-      found['correlation'] = float(
-        stats.spearmanr(samples.scores_N, samples.gradients_N).statistic
-      )
-  s = run.settings
-  if s['school.enabled']:
-    bins = min(len(s[f'specialists.{name}.bins']) for name in run.clones)
-    found['lesson'] = len(samples.scores_N) * bins // 10
-    drawn = s['train.cycles'] * s['train.batch_size'] * (1 - s['school.mix'])
-    found['repeats'] = drawn / max(found['lesson'], 1)
-  return found
-
-
-def copies(thumbnails_nx16x16: np.ndarray) -> float:
-  """Share of the thumbnails that are a copy of an earlier one.
-
-  Flat ones, which all look alike, count as no copies.
-  """
-  x = thumbnails_nx16x16.reshape(-1, 256)
-  x = x[x.std(1) > _PLAIN]
-  copied = [
-    bool((np.abs(x[:i] - x[i]).mean(1) < _ALIKE).any()) for i in range(len(x))
-  ]
-  return float(np.mean(copied)) if copied else 0.0
-
-
-def curves(run: Run) -> dict[str, Curve]:
-  """The quantities by which runs are compared.
-
-  base_loss: by the base weights, mean of the clones. fallen: base_loss over
-  what it was at the first log cycle. perplexity, used: of the codebook in the
-  cycle's lessons, as a share of the codes that could be used. saturated: share
-  of the loss weights at the PID's limit. wasserstein, penalty, adv_share: of
-  the clone of the greatest. trim_NAME: of the learning rate. held_out_l1,
-  held_out_psnr: the master's. gap: held_out_l1 over the clones' training L1.
-  """
-  cycles = np.array([row.cycle for row in run.rows])
-  base_loss = run.of_clones('loss/base').mean(1)
-  found = {
-    'base_loss': base_loss,
-    'fallen': base_loss / base_loss[0],
-    'perplexity': run.of_master('codebook/perplexity') / run.codes,
-    'used': run.of_master('codebook/used') / run.codes,
-    'saturated': np.abs(saturation(run)).mean((1, 2)),
-    'wasserstein': np.abs(run.of_clones('critic/wasserstein')).max(1),
-    'penalty': run.of_clones('critic/penalty').max(1),
-    'adv_share': run.of_clones('loss/adv_share').max(1),
-    **{
-      f'trim_{name}': trim
-      for name, trim in zip(run.clones, run.of_clones('agent/trim').T)
-    },
-  }
-  known = {k: Curve(cycles, v) for k, v in found.items()}
-  for name, tag in (
-    ('held_out_l1', 'eval/path_l1'),
-    ('held_out_psnr', 'eval/psnr'),
-  ):
-    at, values = history.series(run.exams, tag)
-    known[name] = Curve(np.array(at), np.array(values))
-  at, held_out = known['held_out_l1']
-  l1 = run.of_clones('loss/l1').mean(1)
-  training = [np.median(l1[cycles <= cycle][-_NEAR:]) for cycle in at]
-  known['gap'] = Curve(at, held_out / np.array(training))
-  return known
-
-
-def saturation(run: Run) -> np.ndarray:
-  """+1 or -1 where a PID holds a weight at its limit, (rows, clones, terms).
-
-  Kp e + I, the present and the grudge, are at the limit; the derivative comes
-  and goes.
-  """
-  limit = run.settings['pid.limit']
-  gains = np.array(
-    [run.settings[f'specialists.{n}.pid.proportional'] for n in run.clones]
-  )
-  wanted = np.stack(
-    [
-      gains * run.of_clones(f'pid/error/{t}')
-      + run.of_clones(f'pid/integral/{t}')
-      for t in run.terms
-    ],
-    axis=-1,
-  )
-  if not run.settings['pid.enabled'] or not limit:
-    return np.zeros(wanted.shape)
-  return np.sign(wanted) * (np.abs(wanted) >= limit - _AT_LIMIT)
 
 
 def load() -> Reference:
@@ -375,7 +70,7 @@ def make(workdirs: Sequence[str]) -> dict[str, Any]:
     ValueError: there is no run, one is not finished, or their configs differ
       in more than the seed.
   """
-  runs = [read_run(workdir, {}) for workdir in workdirs]
+  runs = [readings.read_run(workdir, {}) for workdir in workdirs]
   kept = [binding(run.settings) for run in runs]
   for run, settings in zip(runs, kept):
     if run.cycles < run.settings['train.cycles']:
@@ -389,7 +84,7 @@ def make(workdirs: Sequence[str]) -> dict[str, Any]:
         f'{run.workdir}.'
       )
   bands = {}
-  all_curves = [curves(run) for run in runs]
+  all_curves = [readings.curves(run) for run in runs]
   for name, first in all_curves[0].items():
     values = np.stack([found[name].values for found in all_curves])
     bands[name] = {
@@ -405,18 +100,18 @@ def make(workdirs: Sequence[str]) -> dict[str, Any]:
     }
   known = []
   for run in runs:
-    samples = read_samples(run)
+    samples = readings.read_samples(run)
     if samples is None:
       raise ValueError(
         f'A reference run must have its data, got none in {run.workdir}.'
       )
-    known.append(figures(run, samples))
+    known.append(readings.figures(run, samples))
   common = {
     k: v for k, v in kept[0].items() if all(k in settings for settings in kept)
   }
   made = {
     'seeds': [run.settings['seed'] for run in runs],
-    'commit': _commit(),
+    'commit': provenance.commit(),
     'date': datetime.date.today().isoformat(),
     'data': f'{common["data.source"]}, {common["data.train_count"]} crops',
     'machine': f'{platform.machine()}, {os.cpu_count()} cores',
@@ -457,50 +152,9 @@ def differences(
   ]
 
 
-def _thumbnails(run: Run, sources: Sequence[str]) -> np.ndarray:
-  """Of the photographs that are still there, (n, 16, 16)."""
-  source = run.settings['data.source']
-  if source == 'photos' or os.path.isdir(source):
-    # With those that are held out.
-    sources = images.list_sources(source, '--config.data.source')
-  step = -(-len(sources) // _THUMBNAILS)
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    found = [x for x in pool.map(_thumbnail, sources[::step]) if x is not None]
-  return np.array(found).reshape(-1, 16, 16)
-
-
-def _thumbnail(source: str) -> np.ndarray | None:
-  try:
-    photograph = Image.fromarray(images.load_photograph(source))
-  except ValueError:
-    return None
-  small = photograph.convert('L').resize((16, 16), Image.Resampling.BOX)
-  return np.asarray(small, np.float64)
-
-
 def _plain(value: Any) -> str:
   """Tuples and lists alike."""
   return json.dumps(value)
-
-
-def _shape(home: pathlib.Path, settings: Mapping[str, Any]) -> tuple[int, ...]:
-  """Of a sample: that of latents.npy, or what the config makes of a crop."""
-  path = home / 'latents.npy'
-  if path.is_file():
-    return np.load(path, mmap_mode='r', allow_pickle=False).shape[1:]
-  side = settings['data.image_size'] // settings['optics.cell']
-  return side, side, 3
-
-
-def _commit() -> str:
-  found = subprocess.run(
-    ['git', 'rev-parse', '--short', 'HEAD'],
-    cwd=PATH.parent,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  return found.stdout.strip() or 'unknown'
 
 
 def main() -> None:

@@ -8,12 +8,12 @@ reference runs do.
 
 from collections.abc import Callable, Iterator
 import math
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from chimera.clones import terms
-from chimera.doctor import reference as reference_lib
+from chimera.doctor import case as case_lib
+from chimera.doctor import readings
 
 CONSTANT = 'Images that show nothing'
 COPIES = 'The same images over and over'
@@ -31,82 +31,23 @@ CRITIC = 'Exploding critic'
 OVERFIT = 'Learned by heart'
 WORSE = 'Worse than the reference'
 
-# A run of fewer cycles, or log cycles, is judged by what must never be.
-CYCLES, ROWS = 200, 8
 # Log cycles in which a trim that stays at its bound is pinned there.
 _PINNED = 6
-_LATE = 0.75  # the share of a run after which it is late
 _WRONG_RATE = 3.0  # factor from the reference's that is suspect
 _FAR = math.log(10.0)  # error of a term that no weight will mend
 _MOST = 4.99  # error at which the PID counts no further
 
 
-class Finding(NamedTuple):
-  """One thing that is wrong.
-
-  Attributes:
-    name: one of this module's.
-    seen: with the figure, and what the reference shows.
-    why: it matters.
-    turn: which keys.
-  """
-
-  name: str
-  seen: str
-  why: str
-  turn: str
-
-
-class Case(NamedTuple):
-  """All that a check looks at.
-
-  Attributes:
-    run: itself.
-    curves: of it.
-    figures: of its data; none where the workdir does not hold them.
-    reference: what it is held against.
-    long: whether it went far enough to be judged by how it went.
-    differences: of its config from the reference's.
-  """
-
-  run: reference_lib.Run
-  curves: dict[str, reference_lib.Curve]
-  figures: dict[str, float]
-  reference: reference_lib.Reference
-  long: bool
-  differences: list[str]
-
-  @property
-  def settings(self) -> dict[str, Any]:
-    return self.run.settings
-
-  def late(self, name: str) -> float:
-    """Median of a curve in the last quarter of what was done; NaN aside."""
-    cycles, values = self.curves[name]
-    chosen = values[(cycles > _LATE * self.run.cycles) & np.isfinite(values)]
-    return float(np.median(chosen)) if len(chosen) else math.nan
-
-  def usual(self, name: str) -> tuple[float, float]:
-    """What the reference shows late, its least and greatest."""
-    band = self.reference.bands[name]
-    late = band.cycles > _LATE * band.cycles[-1]
-    return float(np.median(band.low[late])), float(np.median(band.high[late]))
-
-  def shown(self, name: str, form: str = '.2g') -> str:
-    """What the reference shows late, as '0.1 to 0.2'."""
-    return span(self.usual(name), form)
-
-
-def _data(case: Case) -> Iterator[Finding]:
+def _data(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   """What is trained on; where it shows nothing, the rest says nothing."""
   figures, known = case.figures, case.reference.figures
   if not figures:
     return
   if figures['flat'] > 0.5:
-    yield Finding(
+    yield case_lib.Finding(
       CONSTANT,
       f'{figures["flat"]:.0%} of the training crops are one flat color; the '
-      f'reference has {span(known["flat"], ".1%")}.',
+      f'reference has {case_lib.span(known["flat"], ".1%")}.',
       'There is nothing to learn from them, and nothing for the School to sort '
       'by.',
       'point --config.data.source at photographs that hold pictures (were '
@@ -114,7 +55,7 @@ def _data(case: Case) -> Iterator[Finding]:
     )
     return
   if figures.get('copies', 0) > 0.1:
-    yield Finding(
+    yield case_lib.Finding(
       COPIES,
       f'{figures["copies"]:.0%} of the photographs are copies of others, in '
       'other files; the reference has none.',
@@ -124,19 +65,20 @@ def _data(case: Case) -> Iterator[Finding]:
       'its own by --config.data.held_out_source.',
     )
   elif figures['identical'] > 0.05:
-    yield Finding(
+    yield case_lib.Finding(
       COPIES,
       f'{figures["identical"]:.0%} of the training samples equal another one '
-      f'exactly; in the reference {span(known["identical"], ".1%")} do.',
+      'exactly; in the reference '
+      f'{case_lib.span(known["identical"], ".1%")} do.',
       'They are learned by heart, and held-out ones may be among them.',
       'take the copies out of --config.data.source; where the photographs are '
       'hardly larger than a crop, lower --config.data.train_count.',
     )
   if figures.get('photographs', math.inf) < 8:
-    yield Finding(
+    yield case_lib.Finding(
       FEW,
       f'All crops come from {figures["photographs"]} photograph(s); the '
-      f'reference has {span(known["photographs"], ".0f")}.',
+      f'reference has {case_lib.span(known["photographs"], ".0f")}.',
       'A tokenizer for other images cannot be learned from so few.',
       'more photographs in --config.data.source.',
     )
@@ -144,37 +86,37 @@ def _data(case: Case) -> Iterator[Finding]:
     yield from _school(case)
 
 
-def _school(case: Case) -> Iterator[Finding]:
+def _school(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   """Whether the bins mean something and hold enough."""
   figures, known, s = case.figures, case.reference.figures, case.settings
   if figures['spread'] < 0.05:
-    yield Finding(
+    yield case_lib.Finding(
       BINS,
       'Complexity goes from the 10th to the 90th percentile by '
       f'{figures["spread"]:.1%} of its median; in the reference by '
-      f'{span(known["spread"], ".0%")}.',
+      f'{case_lib.span(known["spread"], ".0%")}.',
       'The ten bins then hold the same, and so do the lessons.',
       'more varied images in --config.data.source, or another '
       '--config.school.metric.',
     )
   elif figures.get('correlation', 1.0) < 0.5:
-    yield Finding(
+    yield case_lib.Finding(
       RADIUS,
       'Complexity follows the gradient magnitude of the images by a rank '
       f'correlation of {figures["correlation"]:.2f}; 0.5 is the least, the '
-      f'reference shows {span(known["correlation"], ".2f")}.',
+      f'reference shows {case_lib.span(known["correlation"], ".2f")}.',
       'Easy and hard then mean nothing, and the School sorts by chance.',
       '--config.optics.radius=contrast and --config.school.metric=mean_radius, '
       'in another --workdir.',
     )
   batch = s['train.batch_size']
   if figures['lesson'] < 4 * batch or figures['repeats'] > 300:
-    yield Finding(
+    yield case_lib.Finding(
       LESSONS,
       f'The smallest lesson has {figures["lesson"]} samples for batches of '
       f'{batch}, each drawn {figures["repeats"]:.0f} times in the run; the '
-      f'reference has {span(known["lesson"], ".0f")}, drawn '
-      f'{span(known["repeats"], ".0f")} times.',
+      f'reference has {case_lib.span(known["lesson"], ".0f")}, drawn '
+      f'{case_lib.span(known["repeats"], ".0f")} times.',
       'Its clone learns them by heart and pulls the master along.',
       'raise --config.data.train_count (with more photographs), give the clone '
       'more bins by --config.specialists.NAME.bins, or raise '
@@ -182,7 +124,7 @@ def _school(case: Case) -> Iterator[Finding]:
     )
 
 
-def _loss(case: Case) -> Iterator[Finding]:
+def _loss(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   """Whether it is finite, falls, and stays down."""
   s, known = case.settings, case.reference.settings
   base = case.curves['base_loss'].values
@@ -194,7 +136,7 @@ def _loss(case: Case) -> Iterator[Finding]:
     signs.append(f'a clone was not finite and left out {dropped:.0f} time(s)')
   finite = base[np.isfinite(base)]
   fallen = case.late('fallen')
-  if case.long and len(finite) >= ROWS:
+  if case.long and len(finite) >= case_lib.ROWS:
     if fallen > 0.85:
       signs.append(
         f'late in the run the loss is {fallen:.0%} of what it was at first'
@@ -214,7 +156,7 @@ def _loss(case: Case) -> Iterator[Finding]:
     f'{usual:g}.'
   )
   if rate >= _WRONG_RATE * usual:
-    yield Finding(
+    yield case_lib.Finding(
       RATE,
       seen,
       'Steps that are too long leap over what they should descend into.',
@@ -222,7 +164,7 @@ def _loss(case: Case) -> Iterator[Finding]:
     )
   else:
     slow = rate <= usual / _WRONG_RATE and not dropped > 0
-    yield Finding(
+    yield case_lib.Finding(
       LOSS,
       seen,
       'What does not come down is not learned.',
@@ -234,7 +176,7 @@ def _loss(case: Case) -> Iterator[Finding]:
     )
 
 
-def _codebook(case: Case) -> Iterator[Finding]:
+def _codebook(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   """Whether its codes are in use."""
   share, codes = case.late('perplexity'), case.run.codes
   usual = case.shown('perplexity', '.0%')
@@ -255,7 +197,7 @@ def _codebook(case: Case) -> Iterator[Finding]:
   for key in (*of_codebook, 'loss.varentropy'):
     if s[key] > _WRONG_RATE * known[key]:
       turns.append(f'--config.{key}={known[key]:g} (it is {s[key]:g})')
-  yield Finding(
+  yield case_lib.Finding(
     COLLAPSED,
     f'The lessons use {share * codes:.1f} codes of {codes} (perplexity, '
     f'{share:.1%}){fell}; the reference keeps {usual}.',
@@ -274,14 +216,14 @@ def _codebook(case: Case) -> Iterator[Finding]:
   )
 
 
-def _pid(case: Case) -> Iterator[Finding]:
+def _pid(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   """Whether the controllers still control."""
   run, s = case.run, case.settings
   if not (s['pid.enabled'] and s['pid.limit'] and case.long):
     return
-  half = np.array([row.cycle for row in run.rows]) > run.cycles / 2
+  half = run.after(0.5)
   # How long each term of each clone stood at the upper and the lower limit.
-  held_MxK = reference_lib.saturation(run)[half].mean(0)
+  held_MxK = readings.saturation(run)[half].mean(0)
   error_MxK = np.median(
     [run.of_clones(f'pid/error/{t}')[half] for t in run.terms], axis=1
   ).T
@@ -297,7 +239,7 @@ def _pid(case: Case) -> Iterator[Finding]:
     side = 'below' if term == 'adv' else 'above'
     target = s[f'specialists.{run.clones[i]}.pid.target.{term}']
     more = 'and more ' if error_MxK[i, k] > _MOST else ''
-    yield Finding(
+    yield case_lib.Finding(
       UNREACHABLE,
       f'{far_MxK.sum()} of {far_MxK.size} loss weights stand at their upper '
       'limit with a loss more than ten times from its target: '
@@ -311,7 +253,7 @@ def _pid(case: Case) -> Iterator[Finding]:
     )
   stuck_M = stuck_MxK.sum(1) / max(weighed_K.sum(), 1)
   if not far_MxK.any() and stuck_M.max() > 0.6:
-    yield Finding(
+    yield case_lib.Finding(
       SATURATED,
       f'{stuck_MxK.sum()} of {stuck_MxK.size} loss weights stand at their '
       f'limit for the second half of the run: {_terms(run, stuck_MxK)}; in '
@@ -322,12 +264,12 @@ def _pid(case: Case) -> Iterator[Finding]:
     )
 
 
-def _agents(case: Case) -> Iterator[Finding]:
+def _agents(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   """Whether the Q-learners still learn."""
   run, s = case.run, case.settings
   if not s['q.enabled'] or not case.long:
     return
-  half = np.array([row.cycle for row in run.rows]) > run.cycles / 2
+  half = run.after(0.5)
   signs, pinned, idle = [], set(), False
   for i, name in enumerate(run.clones):
     low, high = (s[f'specialists.{name}.q.{k}'] for k in ('low', 'high'))
@@ -366,7 +308,7 @@ def _agents(case: Case) -> Iterator[Finding]:
     turns.append(
       'lower --config.q.every and --config.q.window, raise --config.q.epsilon'
     )
-  yield Finding(
+  yield case_lib.Finding(
     AGENT,
     f'{_sentence(signs)}; in the reference trims come to rest between '
     f'{min(trims):.2g} and {max(trims):.2g}, rewards and actions vary.',
@@ -376,11 +318,11 @@ def _agents(case: Case) -> Iterator[Finding]:
   )
 
 
-def _critic(case: Case) -> Iterator[Finding]:
+def _critic(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   """Whether it is still a slope of about 1."""
   run = case.run
   penalty, share = case.late('penalty'), case.late('adv_share')
-  late = np.array([row.cycle for row in run.rows]) > _LATE * run.cycles
+  late = run.after(case_lib.LATE)
   # A critic of slope 1 tells real from made by no more than their distance,
   # and that is of the order of the L1 times the root of their size.
   reach = math.sqrt(math.prod(run.shape)) * run.of_clones('loss/l1')
@@ -399,7 +341,7 @@ def _critic(case: Case) -> Iterator[Finding]:
       f'it tells images apart by {beyond:.0f} times what they differ by'
     )
   if signs:
-    yield Finding(
+    yield case_lib.Finding(
       CRITIC,
       f'{_sentence(signs)}; the reference shows a penalty of '
       f'{case.shown("penalty")}.',
@@ -407,7 +349,7 @@ def _critic(case: Case) -> Iterator[Finding]:
       'lower --config.critic.learning_rate or raise --config.critic.penalty.',
     )
   elif case.long and share > 0.5:
-    yield Finding(
+    yield case_lib.Finding(
       CRITIC,
       f"The critic has {share:.0%} of a clone's gradient; the reference "
       f'{case.shown("adv_share", ".0%")}.',
@@ -416,7 +358,7 @@ def _critic(case: Case) -> Iterator[Finding]:
     )
 
 
-def _held_out(case: Case) -> Iterator[Finding]:
+def _held_out(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   """Whether held-out samples come out as training ones do."""
   at, gap = case.curves['gap']
   held_out = case.curves['held_out_l1'].values
@@ -432,7 +374,7 @@ def _held_out(case: Case) -> Iterator[Finding]:
       f'the held-out L1 rose from {held_out.min():.3g} to {held_out[-1]:.3g}'
     )
   if signs:
-    yield Finding(
+    yield case_lib.Finding(
       OVERFIT,
       f'{_sentence(signs)}; the reference comes to {case.shown("gap")} times, '
       'and falls.',
@@ -443,7 +385,7 @@ def _held_out(case: Case) -> Iterator[Finding]:
     )
 
 
-def against(case: Case) -> Iterator[Finding]:
+def against(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   """The default run is held against the curves themselves."""
   if case.differences or not case.long:
     return
@@ -455,7 +397,9 @@ def against(case: Case) -> Iterator[Finding]:
   ):
     cycles, values = case.curves[name]
     band = case.reference.bands[name]
-    late = (cycles > _LATE * case.run.cycles) & (cycles >= band.cycles[0])
+    late = (cycles > case_lib.LATE * case.run.cycles) & (
+      cycles >= band.cycles[0]
+    )
     if not late.any():
       continue
     edge = band.high if factor > 1 else band.low
@@ -466,7 +410,7 @@ def against(case: Case) -> Iterator[Finding]:
       side = 'highest' if factor > 1 else 'lowest'
       signs.append(f'the {label} is {ratio:.2f} times the {side} reference')
   if signs:
-    yield Finding(
+    yield case_lib.Finding(
       WORSE,
       f'{_sentence(signs)}, at the same cycles and by the same config.',
       'Nothing else stands out: the code, the machine or JAX may differ.',
@@ -475,7 +419,7 @@ def against(case: Case) -> Iterator[Finding]:
     )
 
 
-CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[case_lib.Case], Iterator[case_lib.Finding]], ...] = (
   _data,
   _loss,
   _codebook,
@@ -486,7 +430,7 @@ CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
 )
 
 
-def _terms(run: reference_lib.Run, chosen_MxK: np.ndarray) -> str:
+def _terms(run: readings.Run, chosen_MxK: np.ndarray) -> str:
   """'l1, vq of perceptual; all of structural'."""
   names = [
     'all' if row.all() else ', '.join(np.array(run.terms)[row])
@@ -507,12 +451,6 @@ def _smooth(values: np.ndarray) -> np.ndarray:
   if len(values) < 3:
     return values
   return np.median(np.stack([values[:-2], values[1:-1], values[2:]]), axis=0)
-
-
-def span(bounds: tuple[float, float], form: str) -> str:
-  """'0.1 to 0.2', or one figure where both read alike."""
-  low, high = (format(v, form) for v in bounds)
-  return low if low == high else f'{low} to {high}'
 
 
 def _sentence(parts: list[str]) -> str:

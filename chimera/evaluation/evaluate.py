@@ -18,15 +18,13 @@ import numpy as np
 
 from chimera.clones import models, perceptual
 from chimera.data import images
-from chimera.evaluation import frechet, sheets
+from chimera.evaluation import frechet, metrics, sheets
 from chimera.optics import modules as optics
 from chimera.optics import poincare
 from chimera.school import curriculum
 
 # By which the sheet's error maps are brightened: 1 / 4 of full range is white.
 ERROR_GAIN = 4
-# What is broken down by bin, and which end of it is the worst.
-OF_BINS = {'psnr': min, 'ssim': min, 'pixel_l1': max, 'path_l1': max}
 
 
 class HeldOut(NamedTuple):
@@ -36,13 +34,13 @@ class HeldOut(NamedTuple):
     paths_NxHxWxC: path_params.
     images_NxSxSx3: the crops, uint8; None where the data are path_params.
     bins_N: the bin of the curriculum that each would fall in, 0 to 9.
-    yardsticks: of the Frechet distances to the crops.
+    frechet_metrics: of the distances to the crops.
   """
 
   paths_NxHxWxC: np.ndarray
   images_NxSxSx3: np.ndarray | None
   bins_N: np.ndarray
-  yardsticks: Sequence[frechet.Yardstick] = ()
+  frechet_metrics: Sequence[frechet.FrechetMetric] = ()
 
 
 class Eyes(NamedTuple):
@@ -52,9 +50,9 @@ class Eyes(NamedTuple):
   params: Any
 
 
-def yardsticks(
+def frechet_metrics(
   images_NxSxSx3: np.ndarray, inception: str, *, batch_size: int
-) -> tuple[frechet.Yardstick, ...]:
+) -> tuple[frechet.FrechetMetric, ...]:
   """rfd-random of the crops and, where a file of Inception is named, rfid.
 
   Raises:
@@ -65,7 +63,7 @@ def yardsticks(
   if inception:
     networks[frechet.INCEPTION] = frechet.load_network(inception)
   return tuple(
-    frechet.Yardstick(
+    frechet.FrechetMetric(
       name,
       features,
       (
@@ -87,7 +85,7 @@ def evaluate(
 ) -> tuple[dict[str, float], np.ndarray]:
   """Every figure of one tokenizer, by name, and counts_V of its codes."""
   rows, counts_V = [], np.zeros(tokenizer.codes)
-  moments = dict.fromkeys(held_out.yardsticks)
+  moments = dict.fromkeys(held_out.frechet_metrics)
   for part in _batches(len(held_out.paths_NxHxWxC), batch_size):
     pixels = None
     if eyes is not None:
@@ -102,21 +100,21 @@ def evaluate(
     )
     rows.append(jax.device_get(row))
     counts_V += np.asarray(counts)
-    for yardstick, so_far in moments.items():
-      moments[yardstick] = yardstick.add(so_far, seen)
+    for metric, so_far in moments.items():
+      moments[metric] = metric.add(so_far, seen)
   each = {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
   figures = {k: float(np.mean(v)) for k, v in each.items()}
-  for yardstick, seen in moments.items():
-    figures[yardstick.name] = yardstick.distance(seen)
-  for name, worst in OF_BINS.items():
-    if name in each:
+  for metric, seen in moments.items():
+    figures[metric.name] = metric.distance(seen)
+  for metric in metrics.FIGURES:
+    if metric.by_bin is not None and metric.name in each:
       of_bins = {
-        b: float(np.mean(each[name][held_out.bins_N == b]))
+        metric.bin(b).name: float(np.mean(each[metric.name][here_N]))
         for b in range(curriculum.BINS)
-        if np.any(held_out.bins_N == b)
+        if np.any(here_N := held_out.bins_N == b)
       }
-      figures |= {f'{name}_bin_{b}': value for b, value in of_bins.items()}
-      figures[f'{name}_worst_bin'] = worst(of_bins.values())
+      figures |= of_bins
+      figures[metric.worst_bin().name] = metric.worst_of(of_bins.values())
   p = counts_V[counts_V > 0] / counts_V.sum()
   figures['perplexity'] = math.exp(-np.sum(p * np.log(p)))
   figures['codes_used'] = float(np.sum(counts_V > 0))
@@ -133,36 +131,30 @@ def _measure(tokenizer, eye_model, params, eye_params, paths, pixels):
   """Figures of each sample, counts of the codes, and the pictures."""
   x = poincare.normalize(paths)
   x_hat, _, tokens = tokenizer.apply({'params': params}, x)
-  row = {
-    'path_l1': _l1(x, x_hat),
-    'path_psnr': perceptual.psnr(x, x_hat),
-    'path_ssim': 1 - perceptual.ssim(x, x_hat),
-    'path_edge': perceptual.edge(x, x_hat),
-    'path_spectrum': perceptual.spectrum(x, x_hat),
-  }
+  row = _compare(x, x_hat, of_paths=True)
   y = None
   if eye_model is not None:
     decode = functools.partial(eye_model.apply, eye_params, method='decode')
     y = _to_8_bits(decode(poincare.denormalize(x_hat)))
-    row |= {
-      'pixel_l1': _l1(pixels, y),
-      'psnr': perceptual.psnr(pixels, y),
-      'ssim': 1 - perceptual.ssim(pixels, y),
-      'ms_ssim': perceptual.ms_ssim(pixels, y),
-      'edge': perceptual.edge(pixels, y),
-      'spectrum': perceptual.spectrum(pixels, y),
-      'optics_psnr': perceptual.psnr(pixels, _to_8_bits(decode(paths))),
-    }
+    row |= _compare(pixels, y, of_paths=False)
+    row['optics_psnr'] = perceptual.psnr(pixels, _to_8_bits(decode(paths)))
   return row, jnp.bincount(tokens.ravel(), length=tokenizer.codes), y
 
 
-def _l1(a: jax.Array, b: jax.Array) -> jax.Array:
-  return jnp.mean(jnp.abs(a - b), axis=(1, 2, 3))
+def _compare(
+  a: jax.Array, b: jax.Array, *, of_paths: bool
+) -> dict[str, jax.Array]:
+  """By name, (B,), what the table says of path_params, or of pixels."""
+  return {
+    metric.name: getattr(perceptual, metric.by)(a, b)
+    for metric in metrics.FIGURES
+    if metric.by and metric.is_of_paths == of_paths
+  }
 
 
 def _to_8_bits(x_BxHxWxC: jax.Array) -> jax.Array:
   """As if by way of uint8, in [-1, 1]; what is not finite stays so."""
-  return jnp.round(jnp.clip(x_BxHxWxC + 1, 0, 2) * 127.5) / 127.5 - 1
+  return images.to_float(jnp.round(jnp.clip(x_BxHxWxC + 1, 0, 2) * 127.5))
 
 
 def preview(

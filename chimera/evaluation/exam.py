@@ -1,4 +1,4 @@
-"""What a run is judged by: held-out figures, their protocol, a sheet."""
+"""What a run is judged by: held-out figures, and a sheet that shows them."""
 
 import json
 import operator
@@ -12,7 +12,7 @@ import numpy as np
 from chimera.clones import state as state_lib
 from chimera.evaluation import evaluate, sheets
 from chimera.school import curriculum
-from chimera.system import disk, provenance
+from chimera.system import disk
 
 if TYPE_CHECKING:
   from chimera.optics import stage_1
@@ -37,7 +37,7 @@ def look_at_held_out(
   )
   if data.optics:
     held_out = held_out._replace(
-      yardsticks=evaluate.yardsticks(
+      frechet_metrics=evaluate.frechet_metrics(
         data.held_out_images,
         config.eval.inception,
         batch_size=config.eval.batch_size,
@@ -105,38 +105,6 @@ def examine(
   return Exam(figures, found['master'][1], tiles, sheet)
 
 
-def protocol(
-  config: ml_collections.ConfigDict, held_out: evaluate.HeldOut, done: int
-) -> dict[str, Any]:
-  """What figures were taken by."""
-  by = 'sample' if held_out.images_NxSxSx3 is None else 'photograph'
-  record = {
-    'split': f'held out by {by}',
-    'source': config.data.held_out_source or config.data.source,
-    'count': len(held_out.paths_NxHxWxC),
-    'color_range': '[-1, 1]',
-  }
-  if config.data.held_out_source:
-    record['split'] = 'a source of its own'
-  if held_out.images_NxSxSx3 is not None:
-    record |= {
-      'crop': config.data.image_size,
-      'crop_scale': f'1 to {config.data.max_scale:g}, at random',
-      'resize_filter': 'Lanczos (Pillow)',
-      'rounding': '8 bits, photograph and reconstruction, before pixel figures',
-    }
-  if config.eval.inception:
-    record['inception'] = provenance.file_digest(config.eval.inception)
-    record['inception_resize_filter'] = 'bicubic, to 299'
-  return record | {
-    'cycles': done,
-    'images_seen': done * config.train.batch_size * len(config.clone_names),
-    'seed': config.seed,
-    'config': provenance.digest(json.loads(config.to_json())),
-    'commit': provenance.commit(),
-  }
-
-
 def flat(figures: dict[str, dict[str, float]]) -> dict[str, float]:
   """{'tokenizer/figure': value} of {tokenizer: {figure: value}}."""
   return {f'{g}/{k}': v for g, row in figures.items() for k, v in row.items()}
@@ -150,6 +118,20 @@ def save_figures(
   """evaluation.json: flat figures and the protocol they were taken by."""
   path = os.path.join(workdir, 'evaluation.json')
   disk.write_json(path, {**flat(figures), 'protocol': record})
+
+
+def read_figures(
+  workdir: str | os.PathLike,
+) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+  """{tokenizer: {figure: value}} and the protocol, of evaluation.json."""
+  with open(os.path.join(workdir, 'evaluation.json'), encoding='utf-8') as f:
+    flattened = json.load(f)
+  record = flattened.pop('protocol')
+  figures: dict[str, dict[str, float]] = {}
+  for key, value in flattened.items():
+    name, figure = key.split('/')
+    figures.setdefault(name, {})[figure] = value
+  return figures, record
 
 
 def save_preview(workdir: str, exam: Exam, done: int) -> np.ndarray:
@@ -170,18 +152,15 @@ def reconstructions(
   The originals above, what became of them below; nothing of a clone that was
   not evaluated.
   """
-  row_of = {name: tiles for name, tiles in zip(exam.sheet.rows, exam.tiles)}
-  pictures = [
-    {
-      'reconstructions': np.concatenate(
-        [np.concatenate(row_of[row], axis=1) for row in ('original', name)]
-      )
-    }
-    if name in row_of
-    else {}
-    for name in (*config.clone_names, 'master')
-  ]
-  return pictures[:-1], pictures[-1]
+  row_of = dict(zip(exam.sheet.rows, exam.tiles))
+
+  def picture(name: str) -> dict[str, np.ndarray]:
+    if name not in row_of:
+      return {}
+    tiles = np.concatenate([row_of['original'], row_of[name]])
+    return {'reconstructions': sheets.glue(tiles, columns=len(tiles) // 2)}
+
+  return [picture(name) for name in config.clone_names], picture('master')
 
 
 def even_shares(counts_V: np.ndarray) -> np.ndarray:

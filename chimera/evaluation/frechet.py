@@ -32,15 +32,8 @@ _SEED = 0
 _SIDE = 299  # pixels, of what Inception sees
 # What reading a broken file raises: flatbuffers has no check of its own.
 _BROKEN = (
-  ValueError,
-  TypeError,
-  LookupError,
-  AttributeError,
-  ArithmeticError,
-  RuntimeError,
-  AssertionError,
-  NotImplementedError,
-  struct.error,
+  *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+  *(RuntimeError, AssertionError, struct.error),
 )
 
 Features = Callable[[jax.Array], jax.Array]
@@ -207,7 +200,7 @@ def load_network(path: str) -> Features:
   return features
 
 
-class Yardstick:
+class FrechetMetric:
   """Measures how far pictures are from the originals, by one network.
 
   Args:

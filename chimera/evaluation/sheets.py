@@ -4,7 +4,6 @@ A sheet is a PNG that holds its own geometry, so that another process can cut it
 without knowing the run.
 """
 
-from collections.abc import Sequence
 import io
 import json
 import math
@@ -67,9 +66,12 @@ def create(tile: int, rows: tuple[str, ...], bins: tuple[int, ...]) -> Sheet:
 def compose(tiles_RxCxTxTx3: np.ndarray, sheet: Sheet) -> np.ndarray:
   """Draws the sheet: uint8 (height, width, 3). `cut` is its inverse."""
   step = sheet.tile + sheet.gap
-  height = sheet.header + step * len(sheet.rows) - sheet.gap
-  width = sheet.label + step * len(sheet.bins) - sheet.gap
-  canvas = Image.new('RGB', (width, height), 'white')
+  flat = tiles_RxCxTxTx3.reshape(-1, *tiles_RxCxTxTx3.shape[2:])
+  tiles = glue(flat, columns=len(sheet.bins), gap=sheet.gap)
+  height, width, _ = tiles.shape
+  size = sheet.label + width, sheet.header + height
+  canvas = Image.new('RGB', size, 'white')
+  canvas.paste(Image.fromarray(tiles), (sheet.label, sheet.header))
   pen = ImageDraw.Draw(canvas)
   font = ImageFont.load_default(size=_TEXT)
   for c, b in enumerate(sheet.bins):
@@ -79,32 +81,33 @@ def compose(tiles_RxCxTxTx3: np.ndarray, sheet: Sheet) -> np.ndarray:
     y = sheet.header + r * step + sheet.tile // 2
     x = sheet.label - _MARGIN
     pen.text((x, y), name, 'black', font, anchor='rm')
-  picture = np.array(canvas)
-  for r, c, top, left in _places(sheet):
-    picture[top : top + sheet.tile, left : left + sheet.tile] = tiles_RxCxTxTx3[
-      r, c
-    ]
-  return picture
+  return np.array(canvas)
 
 
 def cut(picture: np.ndarray, sheet: Sheet) -> np.ndarray:
   """tiles_RxCxTxTx3 of what `compose` drew."""
-  side = sheet.tile
-  shape = (len(sheet.rows), len(sheet.bins), side, side, 3)
-  tiles = np.empty(shape, np.uint8)
-  for r, c, top, left in _places(sheet):
-    tiles[r, c] = picture[top : top + side, left : left + side]
-  return tiles
-
-
-def _places(sheet: Sheet) -> Sequence[tuple[int, int, int, int]]:
-  """Row, column, top and left of every tile."""
   step = sheet.tile + sheet.gap
-  return [
-    (r, c, sheet.header + r * step, sheet.label + c * step)
-    for r in range(len(sheet.rows))
-    for c in range(len(sheet.bins))
-  ]
+  inner = picture[sheet.header :, sheet.label :]
+  tiles_RxCxTxTx3 = np.pad(inner, ((0, sheet.gap), (0, sheet.gap), (0, 0)))
+  shape = (len(sheet.rows), step, len(sheet.bins), step, 3)
+  tiles_RxCxTxTx3 = tiles_RxCxTxTx3.reshape(shape).swapaxes(1, 2)
+  return tiles_RxCxTxTx3[:, :, : sheet.tile, : sheet.tile]
+
+
+def glue(
+  tiles_NxHxWx3: np.ndarray, *, columns: int, gap: int = 0
+) -> np.ndarray:
+  """One picture of tiles, row by row: uint8, `gap` white pixels in between.
+
+  Where they do not fill the last row, it is white.
+  """
+  n, height, width, _ = tiles_NxHxWx3.shape
+  r, h, w = -(-n // columns), height + gap, width + gap
+  canvas = np.full((r * columns, h, w, 3), 255, np.uint8)
+  canvas[:n, :height, :width] = tiles_NxHxWx3
+  picture = canvas.reshape(r, columns, h, w, 3).swapaxes(1, 2)
+  picture = picture.reshape(r * h, columns * w, 3)
+  return picture[: r * h - gap, : columns * w - gap]
 
 
 def save(path: str | os.PathLike, picture: np.ndarray, sheet: Sheet) -> None:

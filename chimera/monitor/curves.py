@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chimera.evaluation import metrics
 from chimera.monitor import history
 from chimera.school import curriculum
 
@@ -19,7 +20,16 @@ if TYPE_CHECKING:
 
 MASTER = '#222222'
 # Okabe and Ito, Color Universal Design, 2008: told apart by the color-blind.
-_COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
+_COLORS = (
+  *('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'),
+  '#F0E442',
+)
+# Held-out figures that are drawn by cycle, and what each is compared with.
+_COMPARED = {
+  'eval/psnr': 'eval/optics_psnr',
+  'eval/path_l1': 'eval/path_l1_worst_bin',
+  'eval/codes_used': 'eval/perplexity',
+}
 
 
 def palette(names: Sequence[str]) -> dict[str, str]:
@@ -32,7 +42,6 @@ def draw(
   figures: Mapping[str, Mapping[str, float]],
   colors: Mapping[str, str],
   base: Mapping[str, float],
-  titles: Mapping[str, str],
 ) -> Iterator[tuple[str, bytes]]:
   """Draws every figure of a run, each as it is asked for.
 
@@ -42,55 +51,32 @@ def draw(
       them.
     colors: of each clone, see `palette`.
     base: base weight of each loss term.
-    titles: what 'psnr' and 'path_l1' are called.
 
   Yields:
     (title, SVG file).
   """
   tags = functools.partial(_draw_tags, seen, colors)
-  yield tags(
-    'Losses',
-    {
-      'loss/base': ('Every clone by the base weights', 'loss'),
-      'loss/total': ('Each clone by its own lambdas', 'loss'),
-    },
-  )
-  yield tags(
-    'Loss terms', {f'loss/{t}': (t, 'unweighted') for t in base}, columns=5
-  )
+
+  def of(place: str) -> dict[str, str]:
+    return {m.tag: m.label for m in metrics.shown(place)}
+
+  yield tags('Losses', of('losses'))
+  yield tags('Loss terms', {f'loss/{t}': t for t in base}, columns=5)
   yield tags(
     'Lambdas against their base',
-    {f'lambda/{t}': (t, 'lambda / base') for t, v in base.items() if v > 0},
+    {f'lambda/{t}': t for t, v in base.items() if v > 0},
     columns=5,
     over={f'lambda/{t}': v for t, v in base.items() if v > 0},
   )
-  yield tags(
-    'Learning rates and the agents that trim them',
-    {
-      'agent/lr': ('Learning rate', 'Adam step size'),
-      'agent/trim': ('Trim by the Q-agent', 'factor'),
-      'agent/reward': ('Reward', 'reward (1: a rapid descent)'),
-    },
-  )
-  yield tags(
-    'Critics',
-    {
-      'critic/wasserstein': ('Wasserstein estimate', 'score difference'),
-      'critic/penalty': ('Gradient penalty', 'squared norm error'),
-      'loss/adv_share': ('Share of the gradient at the output', 'share'),
-    },
-  )
+  yield tags('Learning rates and the agents that trim them', of('agents'))
+  yield tags('Critics', of('critics'))
   yield _held_out(seen, colors)
-  key, unit = (
-    ('psnr', 'dB') if 'psnr' in figures['master'] else ('path_l1', 'L1')
-  )
+  master = figures['master']
+  judge = metrics.BY_TAG['eval/psnr' if 'psnr' in master else 'eval/path_l1']
+  bins = (judge.bin(b) for b in range(curriculum.BINS))
   yield tags(
-    f'Held out, by bin: {titles[key]}',
-    {
-      f'eval/{key}_bin_{b}': (f'bin {b}', unit)
-      for b in range(curriculum.BINS)
-      if f'{key}_bin_{b}' in figures['master']
-    },
+    f'Held out, by bin: {judge.label}',
+    {m.tag: m.title for m in bins if m.name in master},
     columns=5,
     master=True,
   )
@@ -101,7 +87,7 @@ def _draw_tags(
   seen: Sequence[history.Row],
   colors: Mapping[str, str],
   title: str,
-  panels: Mapping[str, tuple[str, str]],
+  panels: Mapping[str, str],
   *,
   columns: int = 3,
   over: Mapping[str, float] | None = None,
@@ -109,11 +95,9 @@ def _draw_tags(
 ) -> tuple[str, bytes]:
   """A panel a tag, a curve a clone; divided by `over`, 1 is marked."""
   columns = min(columns, len(panels))
-  shared = len({unit for _, unit in panels.values()}) == 1
   lines = -(-len(panels) // columns)
   with _Drawing(title, lines, columns) as drawing:
-    for i, (tag, (name, unit)) in enumerate(panels.items()):
-      ax = drawing.axes[i]
+    for ax, (tag, name) in zip(drawing.axes, panels.items()):
       for clone, color in colors.items():
         cycles, values = history.series(seen, tag, clone)
         if over:
@@ -124,8 +108,6 @@ def _draw_tags(
       if over:
         ax.axhline(1, color='#888', linewidth=1, linestyle='--', zorder=0)
       ax.set(title=name, xlabel='cycle')
-      if not shared or i % columns == 0:
-        ax.set_ylabel(unit)
   return drawing.picture
 
 
@@ -133,28 +115,20 @@ def _held_out(
   seen: Sequence[history.Row], colors: Mapping[str, str]
 ) -> tuple[str, bytes]:
   """Clones and master at each evaluation; dashed, what to compare them with."""
-  panels = {
-    'psnr': ('PSNR', 'dB', 'optics_psnr', 'the optics alone'),
-    'path_l1': (
-      'L1 of path_params',
-      'L1',
-      'path_l1_worst_bin',
-      "master's worst bin",
-    ),
-    'codes_used': ('Codes used', 'codes', 'perplexity', "master's perplexity"),
-  }
   there = history.latest(seen)
-  panels = {k: v for k, v in panels.items() if f'eval/{k}' in there}
+  panels = [
+    (metrics.BY_TAG[tag], metrics.BY_TAG[other])
+    for tag, other in _COMPARED.items()
+    if tag in there
+  ]
   with _Drawing('Held out', 1, len(panels)) as drawing:
-    for ax, (key, (name, unit, other, label)) in zip(
-      drawing.axes, panels.items()
-    ):
+    for ax, (metric, other) in zip(drawing.axes, panels):
       for clone, color in colors.items():
-        _line(ax, *history.series(seen, f'eval/{key}', clone), color)
-      _line(ax, *history.series(seen, f'eval/{key}'), MASTER, '-', 'master')
-      compared = history.series(seen, f'eval/{other}')
-      _line(ax, *compared, '#888', '--', label)
-      ax.set(title=name, xlabel='cycle', ylabel=unit)
+        _line(ax, *history.series(seen, metric.tag, clone), color)
+      _line(ax, *history.series(seen, metric.tag), MASTER, '-', 'master')
+      compared = history.series(seen, other.tag)
+      _line(ax, *compared, '#888', '--', f'master: {other.head}')
+      ax.set(title=metric.label, xlabel='cycle')
       ax.legend(frameon=False, fontsize=8)
   return drawing.picture
 
@@ -163,26 +137,22 @@ def _per_bin(
   figures: Mapping[str, Mapping[str, float]], colors: Mapping[str, str]
 ) -> tuple[str, bytes]:
   """The last evaluation of master and clones, from easy to hard."""
-  panels = {
-    'path_l1': ('L1 of path_params', 'L1'),
-    'pixel_l1': ('L1 of pixels', 'L1'),
-    'psnr': ('PSNR', 'dB'),
-    'ssim': ('SSIM', 'SSIM'),
-  }
-  panels = {
-    k: v
-    for k, v in panels.items()
-    if any(key.startswith(f'{k}_bin_') for key in figures['master'])
-  }
-  with _Drawing(
-    'Held out, by bin, at the last evaluation', 1, len(panels)
-  ) as drawing:
-    for ax, (key, (name, unit)) in zip(drawing.axes, panels.items()):
+  there = figures['master']
+  panels = [
+    m
+    for m in metrics.FIGURES
+    if m.by_bin is not None
+    and any(m.bin(b).name in there for b in range(curriculum.BINS))
+  ]
+  title = 'Held out, by bin, at the last evaluation'
+  with _Drawing(title, 1, len(panels)) as drawing:
+    for ax, metric in zip(drawing.axes, panels):
+      names = [metric.bin(b).name for b in range(curriculum.BINS)]
       for who, color in {**colors, 'master': MASTER}.items():
         of = figures.get(who, {})
-        bins = [b for b in range(curriculum.BINS) if f'{key}_bin_{b}' in of]
-        _line(ax, bins, [of[f'{key}_bin_{b}'] for b in bins], color)
-      ax.set(title=name, xlabel='bin, easy to hard', ylabel=unit)
+        known = {b: of[name] for b, name in enumerate(names) if name in of}
+        _line(ax, list(known), list(known.values()), color)
+      ax.set(title=metric.label, xlabel='bin, easy to hard')
       ax.set_xticks(range(curriculum.BINS))
   return drawing.picture
 

@@ -1,27 +1,34 @@
-"""The live dashboard: four columns, one a specialist, and the master below.
+"""The live dashboard: a column for each specialist, and the master below.
 
 The design document's section 7. A snapshot is plain data, drawn by a pure
 function. Nothing here knows of a device, and nothing here imports JAX, so that
 another process can watch at once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+import itertools
 import math
-from typing import NamedTuple
 
 import rich.cells
-import rich.console
-from rich.segment import Segment
+from rich.segment import Segment, SegmentLines
 import rich.style
 
+from chimera.evaluation import metrics
 from chimera.monitor import gallery
 from chimera.monitor import snapshot as snapshot_lib
 from chimera.system import progress
 
-_HUES = ('cyan', 'green', 'magenta', 'yellow')
+_HUES = (
+  *('cyan', 'green', 'magenta', 'yellow'),
+  *('blue', 'red', 'bright_magenta', 'bright_yellow'),
+)
+# Least cells of a column, whose lambdas have a line each or are bars.
+_TALL, _SHORT = 28, 17
 _BARS = '▁▂▃▄▅▆▇█'
 
 Line = list[Segment]
+_width = Segment.get_line_length
+_fit = Segment.adjust_line_length
 
 
 # What stands on a line.
@@ -58,12 +65,12 @@ def _text(text: str, style: str = '') -> Segment:
   return Segment(text, rich.style.Style.parse(style))
 
 
-def _width(line: Line) -> int:
-  return sum(rich.cells.cell_len(segment.text) for segment in line)
+def _gray(text: str) -> Segment:
+  return _text(text, 'bright_black')
 
 
-def _fit(line: Line, width: int) -> Line:
-  return Segment.adjust_line_length(line, width)
+def _bold(text: str) -> Segment:
+  return _text(text, 'bold')
 
 
 def _ends(left: Line, right: Line, width: int) -> Line:
@@ -112,79 +119,89 @@ def _gauge(ratio: float | None, limit: float, half: int) -> Line:
     filled = round(half * max(-1.0, min(1.0, share)))
   below, above = max(-filled, 0), max(filled, 0)
   return [
-    _text('─' * (half - below), 'bright_black'),
+    _gray('─' * (half - below)),
     _text('━' * below, 'blue'),
-    _text('┼', 'bright_black'),
+    _gray('┼'),
     _text('━' * above, 'red'),
-    _text('─' * (half - above), 'bright_black'),
+    _gray('─' * (half - above)),
   ]
 
 
 # The picture as a whole.
 
 
-class Screen(NamedTuple):
-  """What `render` returns: lines that rich prints, of one width."""
-
-  lines: list[Line]
-
-  def __rich_console__(
-    self, console: rich.console.Console, options: rich.console.ConsoleOptions
-  ) -> Iterator[Segment]:
-    for line in self.lines:
-      yield from line
-      yield Segment.line()
-
-
-def render(snapshot: snapshot_lib.Snapshot, width: int, height: int) -> Screen:
+def render(
+  snapshot: snapshot_lib.Snapshot, width: int, height: int
+) -> SegmentLines:
   """The dashboard, of `height` lines of `width` cells.
 
-  From 115x36 on every lambda has a line of its own, below it the row is one of
-  bars; under 72 columns each specialist has but a line. What is left over goes
-  to the pictures.
+  From 115x35 on (of four specialists) every lambda has a line of its own, below
+  it the row is one of bars; where there is no room for the columns, in one row
+  or in several, each specialist has but a line. What is left over goes to the
+  pictures.
   """
-  inner = (width - 3) // 4
-  tall = height >= 36 and inner >= 28
+  rule = [_gray('─' * width)]
+  head = [_header(snapshot, width), rule]
   drawn = [
     (student, chr(ord('A') + i), _HUES[i % len(_HUES)])
     for i, student in enumerate(snapshot.students)
   ]
-  if inner < 17:
-    students = [_summary(*one) for one in drawn]
+  for tall in (True, False):
+    students = _columns(drawn, snapshot.limit, width, tall)
+    lines = [*head, *students, rule]
+    master = _master(snapshot, width, tall)
+    if students and len(lines) + len(master) < height:
+      break
   else:
-    columns = [_column(*one, snapshot.limit, inner - 2, tall) for one in drawn]
-    students = _side_by_side(columns, width)
-  rule = [_text('─' * width, 'bright_black')]
-  lines = [_header(snapshot, width), rule, *students]
-  room = height - len(lines) - 2
-  lines.append(rule)
-  lines += _below(snapshot, _master(snapshot, tall), width, max(room, 0))
+    lines = [*head, *(_summary(*one) for one in drawn), rule]
+  lines += _below(snapshot, master, width, max(height - len(lines) - 1, 0))
   lines = lines[: height - 1]
   lines += [[]] * (height - 1 - len(lines))
   lines.append(_progress(snapshot, width))
-  return Screen([_fit(line, width) for line in lines[-height:]])
+  fitted = [_fit(line, width) for line in lines[-height:]]
+  return SegmentLines(fitted, new_lines=True)
 
 
 def _header(snapshot: snapshot_lib.Snapshot, width: int) -> Line:
   return _ends(
-    [_text(' Chimera', 'bold'), _text(f'  {snapshot.title}', 'bright_black')],
+    [_bold(' Chimera'), _gray(f'  {snapshot.title}')],
     [_text(f'{snapshot.note} ')],
     width,
   )
 
 
-def _side_by_side(columns: Sequence[list[Line]], width: int) -> list[Line]:
-  """Columns of one height with a stroke between them."""
-  wide, more = divmod(width - len(columns) + 1, len(columns))
-  widths = [wide + (i < more) for i in range(len(columns))]
-  lines = []
-  for row in zip(*columns):
-    line = []
-    for cells, w in zip(row, widths):
-      if line:
-        line = [*line, _text('│', 'bright_black')]
-      line = [*line, *_fit([_text(' '), *_fit(cells, w - 2)], w)]
-    lines.append(line)
+def _columns(
+  drawn: Sequence[tuple[snapshot_lib.Student, str, str]],
+  limit: float,
+  width: int,
+  tall: bool,
+) -> list[Line]:
+  """The specialists beside each other, in as few rows as hold them.
+
+  A stroke stands between two of them, a rule between two rows. None where they
+  are too narrow.
+  """
+  most = max(1, (width + 1) // (_SHORT + 1))
+  rows = -(-len(drawn) // most)
+  across = -(-len(drawn) // rows)
+  wide, more = divmod(width + 1 - across, across)
+  if wide < (_TALL if tall else _SHORT):
+    return []
+  lines: list[Line] = []
+  for start in range(0, len(drawn), across):
+    if lines:
+      lines.append([_gray('─' * width)])
+    columns = [
+      _column(*one, limit, wide - 2, tall)
+      for one in drawn[start : start + across]
+    ]
+    for row in zip(*columns):
+      line: Line = []
+      for i, cells in enumerate(row):
+        w = wide + (i < more)
+        stroke = [_gray('│')] if line else []
+        line += [*stroke, *_fit([_text(' '), *_fit(cells, w - 2)], w)]
+      lines.append(line)
   return lines
 
 
@@ -196,7 +213,7 @@ def _summary(student: snapshot_lib.Student, letter: str, hue: str) -> Line:
     top = f'{weight.term} x{_number(weight.ratio, ".2f")}'
   return [
     _text(f' {letter} ', f'bold {hue}'),
-    _text(f'{_short(_last(student.g_loss), ".4f")} ', 'bold'),
+    _bold(f'{_short(_last(student.g_loss), ".4f")} '),
     _text(f'{_short(_last(student.critic), "+.3f")} '),
     *_labelled('lr', _number(student.learning_rate, '.2e')),
     *_labelled(' λ', top),
@@ -213,25 +230,23 @@ def _column(
 ) -> list[Line]:
   """One specialist, in lines of at most `width` cells."""
   name = [_text(f'{letter} {student.name}', f'bold {hue}')]
-  bins = (
-    f'bins {student.bins}' if len(student.bins) > 1 else f'bin {student.bins}'
-  )
+  bins = f'bin{"s" * (len(student.bins) > 1)} {student.bins}'
   if tall:
     head = [
       _ends(name, [_text(bins)], width),
-      [_text(_words(student.mission, width) or '-', 'bright_black')],
+      [_gray(_words(student.mission, width) or '-')],
     ]
   else:
     mission = _words(student.mission, width - len(bins) - 1)
     if student.mission and not mission:
       bins = student.bins
       mission = _words(student.mission, width - len(bins) - 1)
-    head = [name, [_text(bins), _text(f' {mission}', 'bright_black')]]
+    head = [name, [_text(bins), _gray(f' {mission}')]]
   forms, cells = (('.4f', '+.3f'), 7) if tall else (('.3f', '+.2f'), 5)
   losses = [
     [
-      _text(f'{label:7}', 'bright_black'),
-      _text(f'{_short(_last(values), form):>{cells}} ', 'bold'),
+      _gray(f'{label:7}'),
+      _bold(f'{_short(_last(values), form):>{cells}} '),
       _text(sparkline(values, width - cells - 8), hue),
     ]
     for label, values, form in zip(
@@ -263,15 +278,15 @@ def _lambdas(
     form, gap = ('+.2f', ' ') if width >= 24 else ('+.1f', '')
     parts = zip('PID', student.pid)
     pid = ' '.join(f'{k}{gap}{_number(v, form)}' for k, v in parts)
-  name = [_text(top.term if top else '-', 'bold')]
+  name = [_bold(top.term if top else '-')]
   if _width(name) + 2 <= width:
-    name.insert(0, _text('λ ', 'bright_black'))
+    name.insert(0, _gray('λ '))
   if not tall:
     bars = sparkline(
       [_log(w.ratio) for w in student.weights], width - 7, reach=limit
     )
     return [name, [_text(f'{ratio:6} '), _text(bars, 'red')], [_text(pid)]]
-  lines = [_ends(name, [_text(ratio, 'bold')], width), [_text(pid)]]
+  lines = [_ends(name, [_bold(ratio)], width), [_text(pid)]]
   longest = max(len(w.term) for w in student.weights)
   half = max(1, (width - longest - 7) // 2)
   for weight in student.weights:
@@ -299,98 +314,74 @@ def _learning(
   explores = '-'
   if student.epsilon is not None:
     explores = f'{_number(100 * student.epsilon, ".0f")} %'
+  lr = _labelled('lr', rate, 'bold')
+  explored = _labelled('explores', explores)
   if not tall:
     return [
-      [_text('lr ', 'bright_black'), _text(rate, 'bold'), _text(f' {trim}')],
+      [*lr, _text(f' {trim}')],
       [_text(student.trend)],
-      [_text(f'{action} ', ''), *_labelled('reward', reward)],
-      _labelled('explores', explores),
+      [_text(f'{action} '), *_labelled('reward', reward)],
+      explored,
     ]
   zone = f'trim {student.zone}' if student.zone else ''
   if len(student.trend) + 1 + len(zone) > width:
     zone = student.zone
   return [
-    _ends(
-      [_text('lr ', 'bright_black'), _text(rate, 'bold')],
-      _labelled('trim', trim),
-      width,
-    ),
-    _ends([_text(student.trend)], [_text(zone, 'bright_black')], width),
+    _ends(lr, _labelled('trim', trim), width),
+    _ends([_text(student.trend)], [_gray(zone)], width),
     _ends(_labelled('action', action), _labelled('reward', reward), width),
-    _labelled('explores', explores),
+    explored,
   ]
 
 
 def _labelled(label: str, value: str, style: str = '') -> Line:
-  return [_text(f'{label} ', 'bright_black'), _text(value, style)]
+  return [_gray(f'{label} '), _text(value, style)]
 
 
-def _master(snapshot: snapshot_lib.Snapshot, tall: bool) -> list[Line]:
+def _master(
+  snapshot: snapshot_lib.Snapshot, width: int, tall: bool
+) -> list[Line]:
   """The master's figures and what the meld and the machine do."""
-  used = f'{_number(snapshot.used, ".0f")} of {snapshot.codes}'
-  perplexity = _number(_last(snapshot.perplexity), '.1f')
-  dropped = _number(snapshot.dropped, '.0f')
-  drift = [_text('drift', 'bright_black')]
-  for student, hue in zip(snapshot.students, _HUES):
-    drift.append(_text(f' {_number(student.drift, ".2f")}', hue))
-  rate = _number(snapshot.rate, '.3g')
-  images = _number(snapshot.images_rate, '.3g')
-  speed = f'{rate} cycles/s  {images} images/s'
-  if not tall:
-    figures = []
-    for f in snapshot.figures:
-      value, best = _figure(f)
-      figures += [*_labelled(f.name, value, 'bold'), *_best(best), _text('  ')]
-    return [
-      [_text(' '), *figures],
-      [
-        _text(' '),
-        *_labelled('codes', used),
-        *_labelled('  perplexity', perplexity),
-        _text('  '),
-        *drift,
-      ],
-      [*_labelled(' dropped', dropped), _text(f'  {speed}')],
-    ]
-  lines = [
-    [
-      _text(' Master', 'bold'),
-      _text(f'  held-out {snapshot.kind}', 'bright_black'),
-    ]
-  ]
-  for f in snapshot.figures:
-    value, best = _figure(f)
-    at = '' if f.best_cycle is None else f'at {f.best_cycle}'
-    lines.append(
-      [
-        _text(f' {f.name:10} ', 'bright_black'),
-        _text(f'{value:>6}', 'bold'),
-        *_best(f'{best:>6} {at:8}'),
-        # Of one width, so that the pictures stay where they are.
-        _text(f' {sparkline(f.values, 6):6}'),
-      ]
+  used, perplexity, dropped, cycles, images = (
+    _number(snapshot.master.get(tag), metrics.BY_TAG[tag].form)
+    for tag in (
+      *('codebook/used', 'codebook/perplexity', 'meld/dropped'),
+      *('perf/cycles_per_sec', 'perf/images_per_sec'),
     )
+  )
+  used = f'{used} of {snapshot.codes}'
+  speed = f'{cycles} cycles/s  {images} images/s'
+  drift = [_gray('drift')]
+  for student, hue in zip(snapshot.students, itertools.cycle(_HUES)):
+    drift.append(_text(f' {_number(student.drift, ".2f")}', hue))
+  title = [_bold(' Master'), _gray(f'  held-out {snapshot.kind}')]
+  lines = [title if tall else [_text(' ')]]
+  for f in snapshot.figures:
+    name = f.metric.title.split()[0]
+    value, best = (_number(v, f.metric.form) for v in (_last(f.values), f.best))
+    if tall:
+      at = '' if f.best_cycle is None else f'at {f.best_cycle}'
+      # Of one width, so that the pictures stay where they are.
+      lines.append(_labelled(f' {name:10}', f'{value:>6}', 'bold'))
+      lines[-1] += _labelled('  best', f'{best:>6} {at:8}')
+      lines[-1].append(_text(f' {sparkline(f.values, 6):6}'))
+    else:
+      lines[0] += _labelled(name, value, 'bold')
+      lines[0] += [*_labelled('  best', best), _text('  ')]
+  if not tall:
+    codes = [*_labelled(' codes', used), *_labelled('  perplexity', perplexity)]
+    drift = [_text('  '), *drift]
+    fits = _width(codes) + _width(drift) <= width
+    lines += [[*codes, *drift]] if fits else [codes, drift[1:]]
+    return [*lines, [*_labelled(' dropped', dropped), _text(f'  {speed}')]]
+  perplexities = _text(f'  {sparkline(snapshot.perplexity, 20)}')
   return [
     *lines,
-    [_text(' codes used ', 'bright_black'), _text(used)],
-    [
-      _text(' perplexity ', 'bright_black'),
-      _text(f'{perplexity:>6}', 'bold'),
-      _text(f'  {sparkline(snapshot.perplexity, 20)}'),
-    ],
+    _labelled(' codes used', used),
+    [*_labelled(' perplexity', f'{perplexity:>6}', 'bold'), perplexities],
     [_text(' '), *drift, *_labelled('  dropped', dropped)],
     [_text(f' {speed}')],
   ]
-
-
-def _figure(figure: snapshot_lib.Figure) -> tuple[str, str]:
-  """Its value so far and its best, as text."""
-  form = '.2f' if figure.name == 'PSNR' else '.4f'
-  return _number(_last(figure.values), form), _number(figure.best, form)
-
-
-def _best(best: str) -> Line:
-  return [_text('  best ', 'bright_black'), _text(best)]
 
 
 def _below(
@@ -426,7 +417,7 @@ def _progress(snapshot: snapshot_lib.Snapshot, width: int) -> Line:
   return [
     _text(' '),
     _text('━' * filled, 'green'),
-    _text('─' * (room - filled), 'bright_black'),
+    _gray('─' * (room - filled)),
     _text(f'{text} '),
   ]
 

@@ -5,7 +5,7 @@ its history and its previews; it never ends the run.
 """
 
 import atexit
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import glob
 import io
@@ -14,12 +14,12 @@ import os
 import sys
 import threading
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging
 import rich.console
 import rich.control
-from rich.segment import Segment
+from rich.segment import Segments
 
 from chimera.evaluation import sheets
 from chimera.monitor import dashboard, history
@@ -227,11 +227,12 @@ class Live:
       snapshot = snapshot._replace(pictures=None)
     lines = dashboard.render(snapshot, width, height).lines
     changed = [
-      (y, line)
+      segment
       for y, line in enumerate(lines)
       if self._drawn[y : y + 1] != [line]
+      for segment in (rich.control.Control.move_to(0, y).segment, *line)
     ]
-    self._console.print(_Changes(changed), end='', crop=False)
+    self._console.print(Segments(changed), end='', crop=False)
     self._drawn = lines
 
   def _give_up(self, kind: Any, error: BaseException | None, _: Any) -> bool:
@@ -260,19 +261,6 @@ class Live:
       terminal, self._terminal = self._terminal, None
       with contextlib.suppress(OSError):
         terminal.close()
-
-
-class _Changes(NamedTuple):
-  """Lines and where on the screen they go."""
-
-  lines: list[tuple[int, dashboard.Line]]
-
-  def __rich_console__(
-    self, console: rich.console.Console, options: rich.console.ConsoleOptions
-  ) -> Iterator[Segment]:
-    for y, line in self.lines:
-      yield rich.control.Control.move_to(0, y).segment
-      yield from line
 
 
 def has_terminal() -> bool:

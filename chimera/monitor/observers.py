@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from chimera.clones import state as state_lib
-from chimera.evaluation import evaluate
+from chimera.evaluation import evaluate, metrics, protocol
 from chimera.evaluation import exam as exam_lib
 from chimera.monitor import history, live, writers
 from chimera.monitor import snapshot as snapshot_lib
@@ -83,7 +83,7 @@ class Observers:
       },
       {
         'config': self._config.to_dict(),
-        'protocol': exam_lib.protocol(
+        'protocol': protocol.protocol(
           self._config, held_out, self._config.train.cycles
         ),
       },
@@ -162,31 +162,30 @@ class Observers:
 def clone_scalars(
   seen: dict[str, np.ndarray], i: int, terms: Sequence[str]
 ) -> dict[str, float]:
-  """Clone i's row of TensorBoard scalars, by tag."""
-  row = {}
-  for tag, values_M in seen.items():
-    if tag.startswith('codebook/') or ('/' not in tag and tag not in _OF_TERMS):
-      continue
-    value = values_M[i]
-    if np.ndim(value):
-      row |= {f'{tag}/{t}': float(v) for t, v in zip(terms, value)}
-    else:
-      row[tag] = float(value)
-  return row
+  """Clone i's row of TensorBoard scalars."""
+  found: dict[str, float] = {}
+  for tag, values in seen.items():
+    if f'{tag}{metrics.TERM}' in metrics.BY_TAG:
+      found |= {f'{tag}/{t}': float(v) for t, v in zip(terms, values[i])}
+    elif tag in metrics.BY_TAG and not metrics.BY_TAG[tag].of_master:
+      found[tag] = float(values[i])
+  return found
 
 
 def master_scalars(
   seen: dict[str, np.ndarray], rate: float, spec: state_lib.StepSpec
 ) -> dict[str, float]:
-  clones = len(seen['loss/total'])
+  """What the clones have in common; all of them hold the same of it."""
+  in_common = (
+    tag for tag, m in metrics.BY_TAG.items() if m.of_master and tag in seen
+  )
   return {
-    'codebook/perplexity': float(seen['codebook/perplexity'][0]),
-    'codebook/used': float(seen['codebook/used'][0]),
+    **{tag: float(seen[tag][0]) for tag in in_common},
     'meld/dropped': float(seen['meld/dropped'].sum()),
     'perf/cycles_per_sec': rate,
-    'perf/images_per_sec': rate * clones * spec.batch_size,
+    'perf/images_per_sec': rate * len(seen['loss/base']) * spec.batch_size,
   }
 
 
 def eval_scalars(figures: dict[str, float]) -> dict[str, float]:
-  return {f'eval/{k}': v for k, v in figures.items()}
+  return {f'{metrics.HELD_OUT}{k}': v for k, v in figures.items()}

@@ -11,7 +11,6 @@ import functools
 import html
 import io
 import json
-import math
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -24,51 +23,20 @@ from PIL import Image
 
 from chimera.clones import models
 from chimera.data import crops as crops_lib
-from chimera.evaluation import evaluate
-from chimera.monitor import curves, history
+from chimera.evaluation import evaluate, exam, metrics, sheets
+from chimera.monitor import curves, history, summary
 from chimera.optics import poincare
 from chimera.school import curriculum
 from chimera.system import disk
 
 # What may go wrong with a report and must not cost a finished run.
 FAILURES = (
-  OSError,
-  ValueError,
-  TypeError,
-  LookupError,
-  ArithmeticError,
-  RuntimeError,
-  ImportError,
+  *(OSError, ValueError, TypeError, LookupError, ArithmeticError),
+  *(RuntimeError, ImportError),
 )
 _SHEETS = 6  # at most, the last one among them
 _SAMPLES = 10  # of each bin
 _GRID = 6  # tokens a side of the constant grid that shows a code
-_FIGURES = {
-  'psnr': 'PSNR (dB)',
-  'psnr_worst_bin': 'PSNR, worst bin',
-  'ssim': 'SSIM',
-  'ms_ssim': 'MS-SSIM',
-  'pixel_l1': 'L1 pixels',
-  'edge': 'edge distance',
-  'spectrum': 'spectrum distance',
-  'rfd-random': 'rfd-random',
-  'rfid': 'rFID',
-  'path_psnr': 'PSNR path (dB)',
-  'path_l1': 'L1 path',
-  'path_l1_worst_bin': 'L1 path, worst bin',
-  'codes_used': 'codes used',
-  'perplexity': 'perplexity',
-}
-_CARDS = (
-  'psnr',
-  'ssim',
-  'ms_ssim',
-  'pixel_l1',
-  'rfd-random',
-  'path_l1',
-  'codes_used',
-  'perplexity',
-)
 _STYLE = """
 :root { color-scheme: light; }
 body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 70rem;
@@ -141,7 +109,7 @@ def write(
   Args:
     workdir: with history.jsonl, evaluation.json and previews/.
     subject: what else is shown.
-    rows: each clone's of the last table, see `mission_control.summary`.
+    rows: each clone's of the last table, see `summary.summary`.
     base: base weight of each loss term.
     image_size: pixels, side of a crop.
     chunk: codes decoded at a time.
@@ -151,12 +119,7 @@ def write(
   """
   workdir = pathlib.Path(workdir)
   seen = history.read(str(workdir))
-  evaluation = json.loads((workdir / 'evaluation.json').read_text())
-  protocol = evaluation.pop('protocol')
-  figures: dict[str, dict[str, float]] = {}
-  for key, value in evaluation.items():
-    name, figure = key.split('/')
-    figures.setdefault(name, {})[figure] = value
+  figures, protocol = exam.read_figures(workdir)
   colors = curves.palette([row['name'] for row in rows])
   title = f'Chimera: {workdir.resolve().name}'
   body = [
@@ -209,21 +172,6 @@ def codebook(
   return np.concatenate(patches)[: tokenizer.codes]
 
 
-def mosaic(
-  tiles_NxPxPx3: np.ndarray, *, columns: int, gap: int = 1
-) -> np.ndarray:
-  """Tiles row by row on white, uint8 (height, width, 3)."""
-  n, side, *_ = tiles_NxPxPx3.shape
-  step = side + gap
-  lines = -(-n // columns)
-  shape = (lines * step - gap, columns * step - gap, 3)
-  picture = np.full(shape, 255, np.uint8)
-  for i, tile in enumerate(tiles_NxPxPx3):
-    top, left = i // columns * step, i % columns * step
-    picture[top : top + side, left : left + side] = tile
-  return picture
-
-
 def _section(title: str, parts: Iterable[str]) -> str:
   inside = '\n'.join(parts)
   return f'<section><h2>{html.escape(title)}</h2>\n{inside}\n</section>'
@@ -239,9 +187,10 @@ def _lead(protocol: Mapping[str, Any]) -> str:
 
 def _cards(master: Mapping[str, float]) -> str:
   cards = ''.join(
-    f'<div class="card"><b>{_number(master[key])}</b><span>{label}</span></div>'
-    for key, label in _FIGURES.items()
-    if key in _CARDS and key in master
+    f'<div class="card"><b>{master[m.name]:{m.form}}</b>'
+    f'<span>{m.head}</span></div>'
+    for m in metrics.shown('card')
+    if m.name in master
   )
   return f'<div class="cards">{cards}</div>'
 
@@ -251,31 +200,21 @@ def _summary(
   figures: Mapping[str, Mapping[str, float]],
   colors: Mapping[str, str],
 ) -> Iterable[str]:
+  clones = [summary.clone_cells(row) for row in rows]
   yield _table(
-    'The four clones, at the last cycle',
-    (
-      *('student', 'bins', 'samples', 'g-loss', 'critic loss'),
-      *('dominant lambda', 'learning rate'),
-    ),
+    'The clones, at the last cycle',
+    clones[0] if clones else (),
     [
-      (
-        _name(row['name'], colors),
-        ', '.join(str(b) for b in sorted(row['bins'])),
-        str(row['samples']),
-        f'{row["g_loss"]:.4f}',
-        f'{row["critic_loss"]:+.4f}',
-        f'{html.escape(row["dominant"])} x{row["dominance"]:.2f}',
-        f'{row["learning_rate"]:.2e}',
-      )
-      for row in rows
+      (_name(name, colors), *map(html.escape, cells))
+      for name, *cells in (row.values() for row in clones)
     ],
   )
-  shown = {k: v for k, v in _FIGURES.items() if k in figures['master']}
+  shown = [m for m in metrics.shown('report') if m.name in figures['master']]
   yield _table(
     'Held out',
-    ('tokenizer', *shown.values()),
+    ('tokenizer', *(m.head for m in shown)),
     [
-      (_name(name, colors), *(_number(of[k]) for k in shown))
+      (_name(name, colors), *(f'{of[m.name]:{m.form}}' for m in shown))
       for name, of in figures.items()
     ],
   )
@@ -300,7 +239,7 @@ def _curves(
     for name in (*colors, 'master')
   )
   yield f'<p>{legend}</p>'
-  for title, svg in curves.draw(seen, figures, colors, base, _FIGURES):
+  for title, svg in curves.draw(seen, figures, colors, base):
     yield _picture('image/svg+xml', svg, title)
 
 
@@ -333,7 +272,8 @@ def _codebook(subject: Subject, chunk: int) -> Iterable[str]:
   for name, ids in (('used', order_V[:used]), ('unused', order_V[used:])):
     if len(ids):
       title = f'{len(ids)} codes {name} on the held-out samples'
-      picture = mosaic(patches[ids], columns=32 if len(patches) > 256 else 16)
+      columns = 32 if len(patches) > 256 else 16
+      picture = sheets.glue(patches[ids], columns=columns, gap=1)
       yield _picture('image/png', _png(picture), title, title, 'pixels')
 
 
@@ -358,7 +298,7 @@ def _curriculum(
     students = ' '.join(
       _name(row['name'], colors) for row in rows if b in row['bins']
     )
-    strip = mosaic(
+    strip = sheets.glue(
       tiles[i * _SAMPLES : (i + 1) * _SAMPLES], columns=_SAMPLES, gap=2
     )
     yield (
@@ -391,7 +331,7 @@ def _protocol(protocol: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _table(
-  caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]
+  caption: str, header: Iterable[str], rows: Iterable[Sequence[str]]
 ) -> str:
   """Cells are HTML."""
   head = ''.join(f'<th>{html.escape(name)}</th>' for name in header)
@@ -410,13 +350,6 @@ def _name(name: str, colors: Mapping[str, str]) -> str:
   return (
     f'<span class="dot" style="background:{color}"></span>{html.escape(name)}'
   )
-
-
-def _number(value: float) -> str:
-  """Four significant digits; whole numbers plain."""
-  if math.isfinite(value) and value == round(value):
-    return f'{value:.0f}'
-  return f'{value:.4g}'
 
 
 def _png(picture: np.ndarray) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from chimera.clones import specialists
 from chimera.clones import terms as terms_lib
+from chimera.evaluation import metrics
 from chimera.monitor import history, summary
 from chimera.system import progress
 
@@ -22,20 +23,6 @@ EASE = 0.25
 _SERIES = 64  # values of a sparkline that are kept
 _RATES = 20  # log cycles of which the time left is made
 _TURN = 3.0  # seconds that each tokenizer's pictures stay
-# The master's figures by what they compare: tag, whether more is better. The
-# data have no pixels where they are path_params.
-_FIGURES = {
-  'pixels': {
-    'PSNR': ('psnr', True),
-    'SSIM': ('ssim', True),
-    'L1': ('pixel_l1', False),
-  },
-  'path_params': {
-    'PSNR': ('path_psnr', True),
-    'SSIM': ('path_ssim', True),
-    'L1': ('path_l1', False),
-  },
-}
 
 
 class Weight(NamedTuple):
@@ -95,7 +82,7 @@ class Student(NamedTuple):
 class Figure(NamedTuple):
   """A figure of the held-out samples: so far, and at its best."""
 
-  name: str
+  metric: metrics.Metric
   values: tuple[float, ...]
   best: float | None
   best_cycle: int | None
@@ -134,12 +121,9 @@ class Snapshot(NamedTuple):
     limit: of the PID: greatest |log(lambda / base)|.
     kind: what the figures compare.
     figures: of the master, held out.
-    used: codes in use.
+    master: the newest value of each of its tags.
     codes: that there are.
     perplexity: the newest values.
-    dropped: clones left out of melds so far.
-    rate: cycles a second.
-    images_rate: images a second.
     left: seconds.
     pictures: of the last evaluation.
     turn: counts up; says whose pictures are shown.
@@ -153,12 +137,9 @@ class Snapshot(NamedTuple):
   limit: float
   kind: str
   figures: tuple[Figure, ...]
-  used: float | None
+  master: dict[str, float]
   codes: int
   perplexity: tuple[float, ...]
-  dropped: float | None
-  rate: float | None
-  images_rate: float | None
   left: float | None
   pictures: Pictures | None
   turn: int
@@ -191,10 +172,8 @@ def snapshot_of(
     # The clock runs on for one log cycle, and then waits for the next row.
     passed = min(max(now - rows[-1].time, 0.0), _stretch(rows) / rate)
     left = max(0.0, (cycles - cycle) / rate - passed)
-  master = history.latest(rows[-_RATES:])
   seen = any('eval/path_l1' in row.master for row in rows)
   blind = seen and not any('eval/psnr' in row.master for row in rows)
-  kind = 'path_params' if blind else 'pixels'
   return Snapshot(
     title=title or config['basename'],
     note=note or _heard(rows, cycles, now),
@@ -204,17 +183,15 @@ def snapshot_of(
       _student(rows, config, name) for name in config['clone_names']
     ),
     limit=config['pid']['limit'],
-    kind=kind,
+    kind='path_params' if blind else 'pixels',
     figures=tuple(
-      _held_out(rows, name, f'eval/{tag}', more)
-      for name, (tag, more) in _FIGURES[kind].items()
+      _held_out(rows, metric)
+      for metric in metrics.shown('dashboard')
+      if metric.is_of_paths == blind
     ),
-    used=master.get('codebook/used'),
+    master=history.latest(rows[-_RATES:]),
     codes=terms_lib.codes_of(config['model']),
     perplexity=_newest(rows, 'codebook/perplexity'),
-    dropped=master.get('meld/dropped'),
-    rate=master.get('perf/cycles_per_sec'),
-    images_rate=master.get('perf/images_per_sec'),
     left=left,
     pictures=pictures,
     turn=int(now / _TURN),
@@ -272,15 +249,13 @@ def _newest(
   return tuple(history.series(rows[-2 * _SERIES :], tag, clone)[1][-_SERIES:])
 
 
-def _held_out(
-  rows: Sequence[history.Row], name: str, tag: str, more: bool
-) -> Figure:
-  cycles, values = history.series(rows, tag)
+def _held_out(rows: Sequence[history.Row], metric: metrics.Metric) -> Figure:
+  cycles, values = history.series(rows, metric.tag)
   finite = [(v, c) for v, c in zip(values, cycles) if math.isfinite(v)]
   best, at = (None, None)
   if finite:
-    best, at = (max if more else min)(finite, key=lambda pair: pair[0])
-  return Figure(name, tuple(values[-_SERIES:]), best, at)
+    best, at = metric.best_of(finite, key=lambda pair: pair[0])
+  return Figure(metric, tuple(values[-_SERIES:]), best, at)
 
 
 def _student(

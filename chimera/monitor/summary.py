@@ -1,39 +1,16 @@
 """The table at the end of a run."""
 
 from collections.abc import Mapping, Sequence
+import re
 from typing import Any
 
 import rich.box
 import rich.console
-import rich.progress
 import rich.table
 import rich.text
 
-# Held-out figures in the order in which the table shows them: title, format.
-_FIGURES = {
-  'psnr': ('PSNR\n(dB)', '.2f'),
-  'ssim': ('SSIM', '.3f'),
-  'ms_ssim': ('MS-\nSSIM', '.3f'),
-  'pixel_l1': ('L1\npixels', '.4f'),
-  'edge': ('edge', '.3f'),
-  'spectrum': ('spec-\ntrum', '.3f'),
-  'rfd-random': ('rfd-\nrandom', '.3g'),
-  'rfid': ('rFID', '.2f'),
-}
-# Where there are no pixels.
-_OF_PATHS = {
-  'path_l1': ('L1\npath', '.4f'),
-  'path_psnr': ('PSNR\npath', '.2f'),
-  'path_ssim': ('SSIM\npath', '.3f'),
-  'path_edge': ('edge\npath', '.3f'),
-  'path_spectrum': ('spectrum\npath', '.3f'),
-}
-_CODES = {
-  'codes_used': ('codes\nused', '.0f'),
-  'perplexity': ('perp-\nlexity', '.1f'),
-}
-_OF_BINS = ('psnr', 'ssim', 'pixel_l1', 'path_l1')
-_WORST = 'worst_bin'
+from chimera.evaluation import metrics
+from chimera.school import curriculum
 
 
 def summary(
@@ -62,28 +39,27 @@ def summary(
   )
 
 
+def clone_cells(row: Mapping[str, Any]) -> dict[str, str]:
+  """A clone's row of the table, by the heads of its columns."""
+  return {
+    'student': row['name'],
+    'bins': format_bins(row['bins']),
+    'samples': f'{row["samples"]}',
+    'g-loss': f'{row["g_loss"]:.4f}',
+    'critic loss': f'{row["critic_loss"]:+.4f}',
+    'dominant lambda': f'{row["dominant"]} x{row["dominance"]:.2f}',
+    'learning rate': f'{row["learning_rate"]:.2e}',
+  }
+
+
 def _clones(clones: Sequence[Mapping[str, Any]]) -> rich.table.Table:
-  table = _table('The four clones')
-  table.add_column('student', no_wrap=True)
-  for header in (
-    'bins',
-    'samples',
-    'g-loss',
-    'critic\nloss',
-    'dominant lambda',
-    'learning\nrate',
-  ):
-    table.add_column(header, justify='right')
-  for row in clones:
-    table.add_row(
-      row['name'],
-      format_bins(row['bins']),
-      f'{row["samples"]}',
-      f'{row["g_loss"]:.4f}',
-      f'{row["critic_loss"]:+.4f}',
-      f'{row["dominant"]} x{row["dominance"]:.2f}',
-      f'{row["learning_rate"]:.2e}',
-    )
+  table = _table('The clones')
+  cells = list(map(clone_cells, clones))
+  for i, head in enumerate(cells[0]):
+    head = re.sub(' (loss|rate)', r'\n\1', head)
+    table.add_column(head, justify='right' if i else 'left', no_wrap=not i)
+  for row in cells:
+    table.add_row(*row.values())
   return table
 
 
@@ -94,13 +70,16 @@ def _held_out(
   table = _table('Held out')
   table.padding = 0  # as many columns as 80 characters hold
   table.add_column('tokenizer', no_wrap=True)
-  named = _FIGURES if 'psnr' in figures['master'] else _OF_PATHS
-  named = {**named, **_CODES}
-  shown = {k: v for k, v in named.items() if k in figures['master']}
-  for header, _ in shown.values():
-    table.add_column(header, justify='right')
+  master = figures['master']
+  shown = [
+    m
+    for m in metrics.shown('table')
+    if m.name in master and not (m.is_of_paths and 'psnr' in master)
+  ]
+  for m in shown:
+    table.add_column(m.narrow_head, justify='right')
   for name, row in figures.items():
-    table.add_row(name, *(f'{row[k]:{form}}' for k, (_, form) in shown.items()))
+    table.add_row(name, *(f'{row[m.name]:{m.form}}' for m in shown))
   return table
 
 
@@ -108,15 +87,21 @@ def _bins(master: Mapping[str, float]) -> rich.table.Table:
   """A row a bin, and the worst of them, which each figure has its own."""
   table = _table('The master by bin, from easy to hard')
   table.add_column('bin')
-  named = {k: (_FIGURES | _OF_PATHS)[k] for k in _OF_BINS}
-  shown = {k: v for k, v in named.items() if f'{k}_{_WORST}' in master}
-  for header, _ in shown.values():
-    table.add_column(header.replace('\n', ' '), justify='right')
-  tails = {'': 'all', **{f'_bin_{b}': str(b) for b in range(10)}}
-  for tail, title in {**tails, f'_{_WORST}': 'worst'}.items():
-    if any(f'{key}{tail}' in master for key in shown):
-      values = (f'{master[k + tail]:{form}}' for k, (_, form) in shown.items())
-      table.add_row(title, *values)
+  shown = [
+    m
+    for m in metrics.FIGURES
+    if m.by_bin is not None and m.worst_bin().name in master
+  ]
+  for m in shown:
+    table.add_column(m.head, justify='right')
+  rows = {
+    'all': shown,
+    **{str(b): [m.bin(b) for m in shown] for b in range(curriculum.BINS)},
+    'worst': [m.worst_bin() for m in shown],
+  }
+  for title, row in rows.items():
+    if any(m.name in master for m in row):
+      table.add_row(title, *(f'{master[m.name]:{m.form}}' for m in row))
   return table
 
 

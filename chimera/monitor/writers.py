@@ -5,7 +5,8 @@ each other and their pictures side by side. A writer that fails is switched off
 with one warning: it costs metrics, never training.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import itertools
 import json
 import os
 import re
@@ -14,73 +15,11 @@ from typing import TYPE_CHECKING, Any
 from absl import logging
 import numpy as np
 
+from chimera.evaluation import metrics
+from chimera.school import curriculum
+
 if TYPE_CHECKING:
   from tensorboard.plugins.custom_scalar import layout_pb2
-
-# Charts of the layout's first category: title to patterns of tags. Twelve are
-# what TensorBoard shows on one page.
-_OVERVIEW = {
-  'Loss, every clone by the base weights': ('loss/base',),
-  'Loss, each clone by its own lambdas': ('loss/total',),
-  'Learning rate': ('agent/lr',),
-  'Q-agent: reward': ('agent/reward',),
-  'Critic: Wasserstein estimate': ('critic/wasserstein',),
-  'Critic: loss': ('critic/loss',),
-  'Critic: gradient penalty': ('critic/penalty',),
-  'Codebook: codes used and perplexity': (
-    'codebook/used',
-    'codebook/perplexity',
-  ),
-  'Held out: PSNR (dB)': ('eval/psnr',),
-  'Held out: SSIM': ('eval/ssim',),
-  'Held out: L1 of path_params': ('eval/path_l1',),
-  'Held out: L1 of the worst bin': ('eval/path_l1_worst_bin',),
-}
-# Categories of one chart a bin: title to what the tags begin with.
-_OF_BINS = {
-  'Held out, by bin: PSNR (dB)': 'eval/psnr_bin_',
-  'Held out, by bin: SSIM': 'eval/ssim_bin_',
-  'Held out, by bin: L1 of pixels': 'eval/pixel_l1_bin_',
-  'Held out, by bin: L1 of path_params': 'eval/path_l1_bin_',
-}
-# Categories of one chart a loss term: title to group of tags.
-_OF_TERMS = {
-  'Lambdas': 'lambda',
-  'Loss terms': 'loss',
-  'PID: proportional error': 'pid/error',
-  'PID: integral': 'pid/integral',
-  'PID: derivative': 'pid/derivative',
-}
-_QUALITY = {
-  'Multi-scale SSIM': ('eval/ms_ssim',),
-  'L1 of pixels': ('eval/pixel_l1',),
-  'Edge distance': ('eval/edge',),
-  'Spectrum distance': ('eval/spectrum',),
-  'Frechet distance, random features': ('eval/rfd-random',),
-  'Frechet distance, Inception (rFID)': ('eval/rfid',),
-  'PSNR of the optics alone (dB)': ('eval/optics_psnr',),
-  'PSNR of the worst bin (dB)': ('eval/psnr_worst_bin',),
-  'SSIM of the worst bin': ('eval/ssim_worst_bin',),
-  'L1 of pixels, worst bin': ('eval/pixel_l1_worst_bin',),
-  'PSNR of path_params (dB)': ('eval/path_psnr',),
-  'SSIM of path_params': ('eval/path_ssim',),
-  'Edge distance of path_params': ('eval/path_edge',),
-  'Spectrum distance of path_params': ('eval/path_spectrum',),
-  'Codes used': ('eval/codes_used',),
-  'Perplexity': ('eval/perplexity',),
-}
-_MORE = {
-  'Adversarial share of the gradient': ('loss/adv_share',),
-  'Q-agent: state': ('agent/state',),
-  'Q-agent: action': ('agent/action',),
-  'Q-agent: trim of the learning rate': ('agent/trim',),
-  'Q-agent: exploration': ('agent/epsilon',),
-  'Gradients: RMS': ('grads/rms',),
-  'Meld: cosine of own and mean step': ('meld/drift',),
-  'Meld: cycles left out': ('meld/dropped',),
-  'Cycles/s': ('perf/cycles_per_sec',),
-  'Images/s': ('perf/images_per_sec',),
-}
 
 
 def silence_tensorflow() -> None:
@@ -99,37 +38,37 @@ def layout(terms: Sequence[str]) -> 'layout_pb2.Layout':
   from tensorboard.plugins.custom_scalar import layout_pb2
 
   def category(
-    title: str, charts: Mapping[str, Sequence[str]], closed: bool = False
+    title: str, rows: Iterable[metrics.Metric]
   ) -> 'layout_pb2.Category':
+    tags: dict[str, list[str]] = {}
+    for row in rows:
+      tags.setdefault(row.label, []).append(f'^{row.tag}$')
+    chart, lines = layout_pb2.Chart, layout_pb2.MultilineChartContent
     return layout_pb2.Category(
       title=title,
-      closed=closed,
-      chart=[
-        layout_pb2.Chart(
-          title=name,
-          multiline=layout_pb2.MultilineChartContent(
-            tag=[f'^{tag}$' for tag in tags]
-          ),
-        )
-        for name, tags in charts.items()
-      ],
+      closed=title == more,
+      chart=[chart(title=k, multiline=lines(tag=v)) for k, v in tags.items()],
     )
 
-  return layout_pb2.Layout(
-    category=[
-      category('Mission Control', _OVERVIEW),
-      category('Held-out quality', _QUALITY),
-      *(
-        category(title, {f'bin {b}': (f'{tag}{b}',) for b in range(10)})
-        for title, tag in _OF_BINS.items()
-      ),
-      *(
-        category(title, {t: (f'{group}/{t}',) for t in terms})
-        for title, group in _OF_TERMS.items()
-      ),
-      category('Agents, Meld and speed', _MORE, closed=True),
-    ]
-  )
+  overview, figures = metrics.shown('overview'), metrics.FIGURES
+  training = [m for m in metrics.TABLE if m not in figures]
+  by_term = [m for m in training if m.tag.endswith(metrics.TERM)]
+  by_bin = [m for m in figures if m.by_bin is not None]
+  more = 'Agents, Meld and speed'
+  pages = {
+    'Mission Control': [
+      m._replace(title=f'Held out: {m.title}') if m in figures else m
+      for m in overview
+    ],
+    'Held-out quality': [m for m in figures if m not in overview],
+    **{
+      f'Held out, by bin: {m.label}': map(m.bin, range(curriculum.BINS))
+      for m in by_bin
+    },
+    **{m.title: map(m.of_term, terms) for m in by_term},
+    more: [m for m in training if m not in (*overview, *by_term)],
+  }
+  return layout_pb2.Layout(category=itertools.starmap(category, pages.items()))
 
 
 class Writers:

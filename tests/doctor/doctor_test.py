@@ -50,7 +50,7 @@ def test_another_config_is_named_and_compared_without_scales(tmp_path):
   assert any('model.codes = 512 (1024)' in note for note in diagnosis.notes)
   labels = [label for label, *_ in diagnosis.table]
   assert 'loss over the first one' in labels
-  assert 'held-out L1' not in labels
+  assert 'held-out L1 path' not in labels
 
 
 def test_without_a_run_there_is_nothing_to_examine(tmp_path):

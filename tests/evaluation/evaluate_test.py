@@ -116,7 +116,7 @@ def photographs():
     paths,
     pixels,
     np.array([0, 0, 4, 4, 4, 9]),
-    evaluate.yardsticks(pixels, '', batch_size=4),
+    evaluate.frechet_metrics(pixels, '', batch_size=4),
   )
   x_hat = tokenizer.apply({'params': params}, poincare.normalize(paths))[0]
   return tokenizer, params, held_out, eyes, evaluate.draw(x_hat, eyes)

@@ -135,12 +135,12 @@ def test_the_random_features_are_those_of_scipy():
 
 def test_the_distance_rises_with_noise_and_with_blur():
   x = photographs()
-  yardstick = frechet.Yardstick('x', frechet.random_features, [x[:32], x[32:]])
+  metric = frechet.FrechetMetric('x', frechet.random_features, [x[:32], x[32:]])
   rng = np.random.default_rng(1)
   noise = rng.normal(size=x.shape).astype(np.float32)
 
   def of(pictures):
-    return yardstick.distance(yardstick.add(None, pictures))
+    return metric.distance(metric.add(None, pictures))
 
   noisy = [of(np.clip(x + s * noise, -1, 1)) for s in (0, 0.05, 0.1, 0.2, 0.4)]
   blurred = [

@@ -38,3 +38,16 @@ def test_a_picture_without_geometry_is_no_sheet(tmp_path):
   Image.new('RGB', (8, 8)).save(tmp_path / 'plain.png')
   with pytest.raises(ValueError, match='no contact sheet'):
     sheets.tiles(tmp_path / 'plain.png')
+
+
+def test_tiles_are_glued_row_by_row():
+  tiles = np.zeros((3, 2, 2, 3), np.uint8)
+  tiles[:] = np.array([10, 20, 30], np.uint8)[:, None, None, None]
+  picture = sheets.glue(tiles, columns=2, gap=1)
+  assert picture[..., 0].tolist() == [
+    [10, 10, 255, 20, 20],
+    [10, 10, 255, 20, 20],
+    [255] * 5,
+    [30, 30, 255, 255, 255],
+    [30, 30, 255, 255, 255],
+  ]

@@ -10,7 +10,6 @@ from chimera.monitor import curves, history
 COLORS = curves.palette(('one', 'two'))
 BASE = {'l1': 1.0, 'vq': 0.5, 'adv': 0.0}
 FIGURES = {'path_l1': 0.125, 'path_l1_bin_3': 0.1, 'path_l1_bin_4': 0.2}
-NAMES = {'path_l1': 'L1 path', 'psnr': 'PSNR (dB)'}
 LAMBDAS = 'Lambdas against their base'
 
 
@@ -21,7 +20,7 @@ def rows(cycles=(2, 4, 6), **values):
 
 
 def draw(seen, figures=FIGURES):
-  return dict(curves.draw(seen, {'master': figures}, COLORS, BASE, NAMES))
+  return dict(curves.draw(seen, {'master': figures}, COLORS, BASE))
 
 
 def texts(svg):
@@ -54,8 +53,24 @@ def test_the_clones_keep_their_colors_and_differ():
   assert colors == curves.palette(names)
 
 
+@pytest.mark.parametrize('count', [2, 3, 5, 8])
+def test_any_number_of_clones_is_drawn(count):
+  names = [f'clone {i}' for i in range(count)]
+  seen = [
+    history.Row(
+      c, 0.0, {n: {'loss/base': float(c + i)} for i, n in enumerate(names)}, {}
+    )
+    for c in (1, 2)
+  ]
+  seen.append(history.Row(2, 0.0, {}, {'eval/path_l1': 0.1}))
+  colors = curves.palette(names)
+  pictures = dict(curves.draw(seen, {'master': FIGURES}, colors, BASE))
+  drawn = sum(len(lines(pictures['Losses'], c)) for c in set(colors.values()))
+  assert drawn == count
+
+
 def test_each_figure_is_drawn_once_under_its_title():
-  pictures = list(curves.draw(rows(), {'master': FIGURES}, COLORS, BASE, NAMES))
+  pictures = list(curves.draw(rows(), {'master': FIGURES}, COLORS, BASE))
   assert [title for title, _ in pictures] == [
     'Losses',
     'Loss terms',
@@ -63,7 +78,7 @@ def test_each_figure_is_drawn_once_under_its_title():
     'Learning rates and the agents that trim them',
     'Critics',
     'Held out',
-    'Held out, by bin: L1 path',
+    'Held out, by bin: L1 of path_params',
     'Held out, by bin, at the last evaluation',
   ]
   for title, svg in pictures:
@@ -113,7 +128,7 @@ def test_who_has_no_values_has_no_curve():
 
 
 def test_only_bins_that_were_evaluated_have_a_panel():
-  svg = draw(rows())['Held out, by bin: L1 path']
+  svg = draw(rows())['Held out, by bin: L1 of path_params']
   assert [text for text in texts(svg) if text.startswith('bin')] == [
     'bin 3',
     'bin 4',

@@ -118,6 +118,50 @@ def test_no_word_or_number_is_cut_however_long(width, height):
     assert text.count(words) >= count, words
 
 
+def _of(count):
+  """A snapshot of so many specialists, each with a learning rate of its own."""
+  snapshot = seen.snapshot(seen.rows(), seen.pictures())
+  return snapshot._replace(
+    students=tuple(
+      snapshot.students[i % 4]._replace(
+        name=f'student_{i}', learning_rate=(i + 1) * 1e-3
+      )
+      for i in range(count)
+    )
+  )
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 5, 8])
+@pytest.mark.parametrize(
+  ('width', 'height'),
+  [*SIZES, (200, 60), (130, 64), (72, 50), (60, 18), (20, 3)],
+)
+def test_any_number_of_specialists_fits(count, width, height):
+  lines = seen.lines(_of(count), width, height)
+  assert len(lines) == height
+  assert {rich.cells.cell_len(line) for line in lines} == {width}
+  if height > 3:
+    text = '\n'.join(lines)
+    for i in range(count):
+      assert f'lr {(i + 1) * 1e-3:.2e}' in text
+    drift = ' '.join(['drift', *['0.62'] * count])
+    for words in ('21.50', '467 of 1024', drift, 'images/s', '6m40s left'):
+      assert words in text, words
+
+
+def test_columns_wrap_where_the_terminal_is_too_narrow_for_one_row():
+  lines = seen.lines(_of(8), 120, 40)
+  heads = [line for line in lines if 'student_' in line]
+  assert [line.split('student_')[1][0] for line in heads] == ['0', '4']
+  assert [line.count('student_') for line in heads] == [4, 4]
+  wide = seen.lines(_of(8), 160, 40)
+  assert [line.count('student_') for line in wide if 'student_' in line] == [8]
+  five = seen.lines(_of(5), 80, 40)
+  assert [n for n in (s.count('student_') for s in five) if n] == [3, 2]
+  tall = seen.lines(_of(8), 130, 64)
+  assert sum(line.count('color_covariance') for line in tall) == 8
+
+
 def test_a_sparkline_goes_from_the_least_to_the_greatest():
   assert dashboard.sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == '▁▂▃▄▅▆▇█'
   assert dashboard.sparkline([9, 0, 8, 4], 3) == '▁█▅'

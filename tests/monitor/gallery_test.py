@@ -4,8 +4,9 @@ import io
 
 import numpy as np
 import rich.console
+import rich.segment
 
-from chimera.monitor import dashboard, gallery
+from chimera.monitor import gallery
 from tests import seen
 
 
@@ -31,7 +32,7 @@ def test_a_cell_is_two_pixels_the_upper_one_in_front():
   console = rich.console.Console(
     file=io.StringIO(), force_terminal=True, color_system='truecolor'
   )
-  console.print(dashboard.Screen([[left, right]]), end='')
+  console.print(rich.segment.SegmentLines([[left, right]], True), end='')
   assert console.file.getvalue() == (
     '\x1b[38;2;255;0;0;48;2;0;0;255m▀\x1b[0m'
     '\x1b[38;2;0;255;0;48;2;255;255;255m▀\x1b[0m\n'

@@ -7,7 +7,7 @@ import pytest
 
 from chimera.clones import state as state_lib
 from chimera.clones import terms
-from chimera.evaluation import exam, sheets
+from chimera.evaluation import exam, metrics, sheets
 from chimera.monitor import history, observers
 from tests import tiny
 
@@ -53,6 +53,22 @@ def test_the_master_has_the_rate_in_images_of_all_clones(config):
     'perf/cycles_per_sec': 2.5,
     'perf/images_per_sec': 2.5 * 4 * 4,
   }
+
+
+def test_a_cycle_is_told_under_every_tag_of_training(told, config, tmp_path):
+  told.compiling(4)
+  told.compiled()
+  told.saw(2, tiny.metrics())
+  [row] = history.read(str(tmp_path))
+  expected = {
+    tag
+    for m in metrics.TABLE
+    if m not in metrics.FIGURES
+    for tag in (m.of_term(t).tag for t in terms.TERMS)
+  }
+  of_clone = row.clones[config.clone_names[0]]
+  assert {*of_clone, *row.master} == expected
+  assert {*of_clone} & {*row.master} == {'meld/dropped'}
 
 
 def test_an_evaluation_is_remembered_of_whom_it_was(told, config, tmp_path):

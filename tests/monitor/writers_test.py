@@ -16,7 +16,7 @@ from tensorboard.util import tensor_util
 
 from chimera.clones import state as state_lib
 from chimera.clones import terms
-from chimera.evaluation import evaluate
+from chimera.evaluation import metrics
 from chimera.monitor import observers, writers
 from tests import tiny
 
@@ -116,19 +116,16 @@ def test_the_layout_names_every_tag_that_training_writes(tmp_path):
   ]
   seen = tiny.metrics()
   spec = state_lib.create_spec(tiny.get_config())
-  figures = ('psnr', 'ssim', 'ms_ssim', 'edge', 'spectrum', 'pixel_l1', 'rfid')
-  figures += ('rfd-random', 'optics_psnr', 'codes_used', 'perplexity')
-  figures += ('path_l1', 'path_psnr', 'path_ssim', 'path_edge', 'path_spectrum')
-  for name in evaluate.OF_BINS:
-    figures += (f'{name}_bin_0', f'{name}_bin_9', f'{name}_worst_bin')
   tags = {
     *observers.clone_scalars(seen, 0, spec.terms),
     *observers.master_scalars(seen, 1.0, spec),
-    *(f'eval/{name}' for name in figures),
+    *(m.tag for m in metrics.FIGURES),
+    *(m.bin(9).tag for m in metrics.FIGURES if m.by_bin is not None),
   }
   assert len(tags) > 70
   for tag in tags:
     assert any(re.match(p, tag) for p in patterns), tag
+  assert len(patterns) == len(set(patterns))
   assert layout.category[0].title == 'Mission Control'
   assert not layout.category[0].closed
 

@@ -1,15 +1,12 @@
-"""Mission control: the progress line and the last table."""
+"""The last table of a run."""
 
 import io
 import subprocess
 import sys
 
-from absl import logging
-import pytest
 import rich.console
 
 from chimera.monitor import summary as summary_lib
-from chimera.system import progress as progress_lib
 
 CLONES = [
   {
@@ -60,49 +57,12 @@ def _render(renderable, width=80):
   return console.file.getvalue()
 
 
-@pytest.fixture
-def log(monkeypatch):
-  lines = []
-  monkeypatch.setattr(
-    logging, 'info', lambda text, *values: lines.append(text % values)
-  )
-  return lines
-
-
-def test_importing_mission_control_imports_no_jax():
+def test_importing_it_imports_no_jax():
   program = (
     'import sys; from chimera.monitor import summary; '
     'sys.exit("tensorflow" in sys.modules or "jax" in sys.modules)'
   )
   subprocess.run([sys.executable, '-c', program], check=True)
-
-
-def test_the_time_left_comes_from_the_stretches_after_the_compilation(log):
-  progress = progress_lib.Progress(100, now=0.0)
-  # 10 cycles in 50 s, compilation and all; then 10 cycles in 5 s.
-  assert progress.update(10, now=50.0) == pytest.approx(0.2)
-  assert progress.update(20, now=55.0) == pytest.approx(2.0)
-  assert progress.update(40, now=75.0) == pytest.approx(1.0)
-  assert log == [
-    'Cycle 10 of 100 (10 %), 0.20 cycles/s, 7m30s left',
-    'Cycle 20 of 100 (20 %), 2.00 cycles/s, 40s left',
-    # 30 cycles in 25 s since it was warm: 60 cycles more take 50 s.
-    'Cycle 40 of 100 (40 %), 1.00 cycles/s, 50s left',
-  ]
-
-
-def test_a_resumed_run_counts_only_what_it_did_itself(log):
-  progress = progress_lib.Progress(100, first=90, now=0.0)
-  assert progress.update(95, 'l1 0.1', now=5.0) == pytest.approx(1.0)
-  assert log == ['Cycle 95 of 100 (95 %), 1.00 cycles/s, 5s left, l1 0.1']
-
-
-@pytest.mark.parametrize(
-  ('seconds', 'text'),
-  [(0, '0s'), (7.4, '7s'), (59.6, '1m00s'), (125, '2m05s'), (3725, '1h02m')],
-)
-def test_seconds_read_as_people_say_them(seconds, text):
-  assert progress_lib.format_seconds(seconds) == text
 
 
 def _rows(text):
@@ -126,7 +86,7 @@ def test_every_tokenizer_has_a_row_of_held_out_figures():
   rows = _rows(_render(summary_lib.summary([], FIGURES, PROTOCOL)))
   for name in FIGURES:
     assert rows[name][1:] == (
-      ['24.57', '0.810', '0.900', '0.0500', '0.125', '0.250', '0.0123']
+      ['24.57', '0.8100', '0.9000', '0.0500', '0.1250', '0.2500', '0.0123']
       + ['123.46', '1024', '444.2']
     )
 
@@ -157,6 +117,13 @@ def test_the_tables_fit_80_columns_and_cut_nothing_short():
   text = _render(summary, width=200)
   assert max(map(len, map(str.rstrip, text.splitlines()))) <= 80
   assert '…' not in _render(summary, width=80)
+
+
+def test_any_number_of_clones_has_a_row_each():
+  clones = [{**CLONES[i % 4], 'name': f'clone_{i}'} for i in range(8)]
+  figures = {name: MASTER for name in ('master', *(c['name'] for c in clones))}
+  text = _render(summary_lib.summary(clones, figures, PROTOCOL))
+  assert all(text.count(f'clone_{i} ') == 2 for i in range(8))
 
 
 def test_an_evaluation_has_no_table_of_clones():

@@ -1,0 +1,41 @@
+"""What held-out figures were taken by: printed and stored beside them."""
+
+import json
+from typing import Any
+
+import ml_collections
+
+from chimera.evaluation import evaluate
+from chimera.system import provenance
+
+
+def protocol(
+  config: ml_collections.ConfigDict, held_out: evaluate.HeldOut, done: int
+) -> dict[str, Any]:
+  """What figures were taken by."""
+  by = 'sample' if held_out.images_NxSxSx3 is None else 'photograph'
+  record = {
+    'split': f'held out by {by}',
+    'source': config.data.held_out_source or config.data.source,
+    'count': len(held_out.paths_NxHxWxC),
+    'color_range': '[-1, 1]',
+  }
+  if config.data.held_out_source:
+    record['split'] = 'a source of its own'
+  if held_out.images_NxSxSx3 is not None:
+    record |= {
+      'crop': config.data.image_size,
+      'crop_scale': f'1 to {config.data.max_scale:g}, at random',
+      'resize_filter': 'Lanczos (Pillow)',
+      'rounding': '8 bits, photograph and reconstruction, before pixel figures',
+    }
+  if config.eval.inception:
+    record['inception'] = provenance.file_digest(config.eval.inception)
+    record['inception_resize_filter'] = 'bicubic, to 299'
+  return record | {
+    'cycles': done,
+    'images_seen': done * config.train.batch_size * len(config.clone_names),
+    'seed': config.seed,
+    'config': provenance.digest(json.loads(config.to_json())),
+    'commit': provenance.commit(),
+  }

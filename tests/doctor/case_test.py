@@ -1,0 +1,43 @@
+"""What a check looks at: a run late, and what the reference shows late."""
+
+import math
+
+import numpy as np
+
+from chimera.doctor import case, readings, reference
+
+
+def _case(values):
+  cycles = np.arange(10, 101, 10)
+  run = readings.Run('', {}, (), [_Row(100)], [], ())
+  band = reference.Band(cycles, cycles / 10, cycles / 20, cycles / 10)
+  return case.Case(
+    run,
+    {'x': readings.Curve(cycles, np.array(values, float))},
+    {},
+    reference.Reference({}, {}, {}, {'x': band}),
+    True,
+    [],
+  )
+
+
+class _Row:
+  def __init__(self, cycle):
+    self.cycle = cycle
+
+
+def test_late_is_the_median_of_the_last_quarter_without_what_is_no_number():
+  # Cycles 80, 90 and 100.
+  assert _case([0] * 7 + [1, math.nan, 4]).late('x') == 2.5
+  assert math.isnan(_case([1] * 7 + [math.inf] * 3).late('x'))
+
+
+def test_the_reference_shows_its_least_and_greatest_late():
+  found = _case([0] * 10)
+  assert found.usual('x') == (4.5, 9.0)
+  assert found.shown('x', '.1f') == '4.5 to 9.0'
+
+
+def test_a_span_of_one_reading_is_one_figure():
+  assert case.span((0.101, 0.149), '.1f') == '0.1'
+  assert case.span((0.101, 0.151), '.1f') == '0.1 to 0.2'

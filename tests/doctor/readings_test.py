@@ -1,0 +1,92 @@
+"""A run read from its files: its curves and its data, by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from chimera.doctor import readings
+from tests import written
+
+
+def test_the_codes_that_can_be_used_are_bounded_by_the_tokens(tmp_path):
+  # 16 x 16 cells, 2 a side of a token: 64 tokens an image.
+  few = written.write(tmp_path / 'a', train__batch_size=2)
+  assert readings.read_run(few, {}).codes == 4 * 2 * 64
+  many = written.write(tmp_path / 'b', train__batch_size=8)
+  assert readings.read_run(many, {}).codes == 1024
+
+
+def test_curves_are_means_and_greatest_of_the_clones(tmp_path):
+  figures = dict(zip(written.CLONES, (0.1, 0.2, 0.3, 0.6)))
+  run = readings.read_run(
+    written.write(
+      tmp_path,
+      clone=lambda i, name: {
+        'loss/base': figures[name] / (i + 1),
+        'loss/l1': figures[name],
+        'critic/wasserstein': -figures[name],
+        'critic/penalty': figures[name],
+      },
+      held_out=(0.6, 0.45),
+    ),
+    {},
+  )
+  curves = readings.curves(run)
+  assert curves['base_loss'].cycles.tolist() == list(range(50, 1001, 50))
+  assert curves['base_loss'].values[:2] == pytest.approx([0.3, 0.15])
+  assert curves['fallen'].values[:2] == pytest.approx([1, 0.5])
+  assert curves['wasserstein'].values == pytest.approx(0.6)
+  assert curves['penalty'].values == pytest.approx(0.6)
+  assert curves['perplexity'].values == pytest.approx(600 / 1024)
+  assert curves['gap'].cycles.tolist() == [500, 1000]
+  assert curves['gap'].values == pytest.approx([2, 1.5])
+
+
+def test_a_weight_is_saturated_where_present_and_grudge_reach_the_limit(
+  tmp_path,
+):
+  def clone(i, name):
+    # 0.3 * 2 - 0.1 = 0.5; 0.3 * 2 - 0.11 < 0.5; -0.3 * 2 = -0.6.
+    return {
+      'pid/error/l1': 2.0,
+      'pid/integral/l1': -0.1,
+      'pid/error/vq': 2.0,
+      'pid/integral/vq': -0.11,
+      'pid/error/adv': -2.0,
+      'pid/integral/adv': 0.0,
+    }
+
+  workdir = written.write(tmp_path, clone=clone)
+  run = readings.read_run(workdir, {})
+  held = readings.saturation(run)
+  assert held.shape == (20, 4, 10)
+  assert held[0, 0].tolist() == [1, 0, -1] + [0] * 7
+  assert readings.curves(run)['saturated'].values == pytest.approx(0.2)
+
+
+def test_copies_are_counted_once_less_than_they_are_and_flat_ones_not():
+  rng = np.random.default_rng(0)
+  a, b = rng.uniform(0, 255, (2, 16, 16))
+  flat = np.full((16, 16), 7.0)
+  # Three of a, one of which was compressed anew: two copies of five.
+  thumbnails = np.stack([a, b, a, flat, a + 0.5, b + 20, flat])
+  assert readings.copies(thumbnails) == pytest.approx(2 / 5)
+  assert readings.copies(np.zeros((0, 16, 16))) == 0
+  assert readings.copies(np.stack([flat, flat])) == 0
+
+
+def test_an_older_config_takes_the_defaults_of_keys_it_lacks(tmp_path):
+  workdir = written.write(tmp_path)
+  old = written.read_json(tmp_path / 'config.json')
+  del old['model']['revive_after']
+  (tmp_path / 'config.json').write_text(json.dumps(old))
+  run = readings.read_run(workdir, {'model.revive_after': 77})
+  assert run.settings['model.revive_after'] == 77
+
+
+def test_a_broken_config_is_one_line(tmp_path):
+  workdir = written.write(tmp_path)
+  (tmp_path / 'config.json').write_text('{')
+  with pytest.raises(ValueError, match='must be the JSON that train wrote'):
+    readings.read_run(workdir, {})
