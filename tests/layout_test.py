@@ -96,6 +96,8 @@ def test_the_top_level_is_the_design_cards():
   assert there - {'runs', '__pycache__'} == {
     'WORKSPACE.md',
     'README.md',
+    'LICENSE',
+    'CITATION.cff',
     'chimera',
     'configs',
     'tests',

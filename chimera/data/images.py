@@ -283,6 +283,12 @@ def center(photograph: np.ndarray, size: int) -> np.ndarray:
   return _resize(photograph[top : top + side, left : left + side], size)
 
 
+def read_image(path: str | os.PathLike, size: int | None = None) -> np.ndarray:
+  """`load_photograph`, and where `size` is given its `center` of that size."""
+  photograph = load_photograph(os.fspath(path))
+  return photograph if size is None else center(photograph, size)
+
+
 def to_float(images: np.ndarray) -> np.ndarray:
   """uint8 in [0, 255] to float32 in [-1, 1]: x / 127.5 - 1.
 
