@@ -90,7 +90,7 @@ def test_alpha_one_keeps_the_master_and_alpha_zero_takes_the_mean():
 
 @pytest.mark.parametrize('alpha', [0.0, 0.5, 0.9, 0.999])
 def test_alpha_is_an_inverse_step_size(alpha):
-  """The outer-step identity of DESIGN section 7, over five re-clonings."""
+  """The outer-step identity of the meld, over five re-clonings."""
   rng = np.random.default_rng(3)
   master, sgd = {'w': jnp.ones(5)}, optax.sgd(1 - alpha)
   stepped, state = master, sgd.init(master)
@@ -174,7 +174,7 @@ def test_local_is_adam_on_each_clone_s_own_gradient():
 
 
 def test_the_mean_direction_under_shared_v_is_adam_of_the_mean_gradient():
-  """So that a meld of destinations costs nothing: DESIGN section 7."""
+  """So that a meld of destinations costs nothing, with moments in common."""
   got, state = directions('shared_v', GRADIENTS_TxM)
   trail, reference_state = adam_trail(MEANS_T)
   for mine, reference in zip(got, trail, strict=True):
