@@ -149,9 +149,9 @@ def step(args: argparse.Namespace) -> None:
   """Prints each layout's cycles a second; medians of rounds that alternate."""
   import jax
 
-  from configs import chimera as chimera_config
+  from chimera.run import default_config
 
-  config = chimera_config.get_config(args.variant)
+  config = default_config.get_config(args.variant)
   console = rich.console.Console()
   console.print(f'{len(jax.devices())} x {jax.devices()[0].device_kind}')
   programs = {
@@ -181,9 +181,9 @@ def dashboard(args: argparse.Namespace) -> None:
   On a terminal of 160x48 of its own; a row of the history every ten cycles.
   """
   from chimera.monitor import history, live
-  from configs import chimera as chimera_config
+  from chimera.run import default_config
 
-  config = chimera_config.get_config(args.variant)
+  config = default_config.get_config(args.variant)
   clone = {f'lambda/{k}': v for k, v in config.loss.items()}
   clone |= {'loss/total': 1.0, 'critic/loss': 1.0, 'agent/lr': 1e-3}
   rows: list[history.Row] = []
@@ -220,11 +220,11 @@ def tokens(args: argparse.Namespace) -> None:
   from PIL import Image
 
   from chimera.data import crops as crops_lib
+  from chimera.run import default_config
   from chimera.tokenizer import export
   from chimera.tokenizer import tokens as tokens_lib
-  from configs import chimera as chimera_config
 
-  config = chimera_config.get_config()
+  config = default_config.get_config()
   loaded = export.load(args.tokenizer)
   size = loaded.image_size
   plan = crops_lib.plan_crops(

@@ -6,8 +6,8 @@
 Each METHOD[@SCALE] is trained once a seed, its learning rate SCALE times what
 its config says. All methods of one seed stand on the same optics, latents and
 curriculum. `home/ledger.jsonl` holds a line a run: what it was and its held-out
-figures; what stands there is not run again. The protocol is that of DESIGN,
-section 7: tune on one held-out folder, report on another.
+figures; what stands there is not run again. The protocol: tune on one held-out
+folder, report on another.
 """
 
 import argparse
@@ -26,9 +26,8 @@ import rich.table
 from scipy import stats
 
 from chimera.evaluation import metrics
-from chimera.run import preflight
+from chimera.run import default_config, preflight
 from chimera.system import provenance
-from configs import chimera as chimera_config
 
 # name -> (variant, what is changed in it).
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -62,7 +61,7 @@ def create_config(
       '--methods.'
     )
   variant, changes = METHODS[name]
-  config = chimera_config.get_config(variant)
+  config = default_config.get_config(variant)
   config.basename = 'ledger'
   with config.ignore_type():
     config.update_from_flattened_dict({**overrides, **changes, 'seed': seed})

@@ -1,8 +1,10 @@
 """Chimera: trains an image tokenizer with four specialists.
 
-  python -m chimera.main [COMMAND] [--config=configs/chimera.py[:VARIANT]]
+  python -m chimera.main [COMMAND] [--config=[FILE][:VARIANT]]
       [--workdir=DIR] [--tokenizer=DIR] [--out=DIR]
       [--config.some.key=value] [--dry-run] [--debug]
+
+FILE is configs/chimera.py where none is named, as in --config=:smoke.
 
 COMMAND, before or after the flags:
 """
@@ -21,11 +23,10 @@ import ml_collections
 from ml_collections import config_flags
 
 from chimera.monitor import live, writers
-from chimera.run import preflight
+from chimera.run import default_config, preflight
 from chimera.system import compiled, preemption
 
 _HOME = os.path.dirname(os.path.abspath(__file__))
-_CONFIG = os.path.join(os.path.dirname(_HOME), 'configs', 'chimera.py')
 # What a config file of the user's may raise, beside what absl catches itself.
 _BROKEN = (
   ArithmeticError,
@@ -176,17 +177,18 @@ _READERS = (
 _JUDGES = ('evaluate', 'export')
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command.
 
   Args:
-    argv: the command line, the program's name first.
+    argv: the command line, the program's name first; None is this process's.
 
   Returns:
     The exit code: 0; 1 where the doctor found something; 2 where the user can
     mend it; 128 + the signal that ended it: 130 (SIGINT), 143 (SIGTERM), 129
     (SIGHUP).
   """
+  argv = sys.argv if argv is None else argv
   if {'--help', '-h'} & set(argv):
     sys.stdout.write(usage())
     return 0
@@ -251,6 +253,11 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
       that the command does not take.
     flags.Error: an unknown flag or a value of the wrong type.
   """
+  # In one word or two; no argument holds a NUL.
+  shipped = re.compile(r'(\0--?config[=\0])(?=:)')
+  argv = shipped.sub(
+    lambda match: match[1] + default_config.PATH, '\0'.join(argv)
+  ).split('\0')
   # config_flags answers an unknown key with a traceback: look first.
   override = re.compile(r'--?(no)?config\.([^=]*)')
   matches = [override.match(arg) for arg in argv]
@@ -267,7 +274,10 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
     raise ValueError(f'--config does not load: {e!r}.') from e
   path, _, _ = values['config'].config_filename.partition(':')
   if not os.path.isfile(path):
-    raise ValueError(f'No such config file: {path}. Mend --config.')
+    raise ValueError(
+      f'No such config file: {path}. Fix --config: without a file, as in '
+      '--config=:smoke, it is the one that ships with Chimera.'
+    )
   named = [match[2] for match in matches if match]
   preflight.check_keys(named, preflight.keys(values.config))
   values = _create_flags(argv)
@@ -309,7 +319,7 @@ def _create_flags(argv: Sequence[str]) -> flags.FlagValues:
   values = flags.FlagValues()
   values.set_gnu_getopt(True)
   config_flags.DEFINE_config_file(
-    'config', _CONFIG, flag_values=values, sys_argv=list(argv)
+    'config', default_config.PATH, flag_values=values, sys_argv=list(argv)
   )
   flags.DEFINE_string(
     'workdir', '', 'All that a run writes.', flag_values=values
@@ -345,4 +355,4 @@ def _is_ours(record: std_logging.LogRecord) -> bool:
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  sys.exit(main())

@@ -274,7 +274,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.eval = ml_collections.ConfigDict()
   c.eval.batch_size = 64
   c.eval.preview = 6  # images a row
-  c.eval.inception = ''  # a file of Inception, for rFID; README says of what
+  c.eval.inception = ''  # for rFID; chimera/evaluation/README.md says what
 
   c.export = ml_collections.ConfigDict()
   c.export.weights = 'master'  # or 'ema', the evaluation-only average

@@ -91,11 +91,13 @@ def test_pmap_is_written_on_one_line():
   assert [name for name, _ in lines] == ['step']
 
 
-def test_the_top_level_is_the_design_cards():
+def test_the_top_level_holds_nothing_else():
   there = {name for name in os.listdir(ROOT) if not name.startswith('.')}
   assert there - {'runs', '__pycache__'} == {
     'WORKSPACE.md',
     'README.md',
+    'LICENSE',
+    'CITATION.cff',
     'chimera',
     'configs',
     'tests',

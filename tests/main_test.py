@@ -81,6 +81,28 @@ def test_the_workdir_is_named_after_the_run_or_as_told(ran):
   assert pathlib.Path('elsewhere/deep/config.json').exists()
 
 
+@pytest.mark.parametrize(
+  'flag', [('--config=:smoke',), ('-config=:smoke',), ('--config', ':smoke')]
+)
+def test_a_variant_alone_is_of_the_config_that_ships(ran, flag):
+  assert _main(*flag, '--config.seed=3') == 0
+  assert _main('train', *flag, '--config.seed=3') == 0
+  assert _main(f'{CONFIG}:smoke', '--config.seed=3') == 0
+  texts = [config.to_json() for _, config, _ in ran]
+  assert texts[0] == texts[1] == texts[2]
+  assert ran[0][2] == 'runs/smoke'
+
+
+def test_a_colon_elsewhere_is_left_alone(monkeypatch, ran):
+  assert main.parse(['chimera', 'tokenize', ':a'])[1].arguments == [':a']
+
+
+def test_without_a_command_line_it_is_the_process_s_own(ran, monkeypatch):
+  monkeypatch.setattr(sys, 'argv', ['chimera', '--config=:smoke', 'train'])
+  assert main.main() == 0
+  assert ran[0][1].basename == 'smoke'
+
+
 def test_variants_add_up(ran):
   assert _main(f'{CONFIG}:256,smoke') == 0
   config = ran[0][1]
@@ -122,7 +144,8 @@ def test_two_command_lines_in_one_process_do_not_mix(ran):
     (('evaluate', '--dry-run'), '--dry-run is of train, got evaluate'),
     (('--config.init_from=/nope',), 'an exported tokenizer or a workdir'),
     (('--config=nope.py',), 'No such config file: nope.py'),
-    (('--config=',), 'No such config file'),
+    (('--config=',), 'No such config file: . Fix --config: without a file'),
+    (('--config=:smoky',), "smoke, seed, control, got 'smoky'"),
     (('--config',), '--config'),
     (('--config.train.bath_size=3',), 'mean --config.train.batch_size?'),
     (('--config.trian.batch_size', '3'), 'mean --config.train.batch_size?'),

@@ -1,4 +1,4 @@
-"""What the README's Python does when it is run as it stands."""
+"""The READMEs: their Python run as it stands, and that they lead somewhere."""
 
 import pathlib
 import re
@@ -17,7 +17,15 @@ from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
-BLOCKS = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+PACKAGES = sorted(p.parent for p in (ROOT / 'chimera').glob('*/__init__.py'))
+PAGES = [
+  *(ROOT / 'README.md', ROOT / 'WORKSPACE.md'),
+  *(ROOT / folder / 'README.md' for folder in ('configs', 'launch', 'tests')),
+  *sorted((ROOT / 'chimera').rglob('*.md')),
+]
+CODE = ('.py', '.sh')
+# Read by whoever wrote this, and left behind.
+UNSHIPPED = re.compile(r'DESIGN|STYLE\.md|design_card|project_chimera_design')
 
 
 @pytest.fixture(scope='module')
@@ -43,6 +51,13 @@ def home(tmp_path_factory):
   return home
 
 
+def _example(page):
+  """The Python of a page."""
+  text = (ROOT / page).read_text()
+  (block,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  return block
+
+
 def _run(home, program):
   return subprocess.run(
     [sys.executable, '-c', program],
@@ -55,22 +70,27 @@ def _run(home, program):
 
 
 def test_tokens_in_five_lines(home):
-  five = BLOCKS[0]
+  five = _example('README.md')
   assert len(re.findall(r'^\w.*', five, re.MULTILINE)) <= 6
-  check = '\nassert tokens.shape == (1, 2, 2), tokens.shape\n'
-  check += 'assert back.shape == (1, 16, 16, 3) and back.dtype == "uint8"'
+  check = """
+assert image.shape == (16, 16, 3) and image.dtype == 'uint8'
+assert tokens.shape == (1, 2, 2), tokens.shape
+assert back.shape == (1, 16, 16, 3) and back.dtype == 'float32'
+assert many.shape[1:] == (2, 2) and len(many) > 8
+"""
   done = _run(home, five + check)
   assert done.returncode == 0, done.stderr
 
 
 def test_the_artefact_opens(home):
   check = '\nimport numpy\nassert encode(numpy.zeros((3, 16, 16, 3), "f4"))'
-  done = _run(home, BLOCKS[1] + check + '.shape == (3, 2, 2)')
+  artefact = _example('chimera/tokenizer/README.md')
+  done = _run(home, artefact + check + '.shape == (3, 2, 2)')
   assert done.returncode == 0, done.stderr
 
 
 def test_the_generator_learns_and_draws(home):
-  program = BLOCKS[2]
+  program = _example('chimera/tokenizer/generator.md')
   lines = [line for line in program.splitlines() if line.strip()]
   assert len(lines) < 60
   short, count = re.subn(r'adamw\(1e-3\), 300', 'adamw(1e-2), 60', program)
@@ -90,3 +110,48 @@ def test_the_generator_learns_and_draws(home):
 def test_every_command_stands_in_the_readme():
   for name in main.COMMANDS:
     assert re.search(rf'^\| `{name}[` ]', README, re.MULTILINE), name
+
+
+def test_the_readme_is_short_enough_for_a_stranger():
+  assert len(README.splitlines()) <= 300
+
+
+@pytest.mark.parametrize('package', PACKAGES, ids=lambda p: p.name)
+def test_a_package_says_what_it_is_and_names_its_files(package):
+  page = (package / 'README.md').read_text()
+  assert len(page.splitlines()) <= 60
+  for word in ('**Design document:**', '**Switch:**', '**To change it:**'):
+    assert word in page
+  named = set(re.findall(r'^\| `(\w+\.py)`', page, re.MULTILINE))
+  assert named == {p.name for p in package.glob('*.py')} - {'__init__.py'}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_link_leads_to_a_file(page):
+  links = re.findall(r'\]\(([^)]+)\)', page.read_text())
+  for link in links:
+    if not link.startswith('https://'):
+      assert (page.parent / link).exists(), link
+
+
+def test_nothing_cites_what_does_not_ship():
+  paths = [*PAGES, *(ROOT / 'chimera').rglob('*.py')]
+  for folder in ('configs', 'launch', 'tests'):
+    paths += [p for p in (ROOT / folder).rglob('*') if p.suffix in CODE]
+  for path in paths:
+    if path != pathlib.Path(__file__):
+      assert not UNSHIPPED.search(path.read_text()), path
+
+
+def test_the_outline_has_every_section_that_is_cited():
+  workspace = (ROOT / 'WORKSPACE.md').read_text()
+  outline = set(re.findall(r'^\| (\d(?:\.\d)?) \|', workspace, re.MULTILINE))
+  cited = set()
+  for path in (ROOT / 'chimera').rglob('*.py'):
+    text = ' '.join(path.read_text().split())
+    for list_ in re.findall(
+      r'[Dd]esign document(?:\'s)?,? (?:\(?sections? )?([\d., and]+)', text
+    ):
+      cited |= set(re.findall(r'\d(?:\.\d)?', list_))
+  assert len(cited) > 5
+  assert cited <= outline

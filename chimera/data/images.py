@@ -125,6 +125,12 @@ def resize(square: np.ndarray, size: int) -> np.ndarray:
   return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
 
 
+def read_image(path: str | os.PathLike, size: int | None = None) -> np.ndarray:
+  """`load_photograph`, and where `size` is given its `center` of that size."""
+  photograph = load_photograph(os.fspath(path))
+  return photograph if size is None else center(photograph, size)
+
+
 def to_float(images: 'np.ndarray | jax.Array') -> 'np.ndarray | jax.Array':
   """uint8 in [0, 255] to float32 in [-1, 1]: x / 127.5 - 1, of either kind.
 

@@ -2,8 +2,8 @@
 
 Each check looks at a case and yields findings: the figure and what the
 reference shows, why it matters, and which key to turn. The thresholds stand in
-README.md, "What good looks like"; none of them is near to what the three
-reference runs do.
+the README.md beside this; none of them is near to what the three reference runs
+do.
 """
 
 from collections.abc import Callable, Iterator

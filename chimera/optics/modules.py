@@ -1,4 +1,4 @@
-"""Stage 1: image -> path_params -> image (DESIGN, sections 3 and 5).
+"""Stage 1: image -> path_params -> image.
 
 The modulator turns each cell of an image into a path on the Poincare sphere;
 the observer (`poincare.observe`) measures its light; the decoder paints the

@@ -13,7 +13,7 @@ import rich.console
 
 from chimera import ledger
 from chimera import step as step_lib
-from chimera.clones import perceptual
+from chimera.clones import perceptual, terms
 from chimera.clones import state as state_lib
 from chimera.evaluation import evaluate, frechet, metrics
 from chimera.monitor import report, summary, writers
