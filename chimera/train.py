@@ -17,7 +17,7 @@ from chimera.clones import terms as terms_lib
 from chimera.data import crops
 from chimera.evaluation import exam as exam_lib
 from chimera.evaluation import protocol
-from chimera.meld import quarantine
+from chimera.meld import average, quarantine
 from chimera.monitor import observers as observers_lib
 from chimera.monitor import report, summary
 from chimera.run import checkpoint, init_from
@@ -111,7 +111,7 @@ def train(
       exam_lib.save_figures(workdir, exam.figures, record)
 
   def judge(
-    done: int, master: state_lib.Master, specialists: Any
+    done: int, master: average.Master, specialists: Any
   ) -> exam_lib.Exam:
     with observers.during('evaluating'):
       exam = examine(master, specialists)
@@ -363,7 +363,7 @@ def save_tokenizer(
   config: ml_collections.ConfigDict,
   workdir: str,
   spec: state_lib.StepSpec,
-  master: state_lib.Master,
+  master: average.Master,
   data: 'stage_1.Prepared',
   done: int,
   out: str = '',

@@ -154,9 +154,24 @@ def reads(tree, terms):
   A config is what is named `config` or `_config`, and `c` in a function that
   says `c = config`; what a function calls a block of `config.specialists` is
   that block. A key in brackets that is no literal stands for every loss term,
-  for every text in the same function, and for every specialist.
+  for every text in the same function, and for every specialist. `_made(m.Spec,
+  part)` reads the keys of that part which are fields of the Spec.
   """
   found = []
+  made_from = {
+    alias.asname or alias.name: f'{node.module}.{alias.name}'
+    for node in ast.walk(tree)
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
+  }
+
+  def fields(spec):
+    """Names of the fields of `module.Spec`."""
+    module = made_from[spec.value.id].removeprefix('chimera.')
+    for node in _parse(MODULES[module]).body:
+      if isinstance(node, ast.ClassDef) and node.name == spec.attr:
+        return [n.target.id for n in node.body if isinstance(n, ast.AnnAssign)]
+    raise AssertionError(ast.unparse(spec))
 
   def chain(node, roots):
     """The names behind a config, outermost last; None if it is none."""
@@ -187,6 +202,11 @@ def reads(tree, terms):
           names = chain(n.value, roots)
           if names == [] or (names and names[:2] == ['specialists', None]):
             roots = roots | {n.targets[0].id: names}
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == '_made':
+      spec, part = node.args
+      for part_of in ast.walk(part):
+        if names := chain(part_of, roots):
+          found.append(([*names, None], fields(spec), node.lineno))
     names = chain(node, roots)
     if names:
       texts = [*terms] + [

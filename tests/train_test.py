@@ -255,21 +255,6 @@ def test_a_tokenizer_that_finds_no_room_is_an_error_and_made_up_for(
   assert train.train(config, str(tmp_path / 'w'), data) == {}
 
 
-def test_shards_are_dealt_at_rotations_and_enrolments():
-  config = tiny.get_config()
-  config.school.resident_mb = 0
-  config.school.rotate_every = 6
-  config.school.enrol_from = 3
-  config.school.enrol_every = 5
-  shards = engine.Shards(config, np.zeros((10, 2, 2, 3), np.float32), [])
-  # The enrolments of cycles 3 and 8 are there once 4 and 9 cycles are done.
-  due = [c for c in range(1, 13) if shards.are_due(c, 1)]
-  assert due == [4, 6, 9, 12]
-  assert [c for c in range(4, 13, 4) if shards.are_due(c, 4)] == [4, 8, 12]
-  config.school.enabled = False
-  assert [c for c in range(1, 13) if shards.are_due(c, 1)] == [6, 12]
-
-
 def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, tmp_path):
   workdir, config, data, _ = finished
   bins = train.prepare_curriculum(config, str(tmp_path), data)
@@ -311,15 +296,3 @@ def test_a_checkpoint_of_4_devices_goes_to_1_2_and_4_and_back(
     ):
       assert a.dtype == b.dtype
       assert np.asarray(a).tobytes() == b.tobytes()
-
-
-# Of the four there are.
-@pytest.mark.parametrize(
-  ('clones', 'fit'), [(1, '1'), (3, '1, 3'), (5, '1'), (8, '1, 2, 4')]
-)
-def test_devices_divide_the_clones_and_none_told_are_the_most(clones, fit):
-  assert len(engine.choose_devices(0, clones)) == int(fit[-1])
-  wrong = {5: 5, 8: 8}.get(clones, 2)
-  with pytest.raises(ValueError, match=r'mend --config\.devices') as e:
-    engine.choose_devices(wrong, clones)
-  assert f'one of {fit}, for {clones} clones' in str(e.value)

@@ -11,6 +11,7 @@ import numpy as np
 
 from chimera.clones import state as state_lib
 from chimera.evaluation import evaluate, sheets
+from chimera.meld import average
 from chimera.school import curriculum
 from chimera.system import disk
 
@@ -68,7 +69,7 @@ def examine(
   spec: state_lib.StepSpec,
   held_out: evaluate.HeldOut,
   eyes: evaluate.Eyes | None,
-  master: state_lib.Master,
+  master: average.Master,
   specialists: Any,
 ) -> Exam:
   """Figures of master, EMA and specialists, and the sheet that shows them.

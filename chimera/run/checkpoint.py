@@ -97,9 +97,11 @@ class Checkpointer:
 
   def is_due(self, done: int) -> bool:
     """Whether a checkpoint is to be made of this cycle."""
-    c = self._config.train
-    is_best = c.keep_best and self.extra['best']['cycle'] == done
-    return done % c.checkpoint_every == 0 or done == c.cycles or is_best
+    c = self._config
+    is_best = c.train.keep_best and self.extra['best']['cycle'] == done
+    return (
+      done % c.train.checkpoint_every == 0 or done == c.train.cycles or is_best
+    )
 
   def save(
     self,
