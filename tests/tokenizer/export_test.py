@@ -50,7 +50,7 @@ def _as_the_trainer_does(parts, pictures):
   )(parts.params, poincare.normalize(paths))
 
 
-FSQ = {'quantizer': 'fsq', 'levels': (4, 5)}
+FSQ = {'quantizer': 'fsq', 'levels': (16, 15)}
 
 
 @pytest.mark.parametrize('quantizer', [{}, FSQ], ids=['vq', 'fsq'])
@@ -198,7 +198,7 @@ def test_another_codebook_has_another_digest(folder, tmp_path):
     export.load(tiny.save_tokenizer(tmp_path / f'fsq {seed}', seed=seed, **FSQ))
     for seed in (0, 1)
   )
-  assert one.codes == two.codes == 20
+  assert one.codes == two.codes == 240
   assert one.codebook_digest != two.codebook_digest
 
 
