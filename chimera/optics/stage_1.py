@@ -317,7 +317,7 @@ def _stream(f: BinaryIO, count: int, parts: Iterator[np.ndarray]) -> None:
 
 
 def _seal(home: pathlib.Path, latents: str) -> None:
-  """Writes down what everything is like, with latents.npy still by this name."""
+  """Writes the digests of everything; latents.npy still has another name."""
   files = {f'optics/{name}': home / name for name in _FILES}
   files |= {'latents.npy': pathlib.Path(latents)}
   digests = {k: disk.digest(path) for k, path in files.items() if path.exists()}
