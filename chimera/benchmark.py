@@ -106,42 +106,34 @@ def curriculum(args: argparse.Namespace) -> None:
 
 
 class _Program:
-  """The default step on the first devices, fed with random path_params."""
+  """The step on the first devices, fed with random path_params."""
 
   def __init__(self, config: Any, devices: int, cycles: int):
     import jax
     import numpy as np
 
-    from chimera import step as step_lib
-    from chimera.clones import specialists
     from chimera.clones import state as state_lib
     from chimera.run import engine
     from chimera.school import curriculum as curriculum_lib
-    from chimera.school import lessons
 
-    rng = np.random.default_rng(0)
-    paths = rng.random((1000, *_GRID), np.float32)
+    config.train.cycles_per_dispatch = cycles
+    paths = np.random.default_rng(0).random((1000, *_GRID), np.float32)
     bins = curriculum_lib.bin_samples(paths[..., 2].mean((1, 2)))
     spec = state_lib.create_spec(config)
     states = state_lib.create_states(config, spec, bins, _GRID[:2])
-    missions = specialists.create_missions(config, bins)
-    (whole,) = lessons.make_shards(
-      paths, [], resident_mb=64, rotating_samples=0, rotation=0, seed=0
-    )
-    chosen = jax.devices()[:devices]
     self._wait = jax.block_until_ready
-    self._state = engine.put(state_lib.stack(states), chosen)
-    self._mission = engine.put(state_lib.stack(missions), chosen)
-    self._shard = engine.put_shared(whole, chosen)
-    self._step = step_lib.make_train_step(spec, chosen, cycles=cycles)
+    self._engine = engine.Engine(
+      config, spec, bins, paths, jax.devices()[:devices]
+    )
+    self._engine.place(state_lib.stack(states), 0)
     self.images = len(states) * spec.batch_size * cycles
 
   def run(self, dispatches: int) -> float:
     """Seconds."""
     start = time.perf_counter()
     for _ in range(dispatches):
-      self._state, _ = self._step(self._state, self._mission, self._shard)
-    self._wait(self._state)
+      self._engine.dispatch()
+    self._wait(self._engine.state)
     return time.perf_counter() - start
 
 

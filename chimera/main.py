@@ -24,18 +24,9 @@ from ml_collections import config_flags
 
 from chimera.monitor import live, writers
 from chimera.run import default_config, preflight
-from chimera.system import compiled, preemption
+from chimera.system import compiled, disk, preemption
 
 _HOME = os.path.dirname(os.path.abspath(__file__))
-# What a config file of the user's may raise, beside what absl catches itself.
-_BROKEN = (
-  ArithmeticError,
-  AttributeError,
-  ImportError,
-  LookupError,
-  NameError,
-  SyntaxError,
-)
 
 # The heavy imports are made when the flags are known to be right.
 
@@ -270,7 +261,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
     *_, reason = str(e).strip().splitlines()
     reason = reason.removeprefix('ValueError: ')
     raise ValueError(f'--config: {reason}') from e
-  except _BROKEN as e:
+  # A config file is code, and raises what it likes.
+  except (ImportError, NameError, *disk.BROKEN) as e:
     raise ValueError(f'--config does not load: {e!r}.') from e
   path, _, _ = values['config'].config_filename.partition(':')
   if not os.path.isfile(path):

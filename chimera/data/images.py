@@ -3,7 +3,7 @@
 The design document's section 2 starts from images (`crops` plans what is cut
 from them), or path_params that were made elsewhere are let in. Colour range:
 uint8 RGB in [0, 255] in storage, float32 RGB in [-1, 1] in every model
-(`to_float`, `to_uint8`).
+(`to_float`, `to_uint8`). Host code only.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import io
 import math
 import os
 import threading
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from absl import logging
 import numpy as np
@@ -20,9 +20,6 @@ from PIL import Image, ImageOps
 
 from chimera.data import archives, arrays
 from chimera.system import disk
-
-if TYPE_CHECKING:
-  import jax
 
 # Real photographs in scikit-image's wheel. motorcycle_right is the scene of
 # motorcycle_left and microaneurysms a part of retina: they would leak.
@@ -131,8 +128,8 @@ def read_image(path: str | os.PathLike, size: int | None = None) -> np.ndarray:
   return photograph if size is None else center(photograph, size)
 
 
-def to_float(images: 'np.ndarray | jax.Array') -> 'np.ndarray | jax.Array':
-  """uint8 in [0, 255] to float32 in [-1, 1]: x / 127.5 - 1, of either kind.
+def to_float(images: np.ndarray) -> np.ndarray:
+  """uint8 in [0, 255] to float32 in [-1, 1]: x / 127.5 - 1.
 
   Raises:
     ValueError: the images are not uint8.

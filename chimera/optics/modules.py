@@ -41,6 +41,14 @@ def _bias(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
   return jnp.array([math.atanh(0.5), math.atanh(0.5), 0.0], dtype)
 
 
+def to_float(images: jax.Array) -> jax.Array:
+  """uint8 RGB to float32 in [-1, 1], on the device.
+
+  `images.to_float` divides on the host, and may round another way.
+  """
+  return jnp.asarray(images, jnp.float32) / 127.5 - 1.0
+
+
 def gradient_magnitude(images_BxSxSx3: jax.Array) -> jax.Array:
   """Mean magnitude of the luminance's gradient, shape (B,).
 

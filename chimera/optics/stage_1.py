@@ -75,7 +75,7 @@ def prepare(
   path = pathlib.Path(workdir, 'latents.npy')
   # A flipped bit in the settings is told from other settings.
   if path.exists() and (home / 'optics.json').exists():
-    _verify(home, path)
+    _verify(home)
   _check_settings(home, path, _settings(config))
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def prepare(
       else:
         _see(config, home, f, inherit)
       f.flush()
-      disk.write_sealed(home / _DIGESTS, _digests(home, f.name))
+      _seal(home, f.name)
   crops, gradients_N = crops_lib.read_manifest(home / 'crops.csv')
   with np.load(home / 'held_out.npz', allow_pickle=False) as held_out:
     held_out = dict(held_out)
@@ -316,37 +316,30 @@ def _stream(f: BinaryIO, count: int, parts: Iterator[np.ndarray]) -> None:
     f.write(np.ascontiguousarray(part, '<f4').data)
 
 
-def _digests(home: pathlib.Path, latents: str | pathlib.Path) -> dict[str, str]:
-  """SHA-256 of what stage 1 wrote, by file name."""
-  files = {name: home / name for name in _FILES} | {'latents.npy': latents}
-  return {
-    name: disk.digest(path)
-    for name, path in files.items()
-    if pathlib.Path(path).exists()
-  }
+def _seal(home: pathlib.Path, latents: str) -> None:
+  """Writes the digests of everything; latents.npy still has another name."""
+  files = {f'optics/{name}': home / name for name in _FILES}
+  files |= {'latents.npy': pathlib.Path(latents)}
+  digests = {k: disk.digest(path) for k, path in files.items() if path.exists()}
+  disk.write_sealed(home / _DIGESTS, digests)
 
 
-def _verify(home: pathlib.Path, latents: pathlib.Path) -> None:
+def _verify(home: pathlib.Path) -> None:
   """Every file as it was written: training on a flipped bit is noticed late.
 
   Raises:
     ValueError: which files differ.
   """
   try:
-    there = disk.read_sealed(home / _DIGESTS)
+    digests = disk.read_sealed(home / _DIGESTS)
   except (OSError, ValueError) as e:
     raise ValueError(
       f'{home / _DIGESTS} must hold the digests of stage 1, but '
       f'{disk.reason(e)}: make the latents anew in another --workdir.'
     ) from e
-  here = _digests(home, latents)
-  if broken := [
-    name
-    for name in sorted(there.keys() | here.keys())
-    if there.get(name) != here.get(name)
-  ]:
+  if broken := disk.changed(home.parent, digests):
     raise ValueError(
       f'Stage 1 must be as it was written, but {", ".join(broken)} in '
-      f'{latents.parent} differs (a checksum): make the latents anew in '
-      'another --workdir.'
+      f'{home.parent} differs (a checksum): make the latents anew in another '
+      '--workdir.'
     )

@@ -15,7 +15,6 @@ import safetensors
 import safetensors.numpy
 
 from chimera.clones import perceptual
-from chimera.data import images
 from chimera.optics import modules as optics
 from chimera.optics import poincare
 from chimera.school import curriculum
@@ -65,13 +64,13 @@ def train_optics(
   )
   rng = np.random.default_rng(seed)
   variables = jax.jit(model.init)(
-    jax.random.key(seed), images.to_float(images_NxSxSx3[:1])
+    jax.random.key(seed), optics.to_float(images_NxSxSx3[:1])
   )
   moments = optimizer.init(variables)
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
   def step(variables, moments, images_BxSxSx3, count):
-    x = images.to_float(images_BxSxSx3)
+    x = optics.to_float(images_BxSxSx3)
     noise_rng = jax.random.fold_in(jax.random.key(seed), count)
 
     def error(v):
@@ -127,7 +126,7 @@ def examine(
   """PSNR, and the rank correlation of mean radius and gradient magnitude."""
   paths = encode_images(model, variables, images_NxSxSx3, chunk)
   seen = decode_paths(model, variables, paths, chunk)
-  pixels = images.to_float(jnp.asarray(images_NxSxSx3))
+  pixels = optics.to_float(images_NxSxSx3)
   psnr = perceptual.psnr(jnp.asarray(seen), pixels)
   return {
     'psnr': float(jnp.mean(psnr)),
@@ -160,7 +159,7 @@ def load_optics(workdir: str) -> tuple[optics.Optics, Any]:
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(model, variables, images_BxSxSx3):
   return model.apply(
-    variables, images.to_float(images_BxSxSx3), method='encode'
+    variables, optics.to_float(images_BxSxSx3), method='encode'
   )
 
 
@@ -171,7 +170,7 @@ def _decode(model, variables, paths_BxHxWxC):
 
 @jax.jit
 def _gradients(images_BxSxSx3):
-  return optics.gradient_magnitude(images.to_float(images_BxSxSx3))
+  return optics.gradient_magnitude(optics.to_float(images_BxSxSx3))
 
 
 def _in_chunks(

@@ -242,7 +242,11 @@ class Steps:
         'extra': extra,
         'kinds': _kinds(tree),
         'leaves': _digest_leaves(tree),
-        'files': _digest_files(folder),
+        'files': {
+          path.relative_to(folder).as_posix(): disk.digest(path)
+          for path in sorted(folder.rglob('*'))
+          if path.is_file()
+        },
       }
       disk.write_sealed(folder / _DIGESTS, body)
     # TensorStore's complaint of a full disk is a ValueError.
@@ -338,23 +342,14 @@ def _digest_leaves(tree: Any) -> dict[str, str]:
   return {name: disk.digest(leaf.tobytes()) for name, leaf in _leaves(tree)}
 
 
-def _digest_files(folder: pathlib.Path) -> dict[str, str]:
-  return {
-    path.relative_to(folder).as_posix(): disk.digest(path)
-    for path in sorted(folder.rglob('*'))
-    if path.is_file() and not path.name.startswith(_DIGESTS)
-  }
-
-
 def _verify(folder: pathlib.Path) -> dict[str, Any] | None:
   """What `digests.json` says of a step, if all of it is as it was then."""
   try:
     body = disk.read_sealed(folder / _DIGESTS)
     # A file manager's .DS_Store beside them harms nothing.
-    whole = body['files'].items() <= _digest_files(folder).items()
+    return None if disk.changed(folder, body['files']) else body
   except (OSError, ValueError):
     return None
-  return body if whole else None
 
 
 def _check_kinds(

@@ -45,6 +45,15 @@ def digest(source: bytes | str | os.PathLike) -> str:
     return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
+def changed(home: pathlib.Path, digests: dict[str, str]) -> list[str]:
+  """The files of a folder that are not as they were digested, by name."""
+  return [
+    name
+    for name, then in digests.items()
+    if not (home / name).is_file() or digest(home / name) != then
+  ]
+
+
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   """A file to be filled, in place of what is there once it is on the disk.

@@ -34,7 +34,6 @@ import safetensors
 import safetensors.numpy
 
 from chimera.clones import models
-from chimera.data import images
 from chimera.optics import modules as optics
 from chimera.optics import poincare
 from chimera.system import disk
@@ -76,7 +75,7 @@ def encode(parts: Parts, x_BxHxWxC: jax.Array) -> jax.Array:
   """
   if parts.optics is not None:
     if x_BxHxWxC.dtype == jnp.uint8:
-      x_BxHxWxC = images.to_float(x_BxHxWxC)
+      x_BxHxWxC = optics.to_float(x_BxHxWxC)
     x_BxHxWxC = parts.optics.apply(parts.variables, x_BxHxWxC, method='encode')
   x_BxHxWxC = poincare.normalize(x_BxHxWxC)
   # Fused across this line, rounding and with it a token in a million differed.
@@ -258,20 +257,14 @@ def load(folder: str | os.PathLike) -> Tokenizer:
   try:
     if meta['format'] != FORMAT:
       raise ValueError(f'format {meta["format"]}, and this reads {FORMAT}')
-    files = {name: (home / name).read_bytes() for name in meta['files']}
-    for name, data in files.items():
-      if disk.digest(data) != meta['files'][name]:
-        raise ValueError(f'{name} is not as it was written')
-    tree = traverse_util.unflatten_dict(
-      safetensors.numpy.load(files[WEIGHTS]), sep='/'
-    )
-    model = None
-    if meta['optics'] is not None:
-      model = optics.Optics(**meta['optics'])
+    if broken := disk.changed(home, meta['files']):
+      raise ValueError(f'{", ".join(broken)} is not as it was written')
+    flat = safetensors.numpy.load((home / WEIGHTS).read_bytes())
+    tree = traverse_util.unflatten_dict(flat, sep='/')
     parts = Parts(
       models.create_tokenizer(**meta['tokenizer']),
       tree['tokenizer'],
-      model,
+      optics.Optics(**meta['optics']) if meta['optics'] else None,
       tree.get('optics'),
     )
     return Tokenizer(parts, meta)
@@ -302,9 +295,9 @@ def _lower(
     return bytes(exported.serialize())
 
   (batch,) = jax.export.symbolic_shape('b')
-  seen = jax.ShapeDtypeStruct((batch, *input_shape), jnp.float32)
+  images = jax.ShapeDtypeStruct((batch, *input_shape), jnp.float32)
   tokens = jax.ShapeDtypeStruct((batch, *grid), jnp.int32)
-  return [lower(encode, seen), lower(decode, tokens)]
+  return [lower(encode, images), lower(decode, tokens)]
 
 
 def _fields(module: Any) -> dict[str, Any]:

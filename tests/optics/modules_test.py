@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from chimera.data import images
 from chimera.optics import modules as optics
 
 
@@ -27,6 +28,14 @@ def _create(radius='contrast', seed=0):
 
 def _scaled(variables, factor):
   return jax.tree.map(lambda x: x * factor, variables)
+
+
+def test_the_device_sees_the_colors_that_the_host_sees():
+  values = np.arange(256, dtype=np.uint8)
+  for to_float in (optics.to_float, jax.jit(optics.to_float)):
+    seen = to_float(values)
+    assert seen.dtype == jnp.float32
+    np.testing.assert_allclose(seen, images.to_float(values), atol=1.2e-7)
 
 
 def test_gradient_magnitude_of_a_ramp_is_its_slope():
