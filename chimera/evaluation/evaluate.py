@@ -154,7 +154,7 @@ def _compare(
 
 def _to_8_bits(x_BxHxWxC: jax.Array) -> jax.Array:
   """As if by way of uint8, in [-1, 1]; what is not finite stays so."""
-  return images.to_float(jnp.round(jnp.clip(x_BxHxWxC + 1, 0, 2) * 127.5))
+  return jnp.round(jnp.clip(x_BxHxWxC + 1, 0, 2) * 127.5) / 127.5 - 1
 
 
 def preview(
