@@ -252,9 +252,7 @@ def has_diverged(
     f'{dropped} cycles'
     for name, healthy, loss, dropped in zip(
       config.clone_names,
-      seen['healthy'],
-      seen['loss/base'],
-      seen['meld/dropped'],
+      *(seen[k] for k in ('healthy', 'loss/base', 'meld/dropped')),
     )
   ]
   reason = (

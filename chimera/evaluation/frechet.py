@@ -80,19 +80,14 @@ def add(moments: Moments | None, features_BxF: np.ndarray) -> Moments:
   )
 
 
-def frechet_distance(
-  mean_a_F: np.ndarray,
-  covariance_a_FxF: np.ndarray,
-  mean_b_F: np.ndarray,
-  covariance_b_FxF: np.ndarray,
-) -> float:
+def frechet_distance(a: Moments, b: Moments) -> float:
   """The Frechet distance, squared as is usual; at least 0.
 
   The trace of `(C D)^(1/2)` is the sum of the singular values of
   `C^(1/2) D^(1/2)`. NaN where a feature was not finite.
   """
-  covariances = np.stack([covariance_a_FxF, covariance_b_FxF])
-  apart_F = mean_a_F - mean_b_F
+  covariances = np.stack([a.covariance_FxF, b.covariance_FxF])
+  apart_F = a.mean_F - b.mean_F
   if not (np.isfinite(covariances).all() and np.isfinite(apart_F).all()):
     return math.nan
   root_a, root_b = map(_root, covariances)
@@ -224,7 +219,4 @@ class FrechetMetric:
 
   def distance(self, moments: Moments) -> float:
     """Of pictures with those moments from the originals."""
-    a, b = self._of_originals, moments
-    return frechet_distance(
-      a.mean_F, a.covariance_FxF, b.mean_F, b.covariance_FxF
-    )
+    return frechet_distance(self._of_originals, moments)

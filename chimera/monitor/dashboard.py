@@ -153,7 +153,7 @@ def render(
     if students and len(lines) + len(master) < height:
       break
   else:
-    lines = [*head, *(_summary(*one) for one in drawn), rule]
+    lines = [*head, *(_summary(*one, width) for one in drawn), rule]
   lines += _below(snapshot, master, width, max(height - len(lines) - 1, 0))
   lines = lines[: height - 1]
   lines += [[]] * (height - 1 - len(lines))
@@ -205,19 +205,23 @@ def _columns(
   return lines
 
 
-def _summary(student: snapshot_lib.Student, letter: str, hue: str) -> Line:
-  """One specialist in a line."""
+def _summary(
+  student: snapshot_lib.Student, letter: str, hue: str, width: int
+) -> Line:
+  """One specialist in a line, with its name where there is room."""
   top = '-'
   if student.dominant is not None:
     weight = student.weights[student.dominant]
     top = f'{weight.term} x{_number(weight.ratio, ".2f")}'
-  return [
+  line = [
     _text(f' {letter} ', f'bold {hue}'),
     _bold(f'{_short(_last(student.g_loss), ".4f")} '),
     _text(f'{_short(_last(student.critic), "+.3f")} '),
     *_labelled('lr', _number(student.learning_rate, '.2e')),
     *_labelled(' λ', top),
   ]
+  name = _gray(f'  {student.name}')
+  return [*line, name] if _width([*line, name]) <= width else line
 
 
 def _column(
@@ -372,7 +376,7 @@ def _master(
     codes = [*_labelled(' codes', used), *_labelled('  perplexity', perplexity)]
     drift = [_text('  '), *drift]
     fits = _width(codes) + _width(drift) <= width
-    lines += [[*codes, *drift]] if fits else [codes, drift[1:]]
+    lines += [[*codes, *drift]] if fits else [codes, [_text(' '), *drift[1:]]]
     return [*lines, [*_labelled(' dropped', dropped), _text(f'  {speed}')]]
   perplexities = _text(f'  {sparkline(snapshot.perplexity, 20)}')
   return [

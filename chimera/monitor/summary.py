@@ -1,6 +1,6 @@
 """The table at the end of a run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import re
 from typing import Any
 
@@ -11,6 +11,8 @@ import rich.text
 
 from chimera.evaluation import metrics
 from chimera.school import curriculum
+
+_WIDTH = 80  # columns that any terminal or log has
 
 
 def summary(
@@ -33,9 +35,9 @@ def summary(
   lines = '\n'.join(f'{k}: {v}' for k, v in protocol.items())
   return rich.console.Group(
     *tables,
-    _held_out(figures),
+    *_held_out(figures),
     _bins(figures['master']),
-    rich.text.Text(f'Protocol\n{lines}\n'),
+    rich.text.Text(f'\nProtocol\n{lines}\n'),
   )
 
 
@@ -65,22 +67,31 @@ def _clones(clones: Sequence[Mapping[str, Any]]) -> rich.table.Table:
 
 def _held_out(
   figures: Mapping[str, Mapping[str, float]],
-) -> rich.table.Table:
-  """A row a tokenizer."""
-  table = _table('Held out')
-  table.padding = 0  # as many columns as 80 characters hold
-  table.add_column('tokenizer', no_wrap=True)
+) -> Iterator[rich.table.Table]:
+  """A row a tokenizer; as many tables as their columns need."""
   master = figures['master']
-  shown = [
-    m
-    for m in metrics.shown('table')
-    if m.name in master and not (m.is_of_paths and 'psnr' in master)
-  ]
-  for m in shown:
-    table.add_column(m.narrow_head, justify='right')
-  for name, row in figures.items():
-    table.add_row(name, *(f'{row[m.name]:{m.form}}' for m in shown))
-  return table
+  groups: list[list[list[str]]] = []
+  room = 0
+  for m in metrics.shown('table'):
+    if m.name not in master or (m.is_of_paths and 'psnr' in master):
+      continue
+    column = [f'{row[m.name]:{m.form}}' for row in figures.values()]
+    column = [m.narrow_head, *column]
+    width = 1 + max(map(len, '\n'.join(column).split('\n')))
+    if width > room:
+      groups.append([])
+      room = _WIDTH - max(map(len, (*figures, 'tokenizer')))
+    groups[-1].append(column)
+    room -= width
+  for i, columns in enumerate(groups):
+    table = _table('Held out, further' if i else 'Held out')
+    table.padding = 0  # as many columns as the width holds
+    table.add_column('tokenizer', no_wrap=True)
+    for head, *_ in columns:
+      table.add_column(head, justify='right')
+    for row in zip(figures, *(cells for _, *cells in columns)):
+      table.add_row(*row)
+    yield table
 
 
 def _bins(master: Mapping[str, float]) -> rich.table.Table:
@@ -108,16 +119,16 @@ def _bins(master: Mapping[str, float]) -> rich.table.Table:
 def show(renderable: rich.console.RenderableType) -> None:
   """Prints to the terminal; 80 columns at least, so that logs keep tables."""
   console = rich.console.Console()
-  if console.width < 80:
-    console.width = 80
+  console.width = max(console.width, _WIDTH)
   console.print(renderable)
 
 
 def _table(title: str) -> rich.table.Table:
   return rich.table.Table(
-    title=title,
+    title=f'\n{title}',
     title_justify='left',
     box=rich.box.SIMPLE_HEAD,
+    show_edge=False,
     pad_edge=False,
     collapse_padding=True,
   )

@@ -29,8 +29,7 @@ def moments(*batches):
 
 
 def distance(x, y):
-  (_, m, _), (_, n, _) = a, b = moments(x), moments(y)
-  return frechet.frechet_distance(m, a.covariance_FxF, n, b.covariance_FxF)
+  return frechet.frechet_distance(moments(x), moments(y))
 
 
 def photographs():
@@ -61,16 +60,21 @@ def test_the_distance_of_the_random_features_is_that_of_scipy():
   )
 
 
+def gaussian(mean, variances):
+  """Moments of two images, whose scatter is their covariance."""
+  return frechet.Moments(2, np.array(mean, float), np.diag(variances))
+
+
 def test_the_distance_of_two_gaussians_by_hand():
   # Means 3 apart; standard deviations 2 and 5 in the one direction, 1 and 1 in
   # the other: 9 + (5 - 2)^2.
   d = frechet.frechet_distance(
-    np.zeros(2), np.diag([4.0, 1.0]), np.array([0.0, 3.0]), np.diag([25.0, 1.0])
+    gaussian((0, 0), (4, 1)), gaussian((0, 3), (25, 1))
   )
   assert d == pytest.approx(18.0, rel=1e-12)
   # The traces are 17 each; C^(1/2) D^(1/2) = diag(4, 1) diag(1, 4) = 4 I.
   d = frechet.frechet_distance(
-    np.zeros(2), np.diag([16.0, 1.0]), np.zeros(2), np.diag([1.0, 16.0])
+    gaussian((0, 0), (16, 1)), gaussian((0, 0), (1, 16))
   )
   assert d == pytest.approx(34 - 2 * 8, rel=1e-12)
 

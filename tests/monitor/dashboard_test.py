@@ -144,6 +144,7 @@ def test_any_number_of_specialists_fits(count, width, height):
     text = '\n'.join(lines)
     for i in range(count):
       assert f'lr {(i + 1) * 1e-3:.2e}' in text
+    assert width < 80 or f'student_{count - 1}' in text
     drift = ' '.join(['drift', *['0.62'] * count])
     for words in ('21.50', '467 of 1024', drift, 'images/s', '6m40s left'):
       assert words in text, words

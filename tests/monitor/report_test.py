@@ -13,7 +13,7 @@ import pytest
 
 from chimera.clones import models
 from chimera.evaluation import sheets
-from chimera.monitor import history, report
+from chimera.monitor import curves, history, report
 from tests import tiny
 
 NAMES = ('perceptual', 'structural', 'a <b>', 'latent_purity')
@@ -135,6 +135,16 @@ def test_the_figures_are_those_of_the_evaluation(page):
   assert '<b>0.1250</b><span>L1 path</span>' in page
   assert '<td>1.25e-03</td>' in page
   assert '6 cycles, 96 images seen' in page
+
+
+@pytest.mark.parametrize('count', [2, 3, 5, 8])
+def test_any_number_of_clones_has_a_row_in_its_color(count):
+  rows = [{**ROWS[0], 'name': f'clone {i}'} for i in range(count)]
+  colors = curves.palette([row['name'] for row in rows])
+  clones, *_ = report._summary(rows, {'master': {'path_l1': 0.5}}, colors)
+  assert clones.count('<tr>') == count + 1
+  for row in rows:
+    assert f'background:{colors[row["name"]]}"></span>{row["name"]}<' in clones
 
 
 def test_names_are_escaped(page):

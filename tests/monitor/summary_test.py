@@ -6,6 +6,7 @@ import sys
 
 import rich.console
 
+from chimera.evaluation import metrics
 from chimera.monitor import summary as summary_lib
 
 CLONES = [
@@ -34,7 +35,7 @@ MASTER = {
   'edge': 0.125,
   'spectrum': 0.25,
   'rfd-random': 0.0123456,
-  'rfid': 123.456,
+  'rfid': 23.456,
   'path_l1': 0.07,
   'codes_used': 1024.0,
   'perplexity': 444.25,
@@ -87,7 +88,7 @@ def test_every_tokenizer_has_a_row_of_held_out_figures():
   for name in FIGURES:
     assert rows[name][1:] == (
       ['24.57', '0.8100', '0.9000', '0.0500', '0.1250', '0.2500', '0.0123']
-      + ['123.46', '1024', '444.2']
+      + ['23.46', '1024', '444.2']
     )
 
 
@@ -124,6 +125,18 @@ def test_any_number_of_clones_has_a_row_each():
   figures = {name: MASTER for name in ('master', *(c['name'] for c in clones))}
   text = _render(summary_lib.summary(clones, figures, PROTOCOL))
   assert all(text.count(f'clone_{i} ') == 2 for i in range(8))
+
+
+def test_figures_that_find_no_room_stand_in_a_further_table(monkeypatch):
+  more = metrics.Metric('eval/gradient_l1', 'Gradient L1', 'table')
+  monkeypatch.setattr(metrics, 'TABLE', (*metrics.TABLE, more))
+  figures = {name: {**of, 'gradient_l1': 0.25} for name, of in FIGURES.items()}
+  text = _render(summary_lib.summary([], figures, PROTOCOL))
+  assert '…' not in text
+  first, second = text.split('Held out, further')
+  assert '24.57' in first
+  assert 'Gradient' not in first
+  assert all(_rows(second)[name] == [name, '0.2500'] for name in FIGURES)
 
 
 def test_an_evaluation_has_no_table_of_clones():
