@@ -202,6 +202,11 @@ def reads(tree, terms):
           names = chain(n.value, roots)
           if names == [] or (names and names[:2] == ['specialists', None]):
             roots = roots | {n.targets[0].id: names}
+    if isinstance(node, ast.Call):
+      for keyword in node.keywords:  # f(**config.model) may read all of it
+        if keyword.arg is None and (names := chain(keyword.value, roots)):
+          leaves = [key.rpartition('.')[2] for key in KEYS]
+          found.append(([*names, None], leaves, node.lineno))
     if isinstance(node, ast.Call) and ast.unparse(node.func) == '_made':
       spec, part = node.args
       for part_of in ast.walk(part):

@@ -85,14 +85,9 @@ def conserve(
   second moment is common, a clone of threefold weights would have threefold
   say in the mean, and its lesson with it.
 
-  Args:
-    lambda_K: from `act`.
-    state: whose filtered errors tell how large each term is.
-    mission: this clone's.
-    exempt: index of the term that is no loss of its own size (adversarial).
-
-  Returns:
-    lambda_K times a scalar: 1 where lambda_K is base_K.
+  Returns lambda_K times a scalar, 1 where lambda_K is base_K. The filtered
+  errors tell how large each term is; `exempt` is the one that is no loss of its
+  own size (adversarial).
   """
   size_K = mission.target_K * jnp.exp(state.error_K)
   size_K = size_K.at[exempt].set(0)
@@ -132,9 +127,6 @@ def observe(
     smoothing: of the filter, in [0, 1): the share that e keeps of itself.
     limit: greatest |log(weight / base weight)|.
     slew: greatest change of it in one cycle.
-
-  Returns:
-    The state from which the next cycle acts.
   """
   chex.assert_equal_shape([measured_K, *mission, *state])
   measured_K = measured_K.astype(state.error_K.dtype)

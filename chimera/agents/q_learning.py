@@ -83,18 +83,7 @@ class State(NamedTuple):
 
 
 def init(*, window: int, actions: int) -> State:
-  """A learner that knows nothing and leaves the learning rate alone.
-
-  Raises:
-    ValueError: where there is no trend to see or nothing to choose.
-  """
-  if window < 2:
-    raise ValueError(
-      f'A trend needs a window of at least 2 cycles, got window = {window}: '
-      'mend --config.q.window.'
-    )
-  if actions < 1:
-    raise ValueError('There must be an action: mend --config.q.actions.')
+  """A learner that knows nothing and leaves the learning rate alone."""
   zero, none = jnp.float32(0.0), jnp.int32(0)
   return State(
     table_SxA=jnp.zeros((3 * len(TRENDS), actions), jnp.float32),
@@ -113,13 +102,9 @@ def init(*, window: int, actions: int) -> State:
 def exploration(
   decisions: jax.Array, *, start: float, end: float, decay: float
 ) -> jax.Array:
-  """Chance that a decision explores.
+  """Chance that a decision explores, after so many others.
 
-  Args:
-    decisions: taken before it.
-    start: at the first decision.
-    end: at last.
-    decay: decisions in which the excess over the end falls by e.
+  In `decay` decisions its excess over the end falls by e.
   """
   return end + (start - end) * jnp.exp(-decisions / decay)
 
@@ -141,19 +126,10 @@ def act(
   rate from bound to bound. Actions of equal value, as all are at first, are
   taken the gentlest first: by how near their multiplier is to 1.
 
-  Args:
-    rng: key of this clone and cycle.
-    state: as it was before this cycle.
-    mission: this clone's.
-    actions: A multipliers of the learning rate.
-    every: cycles that an action is held. The trend that judges it is its own
-      work only where the window is no longer.
-    cycle: now, scalar int32; decisions fall on its multiples of `every`, from
-      the first at which the window is full.
-    epsilon: chance of a random action, see `exploration`.
-
-  Returns:
-    The state, whose `trim` multiplies this cycle's learning rate.
+  Decisions fall on the cycles that are multiples of `every`, from the first at
+  which the window is full. An action is held for so many cycles; the trend that
+  judges it is its own work only where the window is no longer. `epsilon` is the
+  chance of a random one (`exploration`).
   """
   multiplier_A = jnp.asarray(actions, state.trim.dtype)
   chex.assert_shape(multiplier_A, state.table_SxA.shape[1:])
@@ -198,17 +174,7 @@ def observe(
   and planning in average-reward Markov decision processes", 2021,
   https://arxiv.org/abs/2006.16318
 
-  Args:
-    state: as `act` left it in this cycle.
-    loss: of this cycle, positive, of any scale. One that is not finite is not
-      noted.
-    every: cycles that an action is held.
-    cycle: now, scalar int32.
-    rate: of learning, in (0, 1].
-    discount: of the future, in [0, 1).
-
-  Returns:
-    The state from which the next cycle acts.
+  The loss is positive, of any scale; one that is not finite is not noted.
   """
   finite = jnp.isfinite(loss)
   window = state.history_W.shape[0]
@@ -257,10 +223,7 @@ def own_effect(
     destination: mean of where the clones arrived.
     start: where they all began.
     arrived: where this clone arrived.
-    share: this clone's in the mean.
-
-  Returns:
-    A scalar above 0; 1 where the clone had no part, or it is not finite.
+    share: this clone's in the mean. Without one the effect is 1.
   """
   without = jax.tree.map(
     lambda d, after, before: d - share * (after - before),

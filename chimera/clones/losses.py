@@ -71,7 +71,7 @@ def reconstruction_terms(
 ) -> dict[str, jax.Array]:
   """The terms that compare two images (B, H, W, C) in [-1, 1], each (B,)."""
   return {
-    'l1': jnp.mean(jnp.abs(x - x_hat), axis=(1, 2, 3)),
+    'l1': perceptual.l1(x, x_hat),
     'ssim': perceptual.ssim(x, x_hat),
     'edge': perceptual.edge(x, x_hat),
     'autocorrelation': perceptual.autocorrelation(x, x_hat),

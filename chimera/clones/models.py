@@ -128,12 +128,7 @@ def create_tokenizer(
 ) -> Tokenizer:
   """The tokenizer of config.model, or of an exported tokenizer.json.
 
-  Args:
-    width: see `Tokenizer`, as for the next two.
-    blocks: likewise.
-    downsample: likewise.
-    quantizer: its kind; a tokenizer from before there was a choice has VQ.
-    **settings: what the quantizer is made of.
+  One from before there was a choice has VQ; the settings are the quantizer's.
   """
   return Tokenizer(
     width, blocks, downsample, quantizer_lib.create(quantizer, **settings)

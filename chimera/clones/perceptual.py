@@ -65,14 +65,8 @@ def ssim(
   "Image quality assessment: from error visibility to structural similarity",
   2004, https://doi.org/10.1109/TIP.2003.819861
 
-  Args:
-    a_BxHxWxC: images in [-1, 1].
-    b_BxHxWxC: images in [-1, 1].
-    filter_size: of the Gaussian window (sigma 1.5), pixels; on a smaller grid
-      the greatest odd size that fits.
-
-  Returns:
-    The distances, shape (B,).
+  The Gaussian window (sigma 1.5) has filter_size pixels; on a smaller grid the
+  greatest odd size that fits.
   """
   _check(a_BxHxWxC, b_BxHxWxC)
   blur = _create_blur(a_BxHxWxC.shape, filter_size)
@@ -216,15 +210,6 @@ def ms_ssim(
 
   "Multiscale structural similarity for image quality assessment", 2003,
   https://doi.org/10.1109/ACSSC.2003.1292216
-
-  Args:
-    a_BxHxWxC: images in [-1, 1].
-    b_BxHxWxC: images in [-1, 1].
-    filter_size: of the Gaussian window (sigma 1.5), pixels; smaller where not
-      even the first scale has room for it.
-
-  Returns:
-    The means over the channels, shape (B,).
   """
   _check(a_BxHxWxC, b_BxHxWxC)
   side = min(a_BxHxWxC.shape[1:3])

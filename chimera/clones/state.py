@@ -109,7 +109,7 @@ def create_spec(config: ml_collections.ConfigDict) -> StepSpec:
       meld, every=1, alpha=0.0, outer_learning_rate=1.0, outer_momentum=0.0
     )
   return StepSpec(
-    tokenizer=create_tokenizer(c),
+    tokenizer=models.create_tokenizer(**c.model),
     critic=critic_lib.Critic(width=c.model.critic_width),
     batch_size=c.train.batch_size,
     school=school,
@@ -135,31 +135,15 @@ def _made(spec: type, part: Any) -> Any:
   return spec(**{f.name: part[f.name] for f in dataclasses.fields(spec)})
 
 
-def create_tokenizer(config: ml_collections.ConfigDict) -> models.Tokenizer:
-  return models.create_tokenizer(
-    width=config.model.width,
-    blocks=config.model.blocks,
-    downsample=config.model.downsample,
-    quantizer=config.model.quantizer,
-    codes=config.model.codes,
-    code_dim=config.model.code_dim,
-    levels=config.model.levels,
-  )
-
-
 def create_states(
   config: ml_collections.ConfigDict,
   spec: StepSpec,
   bins: dict[int, list[int]],
   grid: tuple[int, int],
 ) -> list[CloneState]:
-  """Clones of one newborn master; each has a critic of its own.
+  """Clones of one newborn master, of path_params of a grid (H, W).
 
-  Args:
-    config: the run's.
-    spec: of the step that these states will enter.
-    bins: the curriculum.
-    grid: (H, W) of the path_params.
+  Each has a critic of its own, and what the School keeps for its lessons.
   """
   key = jax.random.key_data(jax.random.key(config.seed))
   x = jnp.zeros((1, *grid, 3))

@@ -65,23 +65,9 @@ def score(
   'total_variation' is the mean absolute difference between neighbors down
   plus that across, over all three channels.
 
-  Args:
-    latents_NxHxWxC: path_params, an array or a memory map, which is read
-      `chunk` samples at a time.
-    metric: a key of METRICS.
-    chunk: samples.
-
-  Returns:
-    scores_N, float32.
-
-  Raises:
-    ValueError: if there is no such metric.
+  An array or a memory map, which is read `chunk` samples at a time, to
+  scores_N, float32.
   """
-  if metric not in METRICS:
-    raise ValueError(
-      f'metric must be one of {sorted(METRICS)}, got {metric!r}: mend '
-      '--config.school.metric.'
-    )
   scores = [METRICS[metric](x) for x in _chunks(latents_NxHxWxC, chunk)]
   return np.concatenate(scores).astype(np.float32)
 

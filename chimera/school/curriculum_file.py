@@ -24,15 +24,8 @@ def save_curriculum(
   digest: str,
   metric: str,
 ) -> None:
-  """Writes `curriculum_bins_{basename}.pkl` and the .json that ties it.
-
-  Args:
-    path: of the pickle, a plain dict of lists of ints; the .json gets the
-      same stem.
-    bins: what `bin_samples` returned.
-    digest: of the dataset they were cut from.
-    metric: by which they were sorted.
-  """
+  """Writes the bins as a plain dict of lists of ints, and a .json beside it
+  that ties them to the dataset's digest and the metric."""
   for file, data in _files(path, bins, digest, metric).items():
     disk.write(file, data)
 
@@ -47,10 +40,6 @@ def check_curriculum(
   """Sees that `save_curriculum` wrote there what it would write now.
 
   No more is read than it would write.
-
-  Args:
-    path: of the pickle.
-    bins: see `save_curriculum`, likewise digest and metric.
 
   Raises:
     ValueError: the files are missing, or others; one line that ends with the
@@ -102,20 +91,12 @@ def prepare_curriculum(
   chunk: int,
   afresh: bool = False,
 ) -> tuple[dict[int, list[int]], np.ndarray]:
-  """The curriculum, which is written to `path` or is there.
+  """The curriculum of the training samples, and scores_N for the manifest.
 
-  Args:
-    path: of `curriculum_bins_{basename}.pkl`.
-    latents_NxHxWxC: path_params of the training samples, and no others.
-    metric: see `score`.
-    chunk: see `score`.
-    afresh: writes it whatever is there.
-
-  Returns:
-    The bins, and scores_N for the manifest.
+  It is written to `path`, or is there; `afresh` writes it whatever is there.
 
   Raises:
-    ValueError: see `score`, `bin_samples`, `check_curriculum`.
+    ValueError: see `bin_samples`, `check_curriculum`.
   """
   scores_N = curriculum.score(latents_NxHxWxC, metric=metric, chunk=chunk)
   bins = curriculum.bin_samples(scores_N)

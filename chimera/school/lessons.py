@@ -159,16 +159,9 @@ def draw_lesson(
 ) -> tuple[jax.Array, jax.Array]:
   """Draws a lesson from the resident shard, uniformly and with replacement.
 
-  Args:
-    rng: key of this clone and cycle.
-    state: whose `enrolled_L` the lesson comes from.
-    shard: the resident samples.
-    batch_size: B.
-    mix: the leading round(mix * B) samples are drawn from everything; so is
-      an enrolled one that is not resident. 1 is a plain uniform lesson.
-
-  Returns:
-    ids_B, the sample indices (int32), and x_BxHxWxC, the samples.
+  The leading round(mix * B) samples are drawn from everything, the others from
+  the class; so is one of the class that is not resident. Returns ids_B, the
+  sample indices (int32), and the samples x_BxHxWxC.
   """
   whole_rng, class_rng = jax.random.split(rng)
   whole_B = jax.random.randint(
@@ -195,16 +188,9 @@ def remember(
   *,
   spec: Spec,
 ) -> SchoolState:
-  """Tracks every clone's varentropy; re-enrols the clone whose mission it is.
+  """Tracks every clone's lesson; re-enrols the clone whose mission it is.
 
-  Args:
-    rng: key of this clone and cycle.
-    state: of this clone.
-    ids_B: its lesson.
-    varentropy_B: of the lesson's samples.
-    cycle: now, scalar int32.
-    enrols: above 0 where this clone's class follows the tracked varentropy.
-    spec: the constants.
+  `enrols` is above 0 where a clone's class follows the tracked varentropy.
   """
   state = record(state, axes.gather(ids_B), axes.gather(varentropy_B), cycle)
   if not spec.enrol_from:
@@ -256,13 +242,6 @@ def re_enrol(
   Rank by `varentropy * 0.5 ** ((cycle - seen) / half_life)`, never seen is 0,
   ties by lot. So that nothing is forgotten, each sample is enrolled by lot
   with probability `floor * count / N`. The size of the class stays.
-
-  Args:
-    rng: key of this clone and cycle.
-    state: what was tracked.
-    cycle: now, scalar int32.
-    half_life: cycles in which a tracked varentropy halves.
-    floor: expected share of the class enrolled by lot, in [0, 1].
   """
   lot_rng, tie_rng = jax.random.split(rng)
   samples, length = state.seen_N.shape[0], state.enrolled_L.shape[0]

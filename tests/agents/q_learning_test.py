@@ -440,13 +440,3 @@ def test_agent_keeps_its_types_and_shapes(x64: bool):
       assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == (
         jax.tree.map(lambda x: (x.shape, x.dtype), before)
       )
-
-
-def test_window_too_short_for_a_trend_is_refused():
-  with pytest.raises(ValueError, match='window = 1'):
-    q_learning.init(window=1, actions=5)
-
-
-def test_choice_among_nothing_is_refused():
-  with pytest.raises(ValueError, match=r'config\.q\.actions'):
-    q_learning.init(window=4, actions=0)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from chimera.clones import state as state_lib
+from chimera.meld import optimizer
 from tests import tiny
 
 BINS, _ = tiny.bins_and_paths()
@@ -86,37 +87,46 @@ def test_the_schedules_by_hand():
     train__schedule='cosine',
   )
   np.testing.assert_allclose(
-    [cosine.plain_learning_rate(t) for t in (0, 1, 3, 21, 39)],
+    [cosine.schedule(t) for t in (0, 1, 3, 21, 39)],
     [2.5e-4, 5e-4, 1e-3, 5.05e-4, 1e-5],
     atol=1e-9,
   )
   constant = spec(train__warmup=4, train__schedule='constant')
   np.testing.assert_allclose(
-    [constant.plain_learning_rate(t) for t in (0, 3, 1000)],
+    [constant.schedule(t) for t in (0, 3, 1000)],
     [2.5e-4, 1e-3, 1e-3],
     rtol=1e-6,
   )
 
 
 def test_the_critic_s_adam_has_no_first_moment():
-  adam = spec().critic_adam
+  adam = optimizer.make_optimizer(spec().critic_optimizer)
   g = np.array([0.5, -2.0], np.float32)
+  of = dict(mean_grads=np.full(2, np.nan), learning_rate=1.0)
   state = adam.init(g)
-  _, state = adam.update(-3 * g, state)
-  direction, _ = adam.update(g, state)
+  _, state = adam.update(-3 * g, state, **of)
+  update, _ = adam.update(g, state, **of)
   # v = 0.9 * 0.1 * 9 g^2 + 0.1 g^2 = 0.91 g^2, over 1 - 0.9^2 = 0.19
   np.testing.assert_allclose(
-    direction, np.sign(g) / np.sqrt(0.91 / 0.19), rtol=1e-5
+    update, -np.sign(g) / np.sqrt(0.91 / 0.19), rtol=1e-5
   )
 
 
 def test_the_switches_reach_the_constants():
-  assert spec(school__enabled=False).mix == 1
-  assert spec(school__enabled=False, school__enrol_from=5).enrol_from == 0
+  assert spec(school__enabled=False).school.mix == 1
+  alone = spec(school__enabled=False, school__enrol_from=5)
+  assert alone.school.enrol_from == 0
+  assert spec(q__enabled=False, q__history='own').q.history == 'total'
   off = spec(meld__enabled=False, meld__alpha=0.5, meld__every=8)
-  assert (off.alpha, off.every, off.optimizer_state) == (0, 1, 'shared')
-  assert off.average_gradients
+  assert (off.meld.alpha, off.meld.every) == (0, 1)
+  # One learner: one gradient, of one critic too.
+  assert off.generator_optimizer.optimizer_state == 'shared'
+  assert off.critic_optimizer.optimizer_state == 'shared'
   letter = spec('seed')
-  assert (letter.alpha, letter.every, letter.mix) == (0.5, 1, 0)
-  assert letter.optimizer_state == 'local'
-  np.testing.assert_allclose(letter.learning_rate, 2 * spec().learning_rate)
+  assert (letter.meld.alpha, letter.meld.every) == (0.5, 1)
+  assert letter.school.mix == 0
+  assert letter.generator_optimizer.optimizer_state == 'local'
+  assert letter.critic_optimizer.optimizer_state == 'local'
+  np.testing.assert_allclose(
+    letter.schedule.learning_rate, 2 * spec().schedule.learning_rate
+  )

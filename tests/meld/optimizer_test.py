@@ -168,17 +168,3 @@ def test_any_optimizer_can_run_on_the_mean_gradient():
     jnp.array([9.0, 9.0]), state, mean_grads=jnp.array([1.0, 2.0])
   )
   np.testing.assert_allclose(update, [1.0, 2.0])
-
-
-@pytest.mark.parametrize(('step', 'rate'), [(0, 0.25), (3, 1.0), (10**6, 1.0)])
-def test_a_constant_schedule_warms_up(step, rate):
-  schedule = optimizer.Schedule(100, 1.0, 4, 'constant')
-  np.testing.assert_allclose(schedule(step), rate)
-
-
-def test_the_cosine_ends_at_a_hundredth():
-  schedule = optimizer.Schedule(104, 2.0, 4, 'cosine')
-  np.testing.assert_allclose(schedule(3), 2.0)
-  # Halfway through the 100 cycles of decay: 0.02 + 0.5 * (2 - 0.02)
-  np.testing.assert_allclose(schedule(53), 1.01, rtol=1e-6)
-  np.testing.assert_allclose(schedule(103), 0.02, rtol=1e-5)

@@ -58,11 +58,6 @@ def test_scoring_a_copy_on_write_map_keeps_its_changes(tmp_path, monkeypatch):
   assert np.all(mapped[3] == 7.0)
 
 
-def test_an_unknown_metric_is_refused():
-  with pytest.raises(ValueError, match=r'--config\.school\.metric'):
-    curriculum.score(_latents(10), metric='jpeg', chunk=4)
-
-
 @pytest.mark.parametrize('samples', [10, 11, 15, 99, 1000, 1234])
 def test_every_sample_is_in_exactly_one_bin_and_bin_means_rise(samples):
   scores = np.random.default_rng(samples).random(samples).astype(np.float32)
