@@ -88,14 +88,8 @@ def mean(
 ) -> Tree:
   """The clones' weighted mean over a collective axis.
 
-  A clone of weight 0 is left out by `where`: multiplied by 0, its NaN would
-  stay. Where all are left out the mean is `fallback`.
-
-  Args:
-    tree: what to average.
-    weight: scalar of this clone, >= 0.
-    axis: name(s) of the collective axis.
-    fallback: like tree.
+  A clone of weight 0, the least, is left out by `where`: multiplied by 0, its
+  NaN would stay. Where all are left out the mean is `fallback`.
   """
   # One collective for all leaves: a rendezvous a leaf is what pmap waits for.
   flat, unravel = jax.flatten_util.ravel_pytree(tree)
@@ -132,18 +126,10 @@ def synthesize(
   spec: Spec,
   quantizer: Any,
 ) -> Master:
-  """The destination, folded into the master; where no meld is due, itself.
+  """The clones' destination, folded into the master; without a meld, itself.
 
-  Args:
-    master: as it was.
-    destination: mean of the healthy clones' params.
-    counts_V: uses of each code by all clones in this cycle.
-    z_XxD: this clone's encodings, NaN where it is left out.
-    rng: the same on every clone.
-    step: the cycle.
-    is_meld: whether it ends with a meld.
-    spec: the constants.
-    quantizer: of the tokenizer.
+  counts_V are the uses of each code by all clones in this cycle, z_XxD this
+  clone's encodings, NaN where it is left out; rng is the same on every clone.
   """
   unused_V = jnp.where(counts_V > 0, 0, master.unused_V + 1)
   target = fold(master.params, destination, spec.alpha)

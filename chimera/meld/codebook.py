@@ -24,13 +24,8 @@ def tend(
 ) -> tuple[Any, jax.Array]:
   """The melded params with a codebook in order, and unused_V after that.
 
-  Args:
-    params: of the tokenizer.
-    unused_V: cycles since any clone used each code.
-    z_XxD: this clone's encodings; those of all are drawn from.
-    rng: the same on every clone.
-    quantizer: of the tokenizer, which knows how it keeps its codes.
-    revive_after: cycles of disuse after which a code is dead; 0 is never.
+  A code is dead after revive_after cycles in which no clone used it; 0 is
+  never. rng is the same on every clone; the encodings of all are drawn from.
   """
   params = quantizer.renormalize(params)
   if not revive_after:

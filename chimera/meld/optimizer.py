@@ -19,8 +19,9 @@ from chimera.system import axes
 # Of the learning rate at the end of the cosine. At 0 the last specialists would
 # be the master, and nothing would tell them apart.
 COSINE_END = 0.01
-# What the clones hold in common of an optimizer's state, by the leaf's name.
-_IN_COMMON = {'shared_v': ('count', 'nu')}
+# What the clones hold in common of an optimizer's state, by the leaf's name;
+# None is all of it.
+_IN_COMMON = {'local': (), 'shared_v': ('count', 'nu'), 'shared': None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,46 +127,37 @@ def scale_by_given_rate() -> optax.GradientTransformationExtraArgs:
 
 
 def pool(
-  params: Any,
-  state: Any,
-  weight: jax.Array,
-  *,
-  fallback: Any,
-  spec: Spec,
+  params: Any, state: Any, weight: jax.Array, *, fallback: Any, spec: Spec
 ) -> tuple[Any, Any]:
   """The healthy clones' mean (params, state), from which the others restart.
 
   Their state is fresh but for what all hold in common: over a second moment of
   its own, one clone's gradient alone is worlds apart from the direction that it
-  is a part of.
-
-  Args:
-    params: of this clone, after its step.
-    state: of its optimizer, likewise.
-    weight: of this clone in the mean, 0 where it is left out.
-    fallback: params, where every clone is left out.
-    spec: of the optimizer.
+  is a part of. With every clone left out (weight 0) params are the fallback.
   """
+  names = _IN_COMMON[spec.optimizer_state]
+
+  def is_common(path: Any) -> bool:
+    return names is None or any(getattr(k, 'name', '') in names for k in path)
+
+  def to_average(tree: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+      lambda path, x: x if is_common(path) and x.dtype.kind == 'f' else None,
+      tree,
+    )
+
   fresh = make_optimizer(spec).init(params)
-  if spec.optimizer_state == 'local':
-    return average.mean(params, weight, axes.AXES, fallback), fresh
-  names = _IN_COMMON.get(spec.optimizer_state)
-  leaves, structure = jax.tree_util.tree_flatten_with_path(state)
-  new = jax.tree.leaves(fresh)
-  floats, counts = [], []
-  for i, (path, leaf) in enumerate(leaves):
-    if names is None or {getattr(k, 'name', None) for k in path} & {*names}:
-      is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
-      (floats if is_float else counts).append(i)
-  params, means = average.mean(
-    (params, [leaves[i][1] for i in floats]),
-    weight,
-    axes.AXES,
-    (fallback, [new[i] for i in floats]),
-  )
   is_any = lax.psum(weight, axes.AXES) > 0
-  for i, x in zip(floats, means, strict=True):
-    new[i] = x
-  for i in counts:
-    new[i] = jnp.where(is_any, leaves[i][1], new[i])
-  return params, jax.tree.unflatten(structure, new)
+  params, means = average.mean(
+    *((params, to_average(state)), weight, axes.AXES),
+    (fallback, to_average(fresh)),
+  )
+
+  def restarted(path: Any, mean: Any, own: Any, new: Any) -> Any:
+    if mean is None:  # private, or a count
+      return jnp.where(is_any, own, new) if is_common(path) else new
+    return mean
+
+  return params, jax.tree_util.tree_map_with_path(
+    restarted, means, state, fresh, is_leaf=lambda x: x is None
+  )

@@ -98,14 +98,9 @@ def judge(
   the median is the lesser of the two in the middle: two absurd ones of four
   must not move it.
 
-  Args:
-    sizes_MxS: of M clones.
-    baseline_S: their median when it was last trusted; 0 where there is none.
-    bounds_S: above 1, or 0 for none.
-
-  Returns:
-    Whether each clone's sizes are finite and within all bounds, bool (M,), and
-    the medians of what is finite, (S,).
+  Returns whether each clone's sizes are finite and within all bounds, bool
+  (M,), and the medians of what is finite, (S,). A baseline of 0 is none yet, a
+  bound of 0 is none.
   """
   bounds_S = np.asarray(bounds_S, np.float32)
   finite_MxS = jnp.isfinite(sizes_MxS)
@@ -125,11 +120,7 @@ def remember(
 ) -> Health:
   """Counts the cycle; the medians are remembered where there is a quorum.
 
-  Args:
-    health: before this cycle.
-    healthy_M: of this cycle.
-    median_S: of this cycle.
-    spec: whose sick_cycles in a row call for a roll-back.
+  After spec.sick_cycles in a row without one a roll-back is called for.
   """
   quorum = jnp.sum(healthy_M) >= min(QUORUM, len(healthy_M))
   recovered = jnp.where(health.sick < spec.sick_cycles, 0, health.sick)
