@@ -6,6 +6,7 @@ their mean gradient: moments are linear but for that one (design document 6.2).
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -140,11 +141,11 @@ def pool(
   def is_common(path: Any) -> bool:
     return names is None or any(getattr(k, 'name', '') in names for k in path)
 
-  def to_average(tree: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(
-      lambda path, x: x if is_common(path) and x.dtype.kind == 'f' else None,
-      tree,
-    )
+  def averages(path: Any, x: jax.Array) -> jax.Array | None:
+    is_float = jnp.issubdtype(x.dtype, jnp.floating)
+    return x if is_float and is_common(path) else None
+
+  to_average = functools.partial(jax.tree_util.tree_map_with_path, averages)
 
   fresh = make_optimizer(spec).init(params)
   is_any = lax.psum(weight, axes.AXES) > 0
