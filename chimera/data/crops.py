@@ -20,15 +20,6 @@ import numpy as np
 from chimera.data import images
 from chimera.system import disk
 
-MANIFEST_HEADER = (
-  'sample_index',
-  'complexity_score',
-  'source',
-  'top',
-  'left',
-  'size',
-)
-
 
 class Crop(NamedTuple):
   """A square window of a photograph, read back resized to image_size.
@@ -44,6 +35,9 @@ class Crop(NamedTuple):
   top: int
   left: int
   size: int
+
+
+MANIFEST_HEADER = ('sample_index', 'complexity_score', *Crop._fields)
 
 
 class Plan(NamedTuple):

@@ -334,7 +334,7 @@ def _verify(home: pathlib.Path) -> None:
     digests = disk.read_sealed(home / _DIGESTS)
   except (OSError, ValueError) as e:
     raise ValueError(
-      f'{home / _DIGESTS} must hold the digests of stage 1, but '
+      f'{home / _DIGESTS} must hold the digests that this version writes, but '
       f'{disk.reason(e)}: make the latents anew in another --workdir.'
     ) from e
   if broken := disk.changed(home.parent, digests):

@@ -50,12 +50,6 @@ def train_optics(
   Returns:
     The model's variables and the last training loss.
   """
-  for name, value in {'steps': steps, 'batch_size': batch_size}.items():
-    if value < 1:
-      raise ValueError(
-        f'{name} must be at least 1, got {name} = {value}: mend '
-        f'--config.optics.{name}.'
-      )
   schedule = optax.warmup_cosine_decay_schedule(
     0.0, learning_rate, max(1, steps // 20), max(2, steps)
   )

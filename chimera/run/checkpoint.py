@@ -184,15 +184,8 @@ class Steps:
     Args:
       directory: of the checkpoints.
       keep: committed steps that a save leaves there, the newest ones, beside
-        the best.
-
-    Raises:
-      ValueError: if `keep` is not at least 1.
+        the best; at least 1.
     """
-    if keep < 1:
-      raise ValueError(
-        f'keep must be at least 1, got keep = {keep}: fix --config.train.keep.'
-      )
     # Orbax wants it absolute.
     self._directory = pathlib.Path(os.path.abspath(directory))
     self._keep = keep

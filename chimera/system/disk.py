@@ -108,7 +108,7 @@ def write_sealed(path: str | os.PathLike, value: dict[str, Any]) -> None:
     OSError: see `writing`.
   """
   value = json.loads(json.dumps(value))  # its keys as they will be read
-  write_json(path, {**value, 'seal': _seal(value)})
+  write_json(path, {**value, 'seal': seal(value)})
 
 
 def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
@@ -121,17 +121,18 @@ def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
   path = pathlib.Path(path)
   try:
     value = json.loads(path.read_bytes())
-    seal = value.pop('seal')
+    then = value.pop('seal')
   except KeyError as e:
     raise ValueError(f'{path.name} has no seal') from e
   except (ValueError, AttributeError, TypeError, RecursionError) as e:
     raise ValueError(f'{path.name} holds no sealed JSON') from e
-  if seal != _seal(value):
+  if then != seal(value):
     raise ValueError(f'{path.name} is not as it was written')
   return value
 
 
-def _seal(value: dict[str, Any]) -> str:
+def seal(value: dict[str, Any]) -> str:
+  """SHA-256 of a dictionary as JSON holds it, its keys sorted."""
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

@@ -2,10 +2,11 @@
 
 import functools
 import hashlib
-import json
 import pathlib
 import subprocess
 from typing import Any
+
+from chimera.system import disk
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PARTS = ('chimera', 'configs')
@@ -33,22 +34,19 @@ def commit(root: pathlib.Path = _ROOT) -> str:
     p for part in _PARTS for p in root.glob(f'{part}/**/*.py')
   ):
     seen.update(f'{path.relative_to(root).as_posix()}\0'.encode())
-    seen.update(hashlib.sha256(path.read_bytes()).digest())
+    seen.update(bytes.fromhex(disk.digest(path)))
   return f'files {seen.hexdigest()[:12]}'
 
 
 def digest(config: dict[str, Any]) -> str:
   """Of a config as JSON holds it: 16 digits of the SHA-256 of its sorted text,
   `json.dumps(config, sort_keys=True)`."""
-  text = json.dumps(config, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  return disk.seal(config)[:16]
 
 
 def file_digest(path: str) -> str:
   """A file's name and 12 digits of its SHA-256."""
-  with open(path, 'rb') as f:
-    seen = hashlib.file_digest(f, 'sha256').hexdigest()
-  return f'{pathlib.Path(path).name} {seen[:12]}'
+  return f'{pathlib.Path(path).name} {disk.digest(path)[:12]}'
 
 
 def _git(root: pathlib.Path, *words: str) -> str:

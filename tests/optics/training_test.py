@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import pytest
 
 from chimera.data import images
 from chimera.optics import modules as optics
@@ -78,18 +77,3 @@ def test_the_same_seed_trains_the_same_optics():
   jax.tree.map(np.testing.assert_array_equal, a, b)
   kernels = [x['params']['look']['kernel'] for x in (a, c)]
   assert np.abs(kernels[0] - kernels[1]).max() > 1e-2
-
-
-@pytest.mark.parametrize('key', ['steps', 'batch_size'])
-def test_no_step_or_no_image_is_refused(key):
-  keywords = {
-    'steps': 1,
-    'batch_size': 1,
-    'learning_rate': 1e-3,
-    'noise': 0.0,
-    'seed': 0,
-  }
-  model = optics.Optics(cell=4, width=8, radius='free')
-  pictures = np.zeros((1, 8, 8, 3), np.uint8)
-  with pytest.raises(ValueError, match=rf'--config\.optics\.{key}'):
-    training.train_optics(model, pictures, **keywords | {key: 0})

@@ -137,11 +137,6 @@ def test_saving_a_step_twice_is_an_error(two):
   _assert_same(two.restore(_state())[1], _state(2))
 
 
-def test_keep_must_be_at_least_1(tmp_path):
-  with pytest.raises(ValueError, match=r'--config\.train\.keep'):
-    checkpoint.Steps(tmp_path, keep=0)
-
-
 @pytest.mark.parametrize('which', ['largest', 'digests.json', '_METADATA'])
 def test_a_flipped_bit_falls_back_to_the_previous_step_with_one_warning(
   two, tmp_path, caplog, which
