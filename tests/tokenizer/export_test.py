@@ -142,7 +142,8 @@ tokens = tokenizer.encode(pictures)
 tokenizer.decode(tokens)
 ours = {{n for n in sys.modules if n.count('.') == 2 and n[:8] == 'chimera.'}}
 assert ours == {{'chimera.system.disk', 'chimera.tokenizer.export',
-                 'chimera.clones.models', 'chimera.optics.modules',
+                 'chimera.clones.models', 'chimera.clones.quantizer',
+                 'chimera.clones.terms', 'chimera.optics.modules',
                  'chimera.optics.poincare'}}, ours
 np.save({str(folder.parent / 'tokens.npy')!r}, tokens)
 """
