@@ -61,7 +61,9 @@ def draw(
     return {m.tag: m.label for m in metrics.shown(place)}
 
   yield tags('Losses', of('losses'))
-  yield tags('Loss terms', {f'loss/{t}': t for t in base}, columns=5)
+  yield tags(
+    'Loss terms, unweighted', {f'loss/{t}': t for t in base}, columns=5
+  )
   yield tags(
     'Lambdas against their base',
     {f'lambda/{t}': t for t, v in base.items() if v > 0},

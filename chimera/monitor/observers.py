@@ -133,7 +133,10 @@ class Observers:
 
   def judged(self, done: int, exam: exam_lib.Exam, sheet: np.ndarray) -> None:
     """An evaluation, and the contact sheet that was saved of it."""
-    of = {name: eval_scalars(row) for name, row in exam.figures.items()}
+    of = {
+      name: {f'{metrics.HELD_OUT}{k}': v for k, v in row.items()}
+      for name, row in exam.figures.items()
+    }
     names = self._config.clone_names
     self._tell(done, {n: of[n] for n in names if n in of}, of['master'])
     of_clones, of_master = exam_lib.reconstructions(self._config, exam)
@@ -185,7 +188,3 @@ def master_scalars(
     'perf/cycles_per_sec': rate,
     'perf/images_per_sec': rate * len(seen['loss/base']) * spec.batch_size,
   }
-
-
-def eval_scalars(figures: dict[str, float]) -> dict[str, float]:
-  return {f'{metrics.HELD_OUT}{k}': v for k, v in figures.items()}

@@ -212,7 +212,7 @@ def _summary(
   shown = [m for m in metrics.shown('report') if m.name in figures['master']]
   yield _table(
     'Held out',
-    ('tokenizer', *(m.head for m in shown)),
+    ('tokenizer', *(f'<span title="{m.label}">{m.head}</span>' for m in shown)),
     [
       (_name(name, colors), *(f'{of[m.name]:{m.form}}' for m in shown))
       for name, of in figures.items()
@@ -333,8 +333,8 @@ def _protocol(protocol: Mapping[str, Any]) -> Iterable[str]:
 def _table(
   caption: str, header: Iterable[str], rows: Iterable[Sequence[str]]
 ) -> str:
-  """Cells are HTML."""
-  head = ''.join(f'<th>{html.escape(name)}</th>' for name in header)
+  """Header and cells are HTML."""
+  head = ''.join(f'<th>{name}</th>' for name in header)
   lines = ''.join(
     f'<tr>{"".join(f"<td>{cell}</td>" for cell in row)}</tr>' for row in rows
   )

@@ -150,7 +150,7 @@ def test_a_line_in_the_table_is_a_metric_everywhere(gradient_l1):
   shown = f'{figures["gradient_l1"]:.4f}'
   assert text.count(shown) >= 3  # the table, all bins, the ledger
   page = '\n'.join(report._summary([], {'master': figures}, {}))
-  assert '<th>Gradient L1</th>' in page
+  assert '>Gradient L1</span></th>' in page
   assert f'<td>{shown}</td>' in page
   layout = str(writers.layout(('l1',)))
   assert 'eval/gradient_l1$' in layout

@@ -73,7 +73,7 @@ def test_each_figure_is_drawn_once_under_its_title():
   pictures = list(curves.draw(rows(), {'master': FIGURES}, COLORS, BASE))
   assert [title for title, _ in pictures] == [
     'Losses',
-    'Loss terms',
+    'Loss terms, unweighted',
     LAMBDAS,
     'Learning rates and the agents that trim them',
     'Critics',
@@ -102,7 +102,7 @@ def test_a_lambda_is_drawn_in_multiples_of_its_base():
 
 def test_a_term_that_is_off_has_no_lambda():
   pictures = draw(rows(lambda__l1=1.0, lambda__vq=1.0, lambda__adv=0.0))
-  assert 'adv' in texts(pictures['Loss terms'])
+  assert 'adv' in texts(pictures['Loss terms, unweighted'])
   assert 'adv' not in texts(pictures[LAMBDAS])
 
 
