@@ -25,6 +25,8 @@ from typing import Any
 
 import rich.console
 
+from chimera.run import default_config
+
 _GRID = (16, 16, 3)
 
 
@@ -112,7 +114,6 @@ def curriculum(args: argparse.Namespace) -> None:
 def radius(args: argparse.Namespace) -> None:
   """Prints PSNR and rank correlation of both encoders for each seed."""
   from chimera.optics import stage_1
-  from chimera.run import default_config
 
   config = default_config.get_config()
   rows = stage_1.compare_radius(
@@ -183,8 +184,6 @@ def step(args: argparse.Namespace) -> None:
   """Prints each layout's cycles a second; medians of rounds that alternate."""
   import jax
 
-  from chimera.run import default_config
-
   config = default_config.get_config(args.variant)
   console = rich.console.Console()
   console.print(f'{len(jax.devices())} x {jax.devices()[0].device_kind}')
@@ -215,7 +214,6 @@ def dashboard(args: argparse.Namespace) -> None:
   On a terminal of 160x48 of its own; a row of the history every ten cycles.
   """
   from chimera.monitor import history, live
-  from chimera.run import default_config
 
   config = default_config.get_config(args.variant)
   clone = {f'lambda/{k}': v for k, v in config.loss.items()}
@@ -254,7 +252,6 @@ def tokens(args: argparse.Namespace) -> None:
   from PIL import Image
 
   from chimera.data import images
-  from chimera.run import default_config
   from chimera.tokenizer import export
   from chimera.tokenizer import tokens as tokens_lib
 
