@@ -24,6 +24,8 @@ from typing import Any
 
 import rich.console
 
+from chimera.run import default_config
+
 _GRID = (16, 16, 3)
 
 
@@ -141,8 +143,6 @@ def step(args: argparse.Namespace) -> None:
   """Prints each layout's cycles a second; medians of rounds that alternate."""
   import jax
 
-  from chimera.run import default_config
-
   config = default_config.get_config(args.variant)
   console = rich.console.Console()
   console.print(f'{len(jax.devices())} x {jax.devices()[0].device_kind}')
@@ -173,7 +173,6 @@ def dashboard(args: argparse.Namespace) -> None:
   On a terminal of 160x48 of its own; a row of the history every ten cycles.
   """
   from chimera.monitor import history, live
-  from chimera.run import default_config
 
   config = default_config.get_config(args.variant)
   clone = {f'lambda/{k}': v for k, v in config.loss.items()}
@@ -212,7 +211,6 @@ def tokens(args: argparse.Namespace) -> None:
   from PIL import Image
 
   from chimera.data import crops as crops_lib
-  from chimera.run import default_config
   from chimera.tokenizer import export
   from chimera.tokenizer import tokens as tokens_lib
 

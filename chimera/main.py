@@ -4,9 +4,7 @@
       [--workdir=DIR] [--tokenizer=DIR] [--out=DIR]
       [--config.some.key=value] [--dry-run] [--debug]
 
-FILE is configs/chimera.py where none is named, as in --config=:smoke.
-
-COMMAND, before or after the flags:
+FILE is configs/chimera.py where none is named. COMMAND, before or after flags:
 """
 
 from collections.abc import Callable, Sequence
@@ -157,13 +155,7 @@ _ARGUMENTS = {
   'detokenize': 'FOLDER',
 }
 # They read a workdir or a tokenizer and neither claim nor bind it.
-_READERS = (
-  'reconstruct',
-  'tokenize',
-  'detokenize',
-  'mission-control',
-  'doctor',
-)
+_READERS = (*_ARGUMENTS, 'mission-control', 'doctor')
 # They need a checkpoint, and go by its config.
 _JUDGES = ('evaluate', 'export')
 
@@ -172,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command.
 
   Args:
-    argv: the command line, the program's name first; None is this process's.
+    argv: the command line, the program's name first; None: this process's.
 
   Returns:
     The exit code: 0; 1 where the doctor found something; 2 where the user can
@@ -244,11 +236,9 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
       that the command does not take.
     flags.Error: an unknown flag or a value of the wrong type.
   """
-  # In one word or two; no argument holds a NUL.
-  shipped = re.compile(r'(\0--?config[=\0])(?=:)')
-  argv = shipped.sub(
-    lambda match: match[1] + default_config.PATH, '\0'.join(argv)
-  ).split('\0')
+  # --config=:VARIANT, or the same in two words.
+  bare = re.compile(r'(?<=\0--config[=\0])(?=:)|(?<=\0-config[=\0])(?=:)')
+  argv = default_config.PATH.join(bare.split('\0'.join(argv))).split('\0')
   # config_flags answers an unknown key with a traceback: look first.
   override = re.compile(r'--?(no)?config\.([^=]*)')
   matches = [override.match(arg) for arg in argv]
@@ -281,15 +271,11 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
       + (f': did you mean {near}?' if near else '.')
     )
   wanted = _ARGUMENTS.get(command, '')
-  if arguments and not wanted:
+  too_many = len(arguments) > 1 and not wanted.endswith('...')
+  if bool(arguments) != bool(wanted) or too_many:
     raise ValueError(
-      f'{command} takes no further arguments, got {" ".join(arguments)}.'
-    )
-  if wanted and (
-    not arguments or (len(arguments) > 1 and not wanted.endswith('...'))
-  ):
-    raise ValueError(
-      f'{command} takes {wanted}, got {" ".join(arguments) or "nothing"}.'
+      f'{command} takes {wanted or "no further arguments"}, got '
+      f'{" ".join(arguments) or "nothing"}.'
     )
   is_dry = values['dry-run'].value
   if is_dry and command != 'train':
@@ -313,18 +299,13 @@ def _create_flags(argv: Sequence[str]) -> flags.FlagValues:
   config_flags.DEFINE_config_file(
     'config', default_config.PATH, flag_values=values, sys_argv=list(argv)
   )
-  flags.DEFINE_string(
-    'workdir', '', 'All that a run writes.', flag_values=values
-  )
-  flags.DEFINE_string(
-    'out', '', 'Where the results of a command go.', flag_values=values
-  )
-  flags.DEFINE_string(
-    'tokenizer', '', 'An exported tokenizer.', flag_values=values
-  )
-  flags.DEFINE_bool(
-    'dry-run', False, 'Only say what train would take.', flag_values=values
-  )
+  for name, text in {
+    'workdir': 'All that a run writes.',
+    'out': 'Where the results of a command go.',
+    'tokenizer': 'An exported tokenizer.',
+  }.items():
+    flags.DEFINE_string(name, '', text, flag_values=values)
+  flags.DEFINE_bool('dry-run', False, 'Say what it takes.', flag_values=values)
   flags.DEFINE_bool('debug', False, 'Show tracebacks.', flag_values=values)
   return values
 

@@ -5,10 +5,9 @@ import runpy
 
 import ml_collections
 
-_HOME = pathlib.Path(__file__).resolve().parents[1]
-# A checkout has it beside the package, a wheel inside.
-_FOLDER = _HOME if (_HOME / 'configs').is_dir() else _HOME.parent
-PATH = str(_FOLDER / 'configs' / 'chimera.py')
+# A wheel has it inside the package, a checkout beside.
+_HOMES = pathlib.Path(__file__).resolve().parents[1:3]
+PATH = next(str(p) for h in _HOMES if (p := h / 'configs/chimera.py').exists())
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
