@@ -250,7 +250,7 @@ def test_focus_follows_the_loss_that_misses_its_target_term_by_term():
   np.testing.assert_allclose(lambdas[:, 2], 2.0, rtol=1e-6)
 
 
-# What DESIGN section 6 adds.
+# What the letter leaves open.
 
 
 def test_before_anything_is_measured_the_weights_are_the_configured_ones():
