@@ -167,23 +167,14 @@ def agents_act(
 
 
 class Learned(NamedTuple):
-  """Where a clone arrived, and who is well.
+  """Where a clone arrived, and who is well."""
 
-  Attributes:
-    generator: after its own step.
-    critic: likewise.
-    gradients: that they took.
-    stays: whether this clone goes on with them, scalar bool.
-    healthy_M: of all clones, bool.
-    sizes_S: the clones' median sizes, which the quarantine remembers.
-  """
-
-  generator: state_lib.TrainState
-  critic: state_lib.TrainState
-  gradients: dict[str, Any]
-  stays: jax.Array
-  healthy_M: jax.Array
-  sizes_S: jax.Array
+  generator: state_lib.TrainState  # after its own step
+  critic: state_lib.TrainState  # likewise
+  gradients: dict[str, Any]  # that they took
+  stays: jax.Array  # whether this clone goes on with them, scalar bool
+  healthy_M: jax.Array  # of all clones, bool
+  sizes_S: jax.Array  # the clones' median sizes, which the quarantine remembers
 
 
 def descend(

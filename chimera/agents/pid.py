@@ -30,39 +30,23 @@ class Spec:
 
 
 class Mission(NamedTuple):
-  """What tells one clone's controller from another's, float32.
+  """What tells one clone's controller from another's, float32."""
 
-  Attributes:
-    base_K: weights of the loss terms before any adjustment.
-    target_K: where each measured loss ought to be, above 0.
-    proportional_K: log weight per unit of log error.
-    integral_K: log weight per unit of log error and cycle.
-    derivative_K: log weight per unit of log error a cycle, in cycles.
-  """
-
-  base_K: jax.Array
-  target_K: jax.Array
-  proportional_K: jax.Array
-  integral_K: jax.Array
-  derivative_K: jax.Array
+  base_K: jax.Array  # weights of the loss terms before any adjustment
+  target_K: jax.Array  # where each measured loss ought to be, above 0
+  proportional_K: jax.Array  # log weight per unit of log error
+  integral_K: jax.Array  # log weight per unit of log error and cycle
+  derivative_K: jax.Array  # log weight per unit of log error a cycle, in cycles
 
 
 class State(NamedTuple):
-  """What the controller remembers of each loss term.
+  """What the controller remembers of each loss term."""
 
-  Attributes:
-    error_K: filtered log(measured / target), float32.
-    integral_K: the grudge, its share of the adjustment, float32.
-    derivative_K: change of error_K in the last cycle, float32.
-    adjustment_K: log(weight / base weight), float32.
-    started_K: whether anything was measured yet, bool.
-  """
-
-  error_K: jax.Array
-  integral_K: jax.Array
-  derivative_K: jax.Array
-  adjustment_K: jax.Array
-  started_K: jax.Array
+  error_K: jax.Array  # filtered log(measured / target), float32
+  integral_K: jax.Array  # the grudge, its share of the adjustment, float32
+  derivative_K: jax.Array  # change of error_K in the last cycle, float32
+  adjustment_K: jax.Array  # log(weight / base weight), float32
+  started_K: jax.Array  # whether anything was measured yet, bool
 
 
 def init(k: int) -> State:

@@ -42,44 +42,27 @@ class Spec:
 
 
 class Mission(NamedTuple):
-  """Bounds of one clone's trim of the learning rate, float32.
+  """Bounds of one clone's trim of the learning rate, float32."""
 
-  Attributes:
-    low: least.
-    high: greatest. Both 1 switch the agent off.
-  """
-
-  low: jax.Array
-  high: jax.Array
+  low: jax.Array  # least
+  high: jax.Array  # greatest. Both 1 switch the agent off.
 
 
 class State(NamedTuple):
-  """One clone's Q-learner.
+  """One clone's Q-learner."""
 
-  Attributes:
-    table_SxA: value of each action in each state, float32.
-    history_W: the last W losses, the newest last, float32.
-    filled: how many of them were observed, int32.
-    trim: of the learning rate, float32.
-    settled: the trim that no exploration moved, float32.
-    state: `trend + 4 zone`: index into `TRENDS` of the last trend, and whether
-      the trim settled low (0), as configured (1) or high (2), int32.
-    action: the one that is held, int32.
-    reward: of the last one that was held to its end, float32.
-    usual: running mean of the rewards, float32.
-    decisions: how many were taken, int32.
-  """
-
-  table_SxA: jax.Array
-  history_W: jax.Array
-  filled: jax.Array
-  trim: jax.Array
-  settled: jax.Array
+  table_SxA: jax.Array  # value of each action in each state, float32
+  history_W: jax.Array  # the last W losses, the newest last, float32
+  filled: jax.Array  # how many of them were observed, int32
+  trim: jax.Array  # of the learning rate, float32
+  settled: jax.Array  # the trim that no exploration moved, float32
+  # `trend + 4 zone`: index into `TRENDS` of the last trend, and whether the
+  # trim settled low (0), as configured (1) or high (2), int32
   state: jax.Array
-  action: jax.Array
-  reward: jax.Array
-  usual: jax.Array
-  decisions: jax.Array
+  action: jax.Array  # the one that is held, int32
+  reward: jax.Array  # of the last one that was held to its end, float32
+  usual: jax.Array  # running mean of the rewards, float32
+  decisions: jax.Array  # how many were taken, int32
 
 
 def init(*, window: int, actions: int) -> State:

@@ -23,13 +23,9 @@ class Spec:
 
 
 class Critic(nn.Module):
-  """Scores normalized path_params.
+  """Scores normalized path_params."""
 
-  Attributes:
-    width: channels of the first layer.
-  """
-
-  width: int
+  width: int  # channels of the first layer
 
   @nn.compact
   def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:

@@ -13,21 +13,14 @@ Metrics = dict[str, jax.Array]
 
 
 class Seen(NamedTuple):
-  """What a clone saw of its lesson.
+  """What a clone saw of its lesson."""
 
-  Attributes:
-    terms_K: the loss terms.
-    adv_share: of the adversarial term in the gradient at the reconstruction.
-    varentropy_B: of each sample.
-    z_XxD: the encodings.
-    counts_V: uses of each code, int32.
-  """
-
-  terms_K: jax.Array
+  terms_K: jax.Array  # the loss terms
+  # of the adversarial term in the gradient at the reconstruction
   adv_share: jax.Array
-  varentropy_B: jax.Array
-  z_XxD: jax.Array
-  counts_V: jax.Array
+  varentropy_B: jax.Array  # of each sample
+  z_XxD: jax.Array  # the encodings
+  counts_V: jax.Array  # uses of each code, int32
 
 
 def learn(

@@ -71,19 +71,12 @@ class Decoder(nn.Module):
 
 
 class Tokenizer(nn.Module):
-  """Normalized path_params -> tokens -> normalized path_params.
+  """Normalized path_params -> tokens -> normalized path_params."""
 
-  Attributes:
-    width: channels of both halves.
-    blocks: residual blocks at the token grid, each half.
-    downsample: cells a side of one token, a power of two.
-    quantizer: between them.
-  """
-
-  width: int
-  blocks: int
-  downsample: int
-  quantizer: quantizer_lib.Quantizer
+  width: int  # channels of both halves
+  blocks: int  # residual blocks at the token grid, each half
+  downsample: int  # cells a side of one token, a power of two
+  quantizer: quantizer_lib.Quantizer  # between them
 
   @property
   def codes(self) -> int:

@@ -39,17 +39,12 @@ _MARGIN = 1e-3
 
 
 class Codes(NamedTuple):
-  """What a quantizer makes of an encoding.
+  """What a quantizer makes of an encoding."""
 
-  Attributes:
-    z_BxhxwxD: the encoding, in the space of the codes.
-    q_BxhxwxD: the code of each cell.
-    logits: of the soft assignment of each cell, (B, h, w, choices): one array
-      for each choice that is made independently of the others.
-  """
-
-  z_BxhxwxD: jax.Array
-  q_BxhxwxD: jax.Array
+  z_BxhxwxD: jax.Array  # the encoding, in the space of the codes
+  q_BxhxwxD: jax.Array  # the code of each cell
+  # of the soft assignment of each cell, (B, h, w, choices): one array for each
+  # choice that is made independently of the others
   logits: tuple[jax.Array, ...]
 
 
@@ -62,14 +57,10 @@ class VQ(nn.Module):
   """The nearest of `codes` learned codes; all is on the unit sphere.
 
   The logits are cosine similarities, in [-1, 1].
-
-  Attributes:
-    codes: V, the codebook's size.
-    code_dim: D, its width.
   """
 
-  codes: int
-  code_dim: int
+  codes: int  # V, the codebook's size
+  code_dim: int  # D, its width
 
   kind = 'vq'
 
@@ -134,12 +125,9 @@ class FSQ(nn.Module):
   -(place - level)^2, whose unit is the distance of two levels. At a temperature
   of 0.1 the next level has a share of e^-10 where the place is a level, and the
   varentropy of the choice is all but 0 there.
-
-  Attributes:
-    levels: L of each dimension.
   """
 
-  levels: tuple[int, ...]
+  levels: tuple[int, ...]  # L of each dimension
 
   kind = 'fsq'
 

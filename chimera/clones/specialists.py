@@ -18,21 +18,14 @@ if TYPE_CHECKING:
 
 
 class Mission(NamedTuple):
-  """What tells the clones apart: data, never a Python branch.
+  """What tells the clones apart: data, never a Python branch."""
 
-  Attributes:
-    clone: its number, int32; all else is float32.
-    weight: of its parameters in the meld.
-    enrols: 1.0 where its class follows the tracked varentropy, else 0.0.
-    pid: base weights, targets and gains, each (K,).
-    q: bounds of the learning rate's trim.
-  """
-
-  clone: 'jax.Array'
-  weight: 'jax.Array'
+  clone: 'jax.Array'  # its number, int32; all else is float32
+  weight: 'jax.Array'  # of its parameters in the meld
+  # 1.0 where its class follows the tracked varentropy, else 0.0
   enrols: 'jax.Array'
-  pid: 'pid_lib.Mission'
-  q: 'q_learning.Mission'
+  pid: 'pid_lib.Mission'  # base weights, targets and gains, each (K,)
+  q: 'q_learning.Mission'  # bounds of the learning rate's trim
 
 
 def base_weights(config: Mapping[str, Any], name: str) -> dict[str, float]:

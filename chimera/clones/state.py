@@ -33,33 +33,22 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 class CloneState(flax.struct.PyTreeNode):
-  """One clone.
+  """One clone."""
 
-  Attributes:
-    step: cycles done, int32.
-    rng: the run's key, the same on every clone; folded with step and clone.
-    generator: the tokenizer.
-    critic: this clone's own W-Learner.
-    master: the melded tokenizer.
-    pid: the lambda controller.
-    q: the learning rate controller.
-    own_loss: the loss as it would stand by this clone's part in the melds
-      alone, 1 when the agent's last decision was taken.
-    school: who is enrolled, and what was tracked.
-    health: what is remembered of all clones' health.
-    dropped: cycles in which this clone was left out of the meld, int32.
-  """
-
-  step: jax.Array
+  step: jax.Array  # cycles done, int32
+  # the run's key, the same on every clone; folded with step and clone
   rng: jax.Array
-  generator: TrainState
-  critic: TrainState
-  master: average.Master
-  pid: pid_lib.State
-  q: q_learning.State
+  generator: TrainState  # the tokenizer
+  critic: TrainState  # this clone's own W-Learner
+  master: average.Master  # the melded tokenizer
+  pid: pid_lib.State  # the lambda controller
+  q: q_learning.State  # the learning rate controller
+  # the loss as it would stand by this clone's part in the melds alone, 1 when
+  # the agent's last decision was taken
   own_loss: jax.Array
-  school: lessons_lib.SchoolState
-  health: quarantine.Health
+  school: lessons_lib.SchoolState  # who is enrolled, and what was tracked
+  health: quarantine.Health  # what is remembered of all clones' health
+  # cycles in which this clone was left out of the meld, int32
   dropped: jax.Array
 
 

@@ -23,15 +23,10 @@ TERMS = (
 
 
 class Kind(NamedTuple):
-  """A kind of quantizer.
+  """A kind of quantizer."""
 
-  Attributes:
-    terms: the loss terms that it brings; no other has them.
-    settings: what it is made of, keys of config.model.
-  """
-
-  terms: tuple[str, ...]
-  settings: tuple[str, ...]
+  terms: tuple[str, ...]  # the loss terms that it brings; no other has them
+  settings: tuple[str, ...]  # what it is made of, keys of config.model
 
 
 KINDS = {

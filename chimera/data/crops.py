@@ -22,36 +22,23 @@ from chimera.system import disk
 
 
 class Crop(NamedTuple):
-  """A square window of a photograph, read back resized to image_size.
+  """A square window of a photograph, read back resized to image_size."""
 
-  Attributes:
-    source: see `images.load_photograph`.
-    top: of the window, in the photograph's own pixels after EXIF rotation.
-    left: likewise.
-    size: side of the window, likewise.
-  """
-
-  source: str
-  top: int
-  left: int
-  size: int
+  source: str  # see `images.load_photograph`
+  top: int  # of the window, in the photograph's own pixels after EXIF rotation
+  left: int  # likewise
+  size: int  # side of the window, likewise
 
 
 MANIFEST_HEADER = ('sample_index', 'complexity_score', *Crop._fields)
 
 
 class Plan(NamedTuple):
-  """What is trained on and what is held out: no photograph is in both.
+  """What is trained on and what is held out: no photograph is in both."""
 
-  Attributes:
-    train: crops, those of one photograph next to each other.
-    held_out: likewise.
-    skipped: sources of the files that could not be read.
-  """
-
-  train: list[Crop]
-  held_out: list[Crop]
-  skipped: list[str]
+  train: list[Crop]  # crops, those of one photograph next to each other
+  held_out: list[Crop]  # likewise
+  skipped: list[str]  # sources of the files that could not be read
 
 
 class _Photograph(NamedTuple):

@@ -25,13 +25,9 @@ Tree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """The constants of the Meld; the config's `meld` explains each.
+  """The constants of the Meld; the config's `meld` explains each."""
 
-  Attributes:
-    enabled: False averages the gradients instead.
-  """
-
-  enabled: bool
+  enabled: bool  # False averages the gradients instead
   every: int
   alpha: float
   outer_learning_rate: float
@@ -52,19 +48,12 @@ class Spec:
 
 
 class Master(flax.struct.PyTreeNode):
-  """The melded tokenizer, the same on every clone.
+  """The melded tokenizer, the same on every clone."""
 
-  Attributes:
-    params: the melded generator.
-    outer: state of the outer optimizer.
-    ema: the evaluation-only average of params, never fed back.
-    unused_V: cycles since any clone used each code, int32.
-  """
-
-  params: Any
-  outer: Any
-  ema: Any
-  unused_V: jax.Array
+  params: Any  # the melded generator
+  outer: Any  # state of the outer optimizer
+  ema: Any  # the evaluation-only average of params, never fed back
+  unused_V: jax.Array  # cycles since any clone used each code, int32
 
 
 def create_master(params: Tree, codes: int, spec: Spec) -> Master:

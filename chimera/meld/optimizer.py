@@ -27,18 +27,13 @@ _IN_COMMON = {'local': (), 'shared_v': ('count', 'nu'), 'shared': None}
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """What an optimizer is made of.
+  """What an optimizer is made of."""
 
-  Attributes:
-    adam_b1: decay of the first moment.
-    adam_b2: decay of the second moment.
-    optimizer_state: 'local', Adam on the clone's own gradient; 'shared', Adam
-      on the clones' mean gradient; 'shared_v', the first moment of the clone's
-      own gradient over the second moment of the mean gradient.
-  """
-
-  adam_b1: float
-  adam_b2: float
+  adam_b1: float  # decay of the first moment
+  adam_b2: float  # decay of the second moment
+  # 'local', Adam on the clone's own gradient; 'shared', Adam on the clones'
+  # mean gradient; 'shared_v', the first moment of the clone's own gradient over
+  # the second moment of the mean gradient
   optimizer_state: str
 
 

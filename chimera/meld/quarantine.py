@@ -36,16 +36,13 @@ class Spec:
 
 
 class Health(NamedTuple):
-  """What is remembered of the clones' health, the same on every clone.
+  """What is remembered of the clones' health, the same on every clone."""
 
-  Attributes:
-    baseline_S: the clones' median sizes when a quorum was last healthy,
-      float32; 0 before that.
-    sick: cycles in a row without a quorum. It stays, once it has come to the
-      number that calls for a roll-back. int32.
-  """
-
+  # the clones' median sizes when a quorum was last healthy, float32; 0 before
+  # that
   baseline_S: jax.Array
+  # cycles in a row without a quorum. It stays, once it has come to the number
+  # that calls for a roll-back. int32.
   sick: jax.Array
 
 

@@ -17,20 +17,14 @@ _NEWEST = 128  # rows that are kept whole in memory, as the dashboard draws
 
 
 class Row(NamedTuple):
-  """What was seen at one cycle.
+  """What was seen at one cycle."""
 
-  Attributes:
-    cycle: done so far.
-    time: seconds since 1970.
-    clones: {clone: {tag: value}}, of training and evaluation alike; its
-      evaluation is that of its own weights before the meld.
-    master: {tag: value}, likewise.
-  """
-
-  cycle: int
-  time: float
+  cycle: int  # done so far
+  time: float  # seconds since 1970
+  # {clone: {tag: value}}, of training and evaluation alike; its evaluation is
+  # that of its own weights before the meld
   clones: dict[str, dict[str, float]]
-  master: dict[str, float]
+  master: dict[str, float]  # {tag: value}, likewise
 
 
 class History:

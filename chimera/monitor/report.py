@@ -72,27 +72,18 @@ pre { padding: 1rem; background: #f6f6f6; overflow-x: auto; }
 
 
 class Subject(NamedTuple):
-  """What a report shows of a run beside what the workdir holds.
+  """What a report shows of a run beside what the workdir holds."""
 
-  Attributes:
-    tokenizer: the module.
-    params: the master's.
-    eyes: the optics; None where the data are path_params.
-    counts_V: uses of each code by the master on the held-out samples.
-    paths_NxHxWxC: path_params of the training set.
-    crops: which crop of which photograph each of them is.
-    scores_N: their complexity.
-    bins: sample indices by bin, easy to hard.
-  """
-
-  tokenizer: models.Tokenizer
-  params: Any
-  eyes: evaluate.Eyes | None
+  tokenizer: models.Tokenizer  # the module
+  params: Any  # the master's
+  eyes: evaluate.Eyes | None  # the optics; None where the data are path_params
+  # uses of each code by the master on the held-out samples
   counts_V: np.ndarray
-  paths_NxHxWxC: np.ndarray
+  paths_NxHxWxC: np.ndarray  # path_params of the training set
+  # which crop of which photograph each of them is
   crops: Sequence[crops_lib.Crop]
-  scores_N: np.ndarray
-  bins: Mapping[int, Sequence[int]]
+  scores_N: np.ndarray  # their complexity
+  bins: Mapping[int, Sequence[int]]  # sample indices by bin, easy to hard
 
 
 def write(

@@ -40,43 +40,24 @@ class Weight(NamedTuple):
 
 
 class Student(NamedTuple):
-  """One column. A figure that is not known is None.
+  """One column. A figure that is not known is None."""
 
-  Attributes:
-    name: of the clone.
-    bins: its lessons.
-    mission: loss terms that it weighs more than others do.
-    g_loss: the newest values, the last one last.
-    critic: likewise, of the critic's loss.
-    weights: the lambda row.
-    dominant: index of the weight that stands highest over its base.
-    pid: its P, I and D, each in log weight.
-    learning_rate: now.
-    trim: the Q-agent's part in it.
-    trend: the Q-agent's state, in words; what it does where it has none.
-    zone: of its trim, in words.
-    action: the last multiplier.
-    reward: of the last action that was judged.
-    epsilon: chance that it explores.
-    drift: cosine of its step with the mean step.
-  """
-
-  name: str
-  bins: str
-  mission: tuple[str, ...]
-  g_loss: tuple[float, ...]
-  critic: tuple[float, ...]
-  weights: tuple[Weight, ...]
-  dominant: int | None
-  pid: tuple[float, float, float] | None
-  learning_rate: float | None
-  trim: float | None
-  trend: str
-  zone: str
-  action: float | None
-  reward: float | None
-  epsilon: float | None
-  drift: float | None
+  name: str  # of the clone
+  bins: str  # its lessons
+  mission: tuple[str, ...]  # loss terms that it weighs more than others do
+  g_loss: tuple[float, ...]  # the newest values, the last one last
+  critic: tuple[float, ...]  # likewise, of the critic's loss
+  weights: tuple[Weight, ...]  # the lambda row
+  dominant: int | None  # index of the weight that stands highest over its base
+  pid: tuple[float, float, float] | None  # its P, I and D, each in log weight
+  learning_rate: float | None  # now
+  trim: float | None  # the Q-agent's part in it
+  trend: str  # the Q-agent's state, in words; what it does where it has none
+  zone: str  # of its trim, in words
+  action: float | None  # the last multiplier
+  reward: float | None  # of the last action that was judged
+  epsilon: float | None  # chance that it explores
+  drift: float | None  # cosine of its step with the mean step
 
 
 class Figure(NamedTuple):
@@ -96,53 +77,31 @@ class Tile(NamedTuple):
 
 
 class Pictures(NamedTuple):
-  """A preview sheet, cut up.
+  """A preview sheet, cut up."""
 
-  Attributes:
-    cycle: of the evaluation.
-    originals: from easy to hard.
-    by_name: likewise what each tokenizer makes of them.
-  """
-
-  cycle: int
-  originals: tuple[Tile, ...]
+  cycle: int  # of the evaluation
+  originals: tuple[Tile, ...]  # from easy to hard
+  # likewise what each tokenizer makes of them
   by_name: dict[str, tuple[Tile, ...]]
 
 
 class Snapshot(NamedTuple):
-  """All that the dashboard shows.
+  """All that the dashboard shows."""
 
-  Attributes:
-    title: names the run.
-    note: what it is doing, or when it was last heard of.
-    cycle: done.
-    cycles: to do.
-    students: the columns.
-    limit: of the PID: greatest |log(lambda / base)|.
-    kind: what the figures compare.
-    figures: of the master, held out.
-    master: the newest value of each of its tags.
-    codes: that there are.
-    perplexity: the newest values.
-    left: seconds.
-    pictures: of the last evaluation.
-    turn: counts up; says whose pictures are shown.
-  """
-
-  title: str
-  note: str
-  cycle: int
-  cycles: int
-  students: tuple[Student, ...]
-  limit: float
-  kind: str
-  figures: tuple[Figure, ...]
-  master: dict[str, float]
-  codes: int
-  perplexity: tuple[float, ...]
-  left: float | None
-  pictures: Pictures | None
-  turn: int
+  title: str  # names the run
+  note: str  # what it is doing, or when it was last heard of
+  cycle: int  # done
+  cycles: int  # to do
+  students: tuple[Student, ...]  # the columns
+  limit: float  # of the PID: greatest |log(lambda / base)|
+  kind: str  # what the figures compare
+  figures: tuple[Figure, ...]  # of the master, held out
+  master: dict[str, float]  # the newest value of each of its tags
+  codes: int  # that there are
+  perplexity: tuple[float, ...]  # the newest values
+  left: float | None  # seconds
+  pictures: Pictures | None  # of the last evaluation
+  turn: int  # counts up; says whose pictures are shown
 
 
 def snapshot_of(

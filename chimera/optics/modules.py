@@ -123,19 +123,12 @@ def _carrier(x_BxHxW: jax.Array) -> jax.Array:
 
 
 class Optics(nn.Module):
-  """The stage-1 autoencoder.
+  """The stage-1 autoencoder."""
 
-  Attributes:
-    cell: pixels a side of one cell of the path_params grid.
-    width: channels.
-    radius: 'contrast' or 'free', see the module.
-    blocks: residual blocks on either side.
-  """
-
-  cell: int
-  width: int
-  radius: str
-  blocks: int = 3
+  cell: int  # pixels a side of one cell of the path_params grid
+  width: int  # channels
+  radius: str  # 'contrast' or 'free', see the module
+  blocks: int = 3  # residual blocks on either side
 
   def setup(self) -> None:
     if self.radius not in RADII:

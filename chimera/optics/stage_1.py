@@ -36,22 +36,17 @@ _DIGESTS = 'digests.json'
 
 
 class Prepared(NamedTuple):
-  """What stage 2 stands on.
+  """What stage 2 stands on."""
 
-  Attributes:
-    paths_NxHxWxC: path_params of the training set, a read-only memory map.
-    crops: which crop each of them is.
-    gradients_N: mean gradient magnitude of those crops; None without images.
-    held_out_paths: path_params.
-    held_out_images: their crops, uint8 (n, S, S, 3); None without images.
-    optics: the model and its variables; None without images.
-  """
-
+  # path_params of the training set, a read-only memory map
   paths_NxHxWxC: np.ndarray
-  crops: list[crops_lib.Crop]
+  crops: list[crops_lib.Crop]  # which crop each of them is
+  # mean gradient magnitude of those crops; None without images
   gradients_N: np.ndarray | None
-  held_out_paths: np.ndarray
+  held_out_paths: np.ndarray  # path_params
+  # their crops, uint8 (n, S, S, 3); None without images
   held_out_images: np.ndarray | None
+  # the model and its variables; None without images
   optics: tuple[optics.Optics, Any] | None
 
 

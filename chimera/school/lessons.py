@@ -28,35 +28,26 @@ class Spec:
 
 
 class Shard(NamedTuple):
-  """What of the training set is resident on one clone's device.
+  """What of the training set is resident on one clone's device."""
 
-  Attributes:
-    samples_RxHxWxC: the resident rows of path_params, float32.
-    ids_U: sample index of the leading U rows, which are a fair sample of the
-      whole set (U = R = N where everything is resident), int32.
-    row_of_N: sample index -> resident row, -1 where not resident, int32.
-  """
-
-  samples_RxHxWxC: jax.Array
+  samples_RxHxWxC: jax.Array  # the resident rows of path_params, float32
+  # sample index of the leading U rows, which are a fair sample of the whole set
+  # (U = R = N where everything is resident), int32
   ids_U: jax.Array
+  # sample index -> resident row, -1 where not resident, int32
   row_of_N: jax.Array
 
 
 class SchoolState(NamedTuple):
-  """Who is enrolled with one clone, and what it remembers of every sample.
+  """Who is enrolled with one clone, and what it remembers of every sample."""
 
-  Attributes:
-    enrolled_L: sample indices; the leading `enrolled_count` are the class,
-      the rest only makes the clones' shapes agree, int32.
-    enrolled_count: scalar, int32.
-    varentropy_N: last tracked varentropy, 0 where never seen, float32.
-    seen_N: cycle in which it was tracked, -1 where never, int32.
-  """
-
+  # sample indices; the leading `enrolled_count` are the class, the rest only
+  # makes the clones' shapes agree, int32
   enrolled_L: jax.Array
-  enrolled_count: jax.Array
+  enrolled_count: jax.Array  # scalar, int32
+  # last tracked varentropy, 0 where never seen, float32
   varentropy_N: jax.Array
-  seen_N: jax.Array
+  seen_N: jax.Array  # cycle in which it was tracked, -1 where never, int32
 
 
 def lesson_length(

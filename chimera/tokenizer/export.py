@@ -47,19 +47,13 @@ COLOR_RANGE = 'RGB, float32 in [-1, 1] or uint8 in [0, 255]'
 
 
 class Parts(NamedTuple):
-  """A frozen tokenizer and what it sees with.
+  """A frozen tokenizer and what it sees with."""
 
-  Attributes:
-    tokenizer: the module.
-    params: its parameters.
-    optics: the module; None for a tokenizer of path_params.
-    variables: its variables, likewise.
-  """
-
-  tokenizer: models.Tokenizer
-  params: Any
+  tokenizer: models.Tokenizer  # the module
+  params: Any  # its parameters
+  # the module; None for a tokenizer of path_params
   optics: optics.Optics | None
-  variables: Any
+  variables: Any  # its variables, likewise
 
 
 def encode(parts: Parts, x_BxHxWxC: jax.Array) -> jax.Array:

@@ -38,15 +38,11 @@ _AHEAD = 32  # photographs decoded before they are needed
 
 
 class Tokens(NamedTuple):
-  """What a folder of tokens holds.
+  """What a folder of tokens holds."""
 
-  Attributes:
-    tokens_Nxhxw: a row a crop; a read-only memory map where it is one shard.
-    meta: what tokens.json says.
-  """
-
+  # a row a crop; a read-only memory map where it is one shard
   tokens_Nxhxw: np.ndarray
-  meta: dict[str, Any]
+  meta: dict[str, Any]  # what tokens.json says
 
 
 def tokenize(
