@@ -17,13 +17,9 @@ _NAME = '.lock'
 
 @contextlib.contextmanager
 def hold(folder: str | os.PathLike, flag: str = '--workdir') -> Iterator[None]:
-  """Holds a folder for this process alone.
+  """Holds a folder, which `flag` named, for this process alone.
 
   It is made where it is missing, and removed if nothing is put into it then.
-
-  Args:
-    folder: to be held.
-    flag: what named it.
 
   Raises:
     ValueError: another process holds it.
