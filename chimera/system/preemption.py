@@ -145,8 +145,7 @@ class Watch:
           _end(first)
         patience = None
         continue
-      received = self._ours.recv(64)
-      if not received:
+      if not (received := self._ours.recv(64)):
         return
       for signum in received:
         if signum not in self._before:
