@@ -30,30 +30,20 @@ _HOME = os.path.dirname(os.path.abspath(__file__))
 
 
 class Job(NamedTuple):
-  """What the command line asks for.
+  """What the command line asks for."""
 
-  Attributes:
-    config: with its overrides.
-    named: the keys of the config that the command line names.
-    workdir: of the run.
-    arguments: what stands behind the command.
-    out: --out, where the results go; '' is the command's own place.
-    tokenizer: the folder of an exported tokenizer.
-    dry_run: only says what the training would take.
-    watch: of the signals that end it.
-  """
-
-  config: ml_collections.ConfigDict
-  named: list[str]
+  config: ml_collections.ConfigDict  # with its overrides
+  named: list[str]  # the keys of the config that the command line names
   workdir: str
-  arguments: list[str]
-  out: str
-  tokenizer: str
-  dry_run: bool
-  watch: preemption.Watch
+  arguments: list[str]  # what stands behind the command
+  out: str  # where the results go; '' is the command's own place
+  tokenizer: str  # the folder of an exported one
+  dry_run: bool  # only says what the training would take
+  watch: preemption.Watch  # of the signals that end it
 
 
 def _prepare(job: Job) -> Any:
+  """stage 1: trains the optics and writes the path_params of every sample"""
   from chimera.optics import stage_1
   from chimera.run import init_from
 
@@ -73,17 +63,11 @@ def _rehearse(job: Job) -> None:
   dry_run_lib.rehearse(job.config, job.workdir)
 
 
-def _prepare_latents(job: Job) -> None:
-  """stage 1: trains the optics and writes the path_params of every sample"""
-  _prepare(job)
-
-
 def _prepare_curriculum(job: Job) -> None:
   """scores, sorts and bins the samples, afresh"""
   from chimera import train
 
-  data = _prepare(job)
-  train.prepare_curriculum(job.config, job.workdir, data, afresh=True)
+  train.prepare_curriculum(job.config, job.workdir, _prepare(job), afresh=True)
 
 
 def _evaluate(job: Job) -> None:
@@ -137,9 +121,9 @@ def _doctor(job: Job) -> int:
   return int(bool(diagnosis.findings))
 
 
-COMMANDS: dict[str, Callable[[Job], int | None]] = {
+COMMANDS: dict[str, Callable[[Job], Any]] = {
   'train': _train,
-  'prepare-latents': _prepare_latents,
+  'prepare-latents': _prepare,
   'prepare-curriculum': _prepare_curriculum,
   'evaluate': _evaluate,
   'export': _export,
@@ -161,15 +145,11 @@ _JUDGES = ('evaluate', 'export')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs one command.
+  """Runs one command, of a line that begins with the program's name.
 
-  Args:
-    argv: the command line, the program's name first; None: this process's.
-
-  Returns:
-    The exit code: 0; 1 where the doctor found something; 2 where the user can
-    mend it; 128 + the signal that ended it: 130 (SIGINT), 143 (SIGTERM), 129
-    (SIGHUP).
+  The exit code is 0; 1 where the doctor found something; 2 where the user can
+  mend it; 128 + the signal that ended it: 130 (SIGINT), 143 (SIGTERM), 129
+  (SIGHUP).
   """
   argv = sys.argv if argv is None else argv
   if {'--help', '-h'} & set(argv):
@@ -229,16 +209,12 @@ def usage() -> str:
 
 
 def parse(argv: Sequence[str]) -> tuple[str, Job]:
-  """The command line's command, and what it asks for.
-
-  Raises:
-    ValueError: an unknown command, config file, variant or key, or arguments
-      that the command does not take.
-    flags.Error: an unknown flag or a value of the wrong type.
-  """
-  # --config=:VARIANT, or the same in two words.
-  bare = re.compile(r'(?<=\0--config[=\0])(?=:)|(?<=\0-config[=\0])(?=:)')
-  argv = default_config.PATH.join(bare.split('\0'.join(argv))).split('\0')
+  """The command and what it asks for; a mistake is ValueError, flags.Error."""
+  # In one word or two; no argument holds a NUL.
+  shipped = re.compile(r'(\0--?config[=\0])(?=:)')
+  argv = shipped.sub(
+    lambda match: match[1] + default_config.PATH, '\0'.join(argv)
+  ).split('\0')
   # config_flags answers an unknown key with a traceback: look first.
   override = re.compile(r'--?(no)?config\.([^=]*)')
   matches = [override.match(arg) for arg in argv]
@@ -248,8 +224,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
     values(plain, known_only=True)
   except flags.IllegalFlagValueError as e:
     # A config file that raises is quoted with its traceback.
-    *_, reason = str(e).strip().splitlines()
-    reason = reason.removeprefix('ValueError: ')
+    reason = str(e).strip().splitlines()[-1].removeprefix('ValueError: ')
     raise ValueError(f'--config: {reason}') from e
   # A config file is code, and raises what it likes.
   except (ImportError, NameError, *disk.BROKEN) as e:
@@ -270,15 +245,13 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
       f'COMMAND must be one of {", ".join(COMMANDS)}, got {command}'
       + (f': did you mean {near}?' if near else '.')
     )
-  wanted = _ARGUMENTS.get(command, '')
-  too_many = len(arguments) > 1 and not wanted.endswith('...')
-  if bool(arguments) != bool(wanted) or too_many:
+  wanted = _ARGUMENTS.get(command, 'no further arguments')
+  is_list = arguments and wanted.endswith('...')
+  if not is_list and len(arguments) != (command in _ARGUMENTS):
     raise ValueError(
-      f'{command} takes {wanted or "no further arguments"}, got '
-      f'{" ".join(arguments) or "nothing"}.'
+      f'{command} takes {wanted}, got {" ".join(arguments) or "nothing"}.'
     )
-  is_dry = values['dry-run'].value
-  if is_dry and command != 'train':
+  if values['dry-run'].value and command != 'train':
     raise ValueError(f'--dry-run is of train, got {command}.')
   workdir = values.workdir or os.path.join('runs', values.config.basename)
   return command, Job(
@@ -288,7 +261,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
     arguments=arguments,
     out=values.out,
     tokenizer=values.tokenizer or os.path.join(workdir, 'tokenizer'),
-    dry_run=is_dry,
+    dry_run=values['dry-run'].value,
     watch=preemption.Watch(),
   )
 
@@ -299,14 +272,14 @@ def _create_flags(argv: Sequence[str]) -> flags.FlagValues:
   config_flags.DEFINE_config_file(
     'config', default_config.PATH, flag_values=values, sys_argv=list(argv)
   )
-  for name, text in {
-    'workdir': 'All that a run writes.',
-    'out': 'Where the results of a command go.',
-    'tokenizer': 'An exported tokenizer.',
-  }.items():
-    flags.DEFINE_string(name, '', text, flag_values=values)
-  flags.DEFINE_bool('dry-run', False, 'Say what it takes.', flag_values=values)
-  flags.DEFINE_bool('debug', False, 'Show tracebacks.', flag_values=values)
+  for define, name, default, text in (
+    (flags.DEFINE_string, 'workdir', '', 'All that a run writes.'),
+    (flags.DEFINE_string, 'out', '', 'Where the results of a command go.'),
+    (flags.DEFINE_string, 'tokenizer', '', 'An exported tokenizer.'),
+    (flags.DEFINE_bool, 'dry-run', False, 'Only say what train would take.'),
+    (flags.DEFINE_bool, 'debug', False, 'Show tracebacks.'),
+  ):
+    define(name, default, text, flag_values=values)
   return values
 
 
@@ -319,12 +292,10 @@ def _set_up_logging(debug: bool) -> None:
   handler = logging.get_absl_handler()
   if not debug:
     handler.setFormatter(std_logging.Formatter('%(asctime)s %(message)s', '%X'))
-    handler.addFilter(_is_ours)
-
-
-def _is_ours(record: std_logging.LogRecord) -> bool:
-  """Others' lines only from warnings on."""
-  return record.levelno > std_logging.INFO or record.pathname.startswith(_HOME)
+    # Others' lines only from warnings on.
+    handler.addFilter(
+      lambda r: r.levelno > std_logging.INFO or r.pathname.startswith(_HOME)
+    )
 
 
 if __name__ == '__main__':

@@ -2,39 +2,34 @@
 
 import contextlib
 import functools
-import json
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import logging
 import jax
 import ml_collections
 import numpy as np
 
-from chimera.clones import specialists as specialists_lib
 from chimera.clones import state as state_lib
 from chimera.clones import terms as terms_lib
 from chimera.data import crops
 from chimera.evaluation import exam as exam_lib
 from chimera.evaluation import protocol
-from chimera.meld import average, quarantine
+from chimera.meld import quarantine
 from chimera.monitor import observers as observers_lib
 from chimera.monitor import report, summary
-from chimera.run import checkpoint, init_from
+from chimera.optics import stage_1
+from chimera.run import checkpoint, init_from, results
 from chimera.run import engine as engine_lib
 from chimera.run import rollbacks as rollbacks_lib
 from chimera.school import curriculum, curriculum_file
 from chimera.system import disk, lock, preemption
-from chimera.tokenizer import export
-
-if TYPE_CHECKING:
-  from chimera.optics import stage_1
 
 
 def prepare_curriculum(
   config: ml_collections.ConfigDict,
   workdir: str,
-  data: 'stage_1.Prepared',
+  data: stage_1.Prepared,
   *,
   afresh: bool = False,
 ) -> dict[int, list[int]]:
@@ -47,20 +42,19 @@ def prepare_curriculum(
     afresh=afresh,
   )
   if data.gradients_N is not None:
+    found = curriculum.radius_check(scores_N, data.gradients_N)
     logging.info(
-      'Rank correlation of complexity with gradient magnitude: %.3f.',
-      curriculum.radius_check(scores_N, data.gradients_N),
+      'Rank correlation of complexity with gradient magnitude: %.3f.', found
     )
-  crops.write_manifest(
-    os.path.join(workdir, 'manifest.csv'), data.crops, scores_N
-  )
+  manifest = os.path.join(workdir, 'manifest.csv')
+  crops.write_manifest(manifest, data.crops, scores_N)
   return bins
 
 
 def train(
   config: ml_collections.ConfigDict,
   workdir: str,
-  data: 'stage_1.Prepared',
+  data: stage_1.Prepared,
   watch: preemption.Watch | None = None,
 ) -> dict[str, float]:
   """Trains to the last cycle, from wherever the workdir stands.
@@ -70,20 +64,11 @@ def train(
 
   An evaluation comes before the checkpoint of its cycle, which says that it has
   been, and what was the best so far: whatever ends the run, it is made up for.
-
-  Args:
-    config: the run's.
-    workdir: of the run.
-    data: what stage 1 made.
-    watch: of the signals; None has none.
+  A signal ends it by preemption.Stopped, once what was done is saved.
 
   Returns:
     The last held-out figures, by 'tokenizer/figure'; empty where the workdir
     has all its cycles already, and what is made of them.
-
-  Raises:
-    preemption.Stopped: a signal; what was done is saved.
-    OSError: the last checkpoint, or the tokenizer, cannot be written.
   """
   watch = watch or preemption.Watch()
   bins = prepare_curriculum(config, workdir, data)
@@ -98,7 +83,7 @@ def train(
     logging.info('Starting from %s.', config.init_from)
   cycles = config.train.cycles
   is_over = done >= cycles
-  if is_over and has_results(workdir, done):
+  if is_over and results.are_there(workdir, done):
     logging.info('Nothing to do: %s has all its cycles.', workdir)
     return {}
   held_out, eyes, scores_N = exam_lib.look_at_held_out(config, data, bins)
@@ -110,11 +95,9 @@ def train(
     with disk.spared('evaluation.json'):
       exam_lib.save_figures(workdir, exam.figures, record)
 
-  def judge(
-    done: int, master: average.Master, specialists: Any
-  ) -> exam_lib.Exam:
+  def judge(done: int, tokenizers: tuple[Any, Any]) -> exam_lib.Exam:
     with observers.during('evaluating'):
-      exam = examine(master, specialists)
+      exam = examine(*tokenizers)
       record_figures(exam, done)
       sheet = exam_lib.save_preview(workdir, exam, done)
       observers.judged(done, exam, sheet)
@@ -124,14 +107,13 @@ def train(
   with observers, contextlib.ExitStack() as deferred:
     observers.introduce(held_out, scores_N, done)
     if not keeper.extra['is_judged']:
-      exam = judge(done, host.master, specialists)
+      exam = judge(done, (host.master, specialists))
     elif is_over:
       exam = examine(host.master, specialists)
       record_figures(exam, done)
     if not is_over:
-      engine = engine_lib.Engine(
-        config, spec, bins, data.paths_NxHxWxC, devices
-      )
+      paths = data.paths_NxHxWxC
+      engine = engine_lib.Engine(config, spec, bins, paths, devices)
       engine.place(host, done)
       observers.compiling(len(devices))
       is_new = True
@@ -153,14 +135,14 @@ def train(
           engine.place(host, done)
           continue
       if is_last:
-        keeper.extra['rows'] = summarize(config, bins, seen)
+        keeper.extra['rows'] = results.summarize(config, bins, seen)
       engine.deal_if_due(done)
       if done % config.train.eval_every == 0 or is_last:
         keeper.extra['is_judged'] = False
         if watch.signum is None:
           with watch.interruptible():
             exam = judge(
-              done, *engine_lib.fetch((engine.state.master, specialists))
+              done, engine_lib.fetch((engine.state.master, specialists))
             )
       if watch.signum is not None or keeper.is_due(done):
         with observers.during('saving'):
@@ -173,46 +155,27 @@ def train(
     if not is_over:
       host = engine_lib.fetch(engine.state)
   rows = keeper.extra['rows']
-  save_report(
-    config,
-    workdir,
-    report.Subject(
-      tokenizer=spec.tokenizer,
-      params=jax.tree.map(lambda x: x[0], host.master.params),
-      eyes=eyes,
-      counts_V=exam.counts_V,
-      paths_NxHxWxC=data.paths_NxHxWxC,
-      crops=data.crops,
-      scores_N=scores_N,
-      bins=bins,
-    ),
-    rows,
+  subject = report.Subject(
+    tokenizer=spec.tokenizer,
+    params=jax.tree.map(lambda x: x[0], host.master.params),
+    eyes=eyes,
+    counts_V=exam.counts_V,
+    paths_NxHxWxC=data.paths_NxHxWxC,
+    crops=data.crops,
+    scores_N=scores_N,
+    bins=bins,
   )
+  save_report(config, workdir, subject, rows)
   record = protocol.protocol(config, held_out, cycles)
   summary.show(summary.summary(rows, exam.figures, record))
   try:
-    save_tokenizer(config, workdir, spec, host.master, data, cycles)
+    results.save_tokenizer(config, workdir, spec, host.master, data, cycles)
   except OSError as e:
     raise OSError(
       f'The tokenizer is not exported: {e}. All cycles are saved: mend that, '
       'and give the same command again.'
     ) from e
   return exam_lib.flat(exam.figures)
-
-
-def has_results(workdir: str, done: int) -> bool:
-  """Whether what is made of the last cycle is there."""
-  try:
-    for path, key in (
-      ('evaluation.json', 'protocol'),
-      (os.path.join('tokenizer', export.META), 'came_from'),
-    ):
-      with open(os.path.join(workdir, path)) as f:
-        if json.load(f)[key]['cycles'] != done:
-          return False
-  except (OSError, ValueError, KeyError, TypeError):
-    return False
-  return os.path.exists(os.path.join(workdir, 'report.html'))
 
 
 def set_out(
@@ -226,7 +189,7 @@ def set_out(
     done, host, specialists = restored
   else:
     keeper.begin()
-    host = inherit(config, born) if config.init_from else born
+    host = init_from.inherit(config, born) if config.init_from else born
     done, specialists = 0, None
   key = rollbacks.key_data(config.seed)
   host = host.replace(rng=np.stack([key] * len(host.rng)))
@@ -239,21 +202,15 @@ def has_diverged(
   seen: dict[str, np.ndarray],
   rollbacks: rollbacks_lib.Rollbacks,
 ) -> bool:
-  """Whether the run must go back, which is noted then; warns before that.
-
-  Raises:
-    FloatingPointError: it went back as often as it may.
-  """
+  """Whether the run must go back, which is noted then; warns before that."""
   sick = int(seen['sick'].max())
   if not sick:
     return False
+  columns = (seen[k] for k in ('healthy', 'loss/base', 'meld/dropped'))
   clones = [
     f'{name} {"healthy" if healthy else "sick"}, loss {loss:.4g}, left out of '
     f'{dropped} cycles'
-    for name, healthy, loss, dropped in zip(
-      config.clone_names,
-      *(seen[k] for k in ('healthy', 'loss/base', 'meld/dropped')),
-    )
+    for name, healthy, loss, dropped in zip(config.clone_names, *columns)
   ]
   reason = (
     f'Fewer than {min(quarantine.QUORUM, len(clones))} clones were healthy for '
@@ -268,46 +225,25 @@ def has_diverged(
 
 def newborn(
   config: ml_collections.ConfigDict,
-  data: 'stage_1.Prepared',
+  data: stage_1.Prepared,
   bins: dict[int, list[int]],
 ) -> tuple[state_lib.StepSpec, state_lib.CloneState]:
   """The step's constants and the clones, host arrays with a leading M."""
-  spec = state_lib.create_spec(config)
-  states = state_lib.create_states(
-    config, spec, bins, data.paths_NxHxWxC.shape[1:3]
-  )
+  spec, grid = state_lib.create_spec(config), data.paths_NxHxWxC.shape[1:3]
+  states = state_lib.create_states(config, spec, bins, grid)
   return spec, state_lib.stack(states)
 
 
-def inherit(
-  config: ml_collections.ConfigDict, born: state_lib.CloneState
-) -> state_lib.CloneState:
-  """Newborn clones with what `config.init_from` has learned."""
-  folder = config.init_from
-  if init_from.is_exported(folder):
-    return init_from.from_tokenizer(born, folder)
-  restored = checkpoint.open_steps(config, folder).restore(
-    checkpoint.saved(init_from.school_of(born, folder))
-  )
-  if restored is None:
-    raise ValueError(
-      f'There must be a trained tokenizer, got none in {folder}: mend '
-      '--config.init_from.'
-    )
-  return init_from.from_workdir(born, restored[1]['state'])
-
-
 def evaluate_workdir(
-  config: ml_collections.ConfigDict, workdir: str, data: 'stage_1.Prepared'
+  config: ml_collections.ConfigDict, workdir: str, data: stage_1.Prepared
 ) -> dict[str, float]:
   """Evaluates the newest whole checkpoint and rewrites evaluation.json."""
   bins = prepare_curriculum(config, workdir, data)
   spec, born = newborn(config, data, bins)
   done, host, specialists = checkpoint.restore(config, workdir, born, bins)
   held_out, eyes, _ = exam_lib.look_at_held_out(config, data, bins)
-  exam = exam_lib.examine(
-    config, spec, held_out, eyes, host.master, specialists
-  )
+  tokenizers = host.master, specialists
+  exam = exam_lib.examine(config, spec, held_out, eyes, *tokenizers)
   record = protocol.protocol(config, held_out, done)
   exam_lib.save_figures(workdir, exam.figures, record)
   summary.show(summary.summary([], exam.figures, record))
@@ -317,7 +253,7 @@ def evaluate_workdir(
 def export_workdir(
   config: ml_collections.ConfigDict,
   workdir: str,
-  data: 'stage_1.Prepared',
+  data: stage_1.Prepared,
   out: str,
 ) -> None:
   """Exports the newest whole checkpoint to `out`; '' is `tokenizer/`."""
@@ -326,77 +262,7 @@ def export_workdir(
     bins = prepare_curriculum(config, workdir, data)
     spec, born = newborn(config, data, bins)
     done, host, _ = checkpoint.restore(config, workdir, born, bins)
-    save_tokenizer(config, workdir, spec, host.master, data, done, out)
-
-
-def summarize(
-  config: ml_collections.ConfigDict,
-  bins: dict[int, list[int]],
-  seen: dict[str, np.ndarray],
-) -> list[dict[str, Any]]:
-  """Each clone's row of the final table."""
-  rows = []
-  terms = terms_lib.of(config.model.quantizer)
-  for i, name in enumerate(config.clone_names):
-    base = specialists_lib.base_weights(config, name)
-    base_K = np.array([base[t] for t in terms])
-    ratio_K = seen['lambda'][i] / np.where(base_K > 0, base_K, np.inf)
-    k = int(np.argmax(ratio_K))
-    rows.append(
-      {
-        'name': name,
-        'bins': config.specialists[name].bins,
-        'samples': sum(len(bins[b]) for b in config.specialists[name].bins),
-        'g_loss': float(seen['loss/total'][i]),
-        'critic_loss': float(seen['critic/loss'][i]),
-        'dominant': terms[k],
-        'dominance': float(ratio_K[k]),
-        'learning_rate': float(seen['agent/lr'][i]),
-      }
-    )
-  return rows
-
-
-def save_tokenizer(
-  config: ml_collections.ConfigDict,
-  workdir: str,
-  spec: state_lib.StepSpec,
-  master: average.Master,
-  data: 'stage_1.Prepared',
-  done: int,
-  out: str = '',
-) -> None:
-  """Exports the master, or its average, as `config.export.weights` says.
-
-  Args:
-    config: the run's.
-    workdir: of the run; its evaluation.json goes along, if of this cycle.
-    spec: of the step.
-    master: of all clones, host arrays with a leading M.
-    data: what it was trained on.
-    done: cycles.
-    out: the folder; '' is `tokenizer/` in the workdir.
-  """
-  weights = {'master': master.params, 'ema': master.ema}[config.export.weights]
-  model, variables = data.optics or (None, None)
-  parts = export.Parts(
-    spec.tokenizer, jax.tree.map(lambda x: x[0], weights), model, variables
-  )
-  size = config.data.image_size
-  came_from = {'weights': config.export.weights, 'cycles': done}
-  with contextlib.suppress(OSError, ValueError, KeyError):
-    with open(os.path.join(workdir, 'evaluation.json')) as f:
-      seen = json.load(f)
-    if seen['protocol']['cycles'] == done:
-      came_from['evaluation'] = seen
-  out = out or os.path.join(workdir, 'tokenizer')
-  export.save(
-    out,
-    parts,
-    input_shape=(size, size, 3) if model else data.paths_NxHxWxC.shape[1:],
-    came_from=came_from,
-  )
-  logging.info('The tokenizer is in %s.', out)
+    results.save_tokenizer(config, workdir, spec, host.master, data, done, out)
 
 
 def save_report(

@@ -7,7 +7,7 @@ with it is not whole, and the newest whole one is restored.
 https://orbax.readthedocs.io/en/latest/guides/checkpoint/orbax_checkpoint_101.html
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import logging as std_logging
 import math
@@ -31,13 +31,12 @@ _TEMPORARY = '.orbax-checkpoint-tmp'
 
 
 class Checkpointer:
-  """The checkpoints of a run, and what they hold beside the state.
+  """The checkpoints of a run, and in `extra` what they hold beside the state:
 
-  Attributes:
-    extra: `config` and `curriculum`, digests of what the run is bound to;
-      `best`, cycle and held-out path_l1 of the best evaluation so far;
-      `is_judged`, False where the evaluation of this cycle is still to come;
-      `rows` of the last table, once the last cycle is done.
+  `config` and `curriculum`, digests of what the run is bound to; `best`, cycle
+  and held-out path_l1 of the best evaluation so far; `is_judged`, False where
+  the evaluation of this cycle is still to come; `rows` of the last table, once
+  the last cycle is done.
   """
 
   def __init__(
@@ -50,7 +49,7 @@ class Checkpointer:
     self._workdir = workdir
     self._steps = open_steps(config, workdir)
     self._bound = {
-      'config': provenance.digest(preflight.binding(config)),
+      'config': provenance.digest(preflight.binding(preflight.keys(config))),
       'curriculum': provenance.digest({str(k): v for k, v in bins.items()}),
     }
     self.begin()
@@ -67,14 +66,7 @@ class Checkpointer:
   def restore(
     self, born: state_lib.CloneState
   ) -> tuple[int, state_lib.CloneState, Any] | None:
-    """(cycles done, state, specialists) of the newest whole one, if any.
-
-    Args:
-      born: newborn clones.
-
-    Raises:
-      ValueError: it is of another config or curriculum.
-    """
+    """(cycles done, state, specialists) of the newest whole one, if any."""
     restored = self._steps.restore(saved(born))
     if restored is None:
       return None
@@ -99,9 +91,8 @@ class Checkpointer:
     """Whether a checkpoint is to be made of this cycle."""
     c = self._config
     is_best = c.train.keep_best and self.extra['best']['cycle'] == done
-    return (
-      done % c.train.checkpoint_every == 0 or done == c.train.cycles or is_best
-    )
+    is_over = done == c.train.cycles
+    return is_best or is_over or done % c.train.checkpoint_every == 0
 
   def save(
     self,
@@ -112,9 +103,7 @@ class Checkpointer:
   ) -> None:
     """Saves all that goes on; what cannot be written is tried again later.
 
-    Raises:
-      preemption.Stopped: it cannot, and a signal ends the run.
-      OSError: it cannot, and the run is over.
+    If there is no later, it is an OSError, or Stopped if that is by a signal.
     """
     there = self._steps.latest() or 0
     is_over = done == self._config.train.cycles
@@ -141,11 +130,7 @@ def restore(
   born: state_lib.CloneState,
   bins: dict[int, list[int]],
 ) -> tuple[int, state_lib.CloneState, Any]:
-  """(cycles done, state, specialists) of the newest whole checkpoint.
-
-  Raises:
-    ValueError: there is none, or it is of another config or curriculum.
-  """
+  """`Checkpointer.restore`; that there is none is a ValueError too."""
   restored = Checkpointer(config, workdir, bins).restore(born)
   if restored is None:
     raise ValueError(
@@ -160,10 +145,8 @@ def saved(
 ) -> dict[str, Any]:
   """A checkpoint's tree.
 
-  Args:
-    state: of all clones.
-    specialists: the clones as they were before the last meld, from which
-      nothing goes on, but which are evaluated; None where but shapes count.
+  From the specialists, the clones as they were before the last meld, nothing
+  goes on, but they are evaluated; None where but shapes count.
   """
   if specialists is None:
     specialists = state.generator.params
@@ -181,10 +164,7 @@ class Steps:
   def __init__(self, directory: str | os.PathLike, keep: int):
     """Opens, and does not yet make, the folder.
 
-    Args:
-      directory: of the checkpoints.
-      keep: committed steps that a save leaves there, the newest ones, beside
-        the best; at least 1.
+    A save leaves the `keep` newest committed steps there, beside the best.
     """
     # Orbax wants it absolute.
     self._directory = pathlib.Path(os.path.abspath(directory))
@@ -209,15 +189,9 @@ class Steps:
   ) -> None:
     """Writes and commits a step, then drops the oldest and what died midway.
 
-    Args:
-      step: from 0.
-      tree: a pytree of numpy or jax arrays, none of them empty.
-      extra: what JSON can hold, to be restored beside it.
-      best: a step that is kept however old it is.
-
-    Raises:
-      ValueError: if the step is there already, and whole.
-      OSError: it could not be written; the others are as they were.
+    No array of the tree is empty. `extra`, which JSON can hold, is restored
+    beside it; the step `best` is kept however old it is. After an OSError the
+    others are as they were.
     """
     folder = self._directory / str(step)
     if _verify(folder):
@@ -230,23 +204,20 @@ class Steps:
     try:
       with _quiet():
         self._orbax.save(folder, args=ocp.args.StandardSave(tree), force=True)
+      paths = (path for path in sorted(folder.rglob('*')) if path.is_file())
+      files = {str(p.relative_to(folder)): disk.digest(p) for p in paths}
       body = {
         'step': step,
         'extra': extra,
-        'kinds': _kinds(tree),
-        'leaves': _digest_leaves(tree),
-        'files': {
-          path.relative_to(folder).as_posix(): disk.digest(path)
-          for path in sorted(folder.rglob('*'))
-          if path.is_file()
-        },
+        'kinds': _by_name(_kind, tree),
+        'leaves': _by_name(_digest, tree),
+        'files': files,
       }
       disk.write_sealed(folder / _DIGESTS, body)
     # TensorStore's complaint of a full disk is a ValueError.
     except (OSError, ValueError, RuntimeError) as e:
-      for path in self._directory.glob(f'{step}*'):
-        if path.name.partition(_TEMPORARY)[0] == str(step):
-          shutil.rmtree(path, ignore_errors=True)
+      for path in (folder, *self._directory.glob(f'{step}{_TEMPORARY}*')):
+        shutil.rmtree(path, ignore_errors=True)
       raise OSError(
         f'Checkpoint {folder} could not be written: {disk.reason(e)[:300]}'
       ) from e
@@ -255,17 +226,11 @@ class Steps:
   def restore(self, target: Any) -> tuple[int, Any, dict[str, Any]] | None:
     """Reads the newest whole step back, to numpy arrays on the host.
 
-    Warns once of newer ones that are not whole.
-
-    Args:
-      target: a pytree of the same structure, of arrays or ShapeDtypeStructs.
+    Warns once of newer ones that are not whole. `target` is a pytree of the
+    same structure, of arrays or ShapeDtypeStructs.
 
     Returns:
       (step, tree, extra), or None where there is no committed step.
-
-    Raises:
-      ValueError: if no committed step is whole, or if the newest whole one
-        has other leaves than `target`.
     """
     target = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), target
@@ -274,11 +239,10 @@ class Steps:
     for step in reversed(self.steps()):
       folder = self._directory / str(step)
       if body := _verify(folder):
-        _check_kinds(folder, body['kinds'], _kinds(target))
-        tree = self._orbax.restore(
-          folder, args=ocp.args.StandardRestore(target)
-        )
-        if _digest_leaves(tree) == body['leaves']:
+        _check_kinds(folder, body['kinds'], _by_name(_kind, target))
+        args = ocp.args.StandardRestore(target)
+        tree = self._orbax.restore(folder, args=args)
+        if _by_name(_digest, tree) == body['leaves']:
           break
       broken.append(step)
       self._broken.add(step)
@@ -294,9 +258,7 @@ class Steps:
       logging.warning(
         'Checkpoint(s) %s in %s are not whole (a checksum differs); going on '
         'from step %d.',
-        ', '.join(map(str, broken)),
-        self._directory,
-        step,
+        *(', '.join(map(str, broken)), self._directory, step),
       )
     return step, tree, body['extra']
 
@@ -309,9 +271,8 @@ class Steps:
     kept = {*whole[-self._keep :], best}
     for path in self._directory.iterdir():
       name, died, _ = path.name.partition(_TEMPORARY)
-      if not name.isdecimal():
-        continue
-      if died or (int(name) <= step and int(name) not in kept):
+      is_step = name.isdecimal()
+      if is_step and (died or (int(name) <= step and int(name) not in kept)):
         try:
           (path / _DIGESTS).unlink(missing_ok=True)
           shutil.rmtree(path)
@@ -319,20 +280,18 @@ class Steps:
           logging.warning('%s stays, which is not needed: %s', path, e)
 
 
-def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    yield jax.tree_util.keystr(path), leaf
+def _by_name(f: Callable[[Any], str], tree: Any) -> dict[str, str]:
+  """What f says of each leaf."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path): f(leaf) for path, leaf in leaves}
 
 
-def _kinds(tree: Any) -> dict[str, str]:
-  return {
-    name: f'{np.dtype(leaf.dtype)}{list(leaf.shape)}'
-    for name, leaf in _leaves(tree)
-  }
+def _kind(leaf: Any) -> str:
+  return f'{np.dtype(leaf.dtype)}{list(leaf.shape)}'
 
 
-def _digest_leaves(tree: Any) -> dict[str, str]:
-  return {name: disk.digest(leaf.tobytes()) for name, leaf in _leaves(tree)}
+def _digest(leaf: np.ndarray) -> str:
+  return disk.digest(leaf.tobytes())
 
 
 def _verify(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -348,13 +307,12 @@ def _verify(folder: pathlib.Path) -> dict[str, Any] | None:
 def _check_kinds(
   folder: pathlib.Path, saved: dict[str, str], wanted: dict[str, str]
 ) -> None:
-  for name in sorted(saved.keys() | wanted.keys()):
-    there, here = saved.get(name, 'absent'), wanted.get(name, 'absent')
-    if there != here:
-      raise ValueError(
-        f'Checkpoint {folder} must be of this config, but {name} is {there} '
-        f'there and {here} here: fix it with another --workdir.'
-      )
+  for name, _ in sorted(saved.items() ^ wanted.items()):
+    raise ValueError(
+      f'Checkpoint {folder} must be of this config, but {name} is '
+      f'{saved.get(name, "absent")} there and {wanted.get(name, "absent")} '
+      'here: fix it with another --workdir.'
+    )
 
 
 @contextlib.contextmanager

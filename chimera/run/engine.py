@@ -1,10 +1,9 @@
 """The compiled step on its devices: what it works on there, and where."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -15,51 +14,36 @@ from chimera.school import lessons
 
 
 def put(tree: Any, devices: Sequence[jax.Device]) -> Any:
-  """Host arrays (M, ...) onto the devices as (devices, M / devices, ...).
-
-  With the very sharding that the compiled step returns: any other compiles it
-  twice and donates nothing.
-  """
-  mesh = jax.sharding.Mesh(np.array(devices), ('devices',))
-  sharding = jax.sharding.NamedSharding(
-    mesh, jax.sharding.PartitionSpec('devices')
-  )
+  """Host arrays (M, ...) onto the devices as (devices, M / devices, ...)."""
   n = len(devices)
-  return jax.tree.map(
-    lambda x: jax.device_put(
-      np.reshape(x, (n, np.shape(x)[0] // n, *np.shape(x)[1:])), sharding
-    ),
-    tree,
-  )
+  return _put(tree, devices, lambda x: x.reshape(n, -1, *x.shape[1:]))
 
 
 def put_shared(tree: Any, devices: Sequence[jax.Device]) -> Any:
   """Host arrays onto every device, as (devices, ...)."""
-  return jax.tree.map(
-    lambda x: jnp.squeeze(x, 1),
-    put(
-      jax.tree.map(
-        lambda x: np.broadcast_to(x, (len(devices), *np.shape(x))), tree
-      ),
-      devices,
-    ),
-  )
+  n = len(devices)
+  return _put(tree, devices, lambda x: np.broadcast_to(x, (n, *x.shape)))
+
+
+def _put(tree: Any, devices: Sequence[jax.Device], lay: Callable) -> Any:
+  """With the very sharding that the compiled step returns.
+
+  Any other compiles it twice and donates nothing.
+  """
+  mesh = jax.sharding.Mesh(np.array(devices), ('devices',))
+  spec = jax.sharding.PartitionSpec('devices')
+  laid = jax.tree.map(lambda x: lay(np.asarray(x)), tree)
+  return jax.device_put(laid, jax.sharding.NamedSharding(mesh, spec))
 
 
 def fetch(tree: Any) -> Any:
   """Device arrays (devices, M / devices, ...) as host arrays (M, ...)."""
-  return jax.tree.map(
-    lambda x: np.reshape(x, (-1, *x.shape[2:])), jax.device_get(tree)
-  )
+  tree = jax.device_get(tree)
+  return jax.tree.map(lambda x: np.reshape(x, (-1, *x.shape[2:])), tree)
 
 
 class Engine:
-  """The compiled step on its devices, and what it works on there.
-
-  Attributes:
-    cycles: of a dispatch.
-    state: of all clones.
-  """
+  """The compiled step, `cycles` a dispatch, and the clones' `state` there."""
 
   def __init__(
     self,
@@ -71,9 +55,8 @@ class Engine:
   ):
     self.cycles = config.train.cycles_per_dispatch
     self._devices = devices
-    self._missions = put(
-      state_lib.stack(specialists.create_missions(config, bins)), devices
-    )
+    missions = specialists.create_missions(config, bins)
+    self._missions = put(state_lib.stack(missions), devices)
     self._shards = Shards(config, paths_NxHxWxC, devices)
     self._step = step_lib.make_train_step(
       spec, devices, cycles=self.cycles, resident=self._shards.resident
@@ -135,20 +118,13 @@ class Shards:
     if self.resident:
       return False
     before = cycle - cycles
-    enrolments = range(c.enrol_from, cycle, c.enrol_every)
-    enrols = c.enabled and c.enrol_from and enrolments[-1:]
-    return bool(
-      cycle // c.rotate_every != before // c.rotate_every
-      or (enrols and enrolments[-1] >= before)
-    )
+    last = range(c.enrol_from, cycle, c.enrol_every)[-1:]
+    enrols = c.enabled and c.enrol_from and any(e >= before for e in last)
+    return bool(enrols or cycle // c.rotate_every != before // c.rotate_every)
 
 
 def choose_devices(count: int, clones: int) -> list[jax.Device]:
-  """The first `count` devices; 0 is the most there are that divide the clones.
-
-  Raises:
-    ValueError: they do not divide the clones, or are not there.
-  """
+  """The first `count` devices; of 0, the most that divide the clones."""
   there = jax.local_devices()
   fit = [n for n in range(1, len(there) + 1) if clones % n == 0]
   if count not in (0, *fit):

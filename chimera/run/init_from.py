@@ -1,9 +1,7 @@
 """Where a run starts from: newborn, or what another run has learned.
 
-`config.init_from` names an exported tokenizer, whose parameters every clone
-starts from, or a workdir, whose clones go on with their critics, agents and
-optimizers. The School and the schedules are always those of the new run.
-`preflight.check_origin` has seen that the architectures agree.
+The School and the schedules are always those of the new run. That the
+architectures agree, `preflight.check_origin` has seen.
 """
 
 import json
@@ -12,10 +10,12 @@ import pathlib
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
 from chimera.clones import state as state_lib
 from chimera.optics import training
+from chimera.run import checkpoint
 from chimera.school import curriculum
 from chimera.school import lessons as lessons_lib
 from chimera.tokenizer import export
@@ -24,6 +24,26 @@ from chimera.tokenizer import export
 def is_exported(folder: str) -> bool:
   """Whether a folder holds an exported tokenizer rather than a workdir."""
   return os.path.exists(os.path.join(folder, export.META))
+
+
+def inherit(
+  config: ml_collections.ConfigDict, newborn: state_lib.CloneState
+) -> state_lib.CloneState:
+  """Newborn clones with what `config.init_from` has learned."""
+  folder = config.init_from
+  if is_exported(folder):
+    return from_tokenizer(newborn, folder)
+  restored = checkpoint.open_steps(config, folder).restore(
+    checkpoint.saved(school_of(newborn, folder))
+  )
+  if restored is None:
+    raise ValueError(
+      f'There must be a trained tokenizer, got none in {folder}: mend '
+      '--config.init_from.'
+    )
+  names = ('step', 'rng', 'school', 'dropped', 'health')
+  mine = {name: getattr(newborn, name) for name in names}
+  return restored[1]['state'].replace(**mine)
 
 
 def load_optics(folder: str) -> Any:
@@ -36,16 +56,9 @@ def load_optics(folder: str) -> Any:
 def from_tokenizer(
   newborn: state_lib.CloneState, folder: str
 ) -> state_lib.CloneState:
-  """Newborn clones with the parameters of an exported tokenizer.
+  """Newborn clones (M, ...) with the parameters of an exported tokenizer.
 
   Critics, agents and moments stay newborn.
-
-  Args:
-    newborn: of the new run, host arrays with a leading M.
-    folder: of `export.save`.
-
-  Raises:
-    ValueError: it is broken, or its parameters have another shape.
   """
   params = export.load(folder).parts.params
 
@@ -72,9 +85,6 @@ def school_of(
   """Newborn clones with a School as large as that of a workdir's checkpoints.
 
   That is what such a checkpoint can be restored over.
-
-  Raises:
-    ValueError: the workdir lacks what tells its size.
   """
   home = pathlib.Path(folder)
   try:
@@ -93,21 +103,3 @@ def school_of(
     for lesson in lessons
   ]
   return newborn.replace(school=state_lib.stack(schools))
-
-
-def from_workdir(
-  newborn: state_lib.CloneState, trained: state_lib.CloneState
-) -> state_lib.CloneState:
-  """Trained clones at the beginning of a new run.
-
-  Args:
-    newborn: gives the cycle, the run's key and the School.
-    trained: gives all else.
-  """
-  return trained.replace(
-    step=newborn.step,
-    rng=newborn.rng,
-    school=newborn.school,
-    dropped=newborn.dropped,
-    health=newborn.health,
-  )

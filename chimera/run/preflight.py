@@ -21,28 +21,18 @@ from chimera.system import disk, lock
 
 # What a resumed run may do differently: nothing that is learned depends on it.
 FREE = (
-  'devices',
-  'optics.chunk',
+  *('devices', 'optics.chunk', 'eval.', 'export.', 'tokens.'),
   'train.keep',  # and train.keep_best
-  'train.rollbacks',
-  'train.dashboard',
-  'train.log_every',
-  'eval.',
-  'export.',
-  'tokens.',
+  *('train.rollbacks', 'train.dashboard', 'train.log_every'),
 )
 # What latents.npy and the optics are made by; the rest binds once a run began.
 STAGE_1 = ('seed', 'init_from', 'data.', 'optics.')
 # What a run shares with the one that it starts from: of all, and of a workdir.
-_OPTICS = ('cell', 'width', 'radius')
+_OPTICS = ('optics.cell', 'optics.width', 'optics.radius')
 _MODEL = ('width', 'blocks', 'downsample', 'quantizer')
 _AGENTS = (
-  'clone_names',
-  'model.critic_width',
-  'q.window',
-  'q.actions',
-  'meld.enabled',
-  'meld.outer_momentum',
+  *('clone_names', 'model.critic_width', 'q.window', 'q.actions'),
+  *('meld.enabled', 'meld.outer_momentum'),
 )
 _TRAINED = ('checkpoints/*', 'evaluation.json')
 _PREPARED = ('optics/*', 'latents.npy', 'manifest.csv', 'curriculum_bins_*')
@@ -60,32 +50,20 @@ def keys(config: ml_collections.ConfigDict | dict[str, Any]) -> dict[str, Any]:
 
 
 def check_keys(named: Iterable[str], known: Iterable[str]) -> None:
-  """Refuses a key that there is not, with the nearest that there is.
-
-  Raises:
-    ValueError: unknown key.
-  """
+  """Refuses a key that there is not, with the nearest that there is."""
   known = list(known)
-  for key in named:
-    if key in known:
-      continue
-    inside = [k for k in known if k.startswith(f'{key}.')]
-    if inside:
+  for key in (k for k in named if k not in known):
+    if inside := [k for k in known if k.startswith(f'{key}.')]:
       raise ValueError(
         f'--config.{key} is a group of keys: name one, as --config.{inside[0]}.'
       )
-    message = f'Unknown config key --config.{key}'
-    if near := nearest(key, known):
-      message += f', did you mean --config.{near}'
-    raise ValueError(f'{message}?')
+    near = nearest(key, known)
+    advice = f', did you mean --config.{near}' if near else ''
+    raise ValueError(f'Unknown config key --config.{key}{advice}?')
 
 
-def binding(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """What must stay as it is for a run to go on: all keys but those of FREE."""
-  return _binding(keys(json.loads(config.to_json())))
-
-
-def _binding(values: Mapping[str, Any]) -> dict[str, Any]:
+def binding(values: Mapping[str, Any]) -> dict[str, Any]:
+  """What of a config, by dotted key, must stay for a run: all but FREE."""
   flat = sorted(_of_clones(values).items())
   return {k: v for k, v in flat if not k.startswith(FREE)}
 
@@ -100,11 +78,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
-  """Checks every value, and the values together.
-
-  Raises:
-    ValueError: the first rule that does not hold.
-  """
+  """Checks every value, then the values together, to the first that fails."""
   values = keys(config)
   # The other rules hold for those whom this one names.
   _check(values, {'clone_names': rules.RULES['clone_names']})
@@ -114,9 +88,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     block = f'specialists.{name}.'
     if not any(key.startswith(block) for key in values):
       raise ValueError(
-        f'Each of clone_names must have a block in config.specialists, got '
-        f'none for {name}: add it to the config file, or mend '
-        '--config.clone_names.'
+        'Each of clone_names must have a block in config.specialists, got none '
+        f'for {name}: add it to the config file, or mend --config.clone_names.'
       )
     known |= {block + key: rule for key, rule in rules.OF_SPECIALIST.items()}
   check_keys(values, known)
@@ -134,12 +107,7 @@ def _check(values: Mapping[str, Any], known: Mapping[str, rules.Rule]) -> None:
 
 
 def check_data(config: ml_collections.ConfigDict) -> None:
-  """Checks that the sources are there, without opening them, and opens the
-  network of rFID, if there is one.
-
-  Raises:
-    ValueError: no such folder or file, or no image or network in it.
-  """
+  """Looks for the sources, without opening them, and loads rFID's network."""
   for key in ('source', 'held_out_source'):
     source = config.data[key]
     if images.is_path_params(source):
@@ -159,16 +127,14 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
 
   Once there are checkpoints every key binds, but those of `FREE`; while there
   is but stage 1's work, those of `STAGE_1`; an empty workdir binds nothing.
-
-  Raises:
-    ValueError: what differs.
   """
   path = pathlib.Path(workdir)
   if path.exists() and not path.is_dir():
     raise ValueError(f'The workdir must be a folder, got --workdir={workdir}.')
   trained, prepared = _contents(path)
+  claim = path / 'config.json'
   try:
-    there = keys(json.loads((path / 'config.json').read_text()))
+    there = keys(json.loads(claim.read_text()))
   except FileNotFoundError:
     if trained or prepared:
       raise ValueError(
@@ -176,16 +142,13 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
       ) from None
     return
   except (OSError, ValueError, AttributeError) as e:
-    raise ValueError(
-      f'{path / "config.json"} is not readable: give a new --workdir.'
-    ) from e
+    raise ValueError(f'{claim} is not readable: give a new --workdir.') from e
   if not isinstance(there.get('clone_names'), list):
-    raise ValueError(
-      f'{path / "config.json"} is not of Chimera: give a new --workdir.'
-    )
+    raise ValueError(f'{claim} is not of Chimera: give a new --workdir.')
   if trained:
     check_age(workdir, there)
-  here, there = binding(config), _binding(there)
+  here = binding(keys(json.loads(config.to_json())))
+  there = binding(there)
   differ = [
     f'{k} ({there.get(k, "absent")!r} there, {here.get(k, "absent")!r} now)'
     for k in sorted(there.keys() | here.keys())
@@ -200,11 +163,7 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
 
 
 def check_age(workdir: str, values: Mapping[str, Any]) -> None:
-  """Refuses a run of when a config had tuples of four, and no specialists.
-
-  Raises:
-    ValueError: `values`, its config by dotted key, is of then.
-  """
+  """Refuses a config, by dotted key, of when it had tuples of four."""
   if 'school.lessons' not in values:
     return
   advice = 'give a new --workdir.'
@@ -222,25 +181,20 @@ def check_origin(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Refuses an `init_from` that this config cannot go on from.
 
   A workdir that has checkpoints goes on from them and needs it no more.
-
-  Raises:
-    ValueError: what it lacks, or the key that differs.
   """
   folder = config.init_from
-  if not folder or any(pathlib.Path(workdir).glob('checkpoints/*')):
+  if not folder or _has_checkpoints(workdir):
     return
   there = _architecture(folder)
-  if not images.is_path_params(config.data.source):
-    if 'optics.cell' not in there:
-      raise ValueError(
-        f'To train on images, --config.init_from must have optics, got '
-        f'{folder}, which is of path_params: mend --config.data.source.'
-      )
-  else:
-    there = {k: v for k, v in there.items() if not k.startswith('optics.')}
+  sees = not images.is_path_params(config.data.source)
+  if sees and 'optics.cell' not in there:
+    raise ValueError(
+      f'To train on images, --config.init_from must have optics, got {folder}, '
+      'which is of path_params: mend --config.data.source.'
+    )
   here = keys(json.loads(config.to_json()))
   for key, value in there.items():
-    if here[key] != value:
+    if here[key] != value and (sees or not key.startswith('optics.')):
       raise ValueError(
         f'{key} must be as in --config.init_from={folder}, {value!r}, got '
         f'{here[key]!r}: mend --config.{key}.'
@@ -251,7 +205,7 @@ def _architecture(folder: str) -> dict[str, Any]:
   """The keys that an exported tokenizer or a trained workdir binds."""
   home = pathlib.Path(folder)
   is_exported = (home / 'tokenizer.json').exists()
-  if not is_exported and not any(home.glob('checkpoints/*')):
+  if not is_exported and not _has_checkpoints(folder):
     raise ValueError(
       '--config.init_from must be an exported tokenizer or a workdir with '
       f'checkpoints, got {folder}.'
@@ -259,29 +213,20 @@ def _architecture(folder: str) -> dict[str, Any]:
   try:
     if is_exported:
       meta = json.loads((home / 'tokenizer.json').read_text())
-      there = _network(meta['tokenizer'])
-      if meta['optics'] is not None:
-        there |= {f'optics.{k}': meta['optics'][k] for k in _OPTICS}
-      return there
-    config = json.loads((home / 'config.json').read_text())
-    values = keys(config)
-    check_age(folder, values)
-    bound = _AGENTS
-    if not images.is_path_params(values['data.source']):
-      bound += tuple(f'optics.{k}' for k in _OPTICS)
-    return _network(config['model']) | {k: values[k] for k in bound}
+      elder = {'model': meta['tokenizer'], 'optics': meta['optics']}
+      sees = meta['optics'] is not None
+    else:
+      elder = json.loads((home / 'config.json').read_text())
+      check_age(folder, keys(elder))
+      sees = not images.is_path_params(elder['data']['source'])
+    kind = terms.kind_of(elder['model'])
+    values = {**keys(elder), 'model.quantizer': kind}
+    network = (f'model.{k}' for k in (*_MODEL, *terms.KINDS[kind].settings))
+    agents, optics = () if is_exported else _AGENTS, _OPTICS if sees else ()
+    return {k: values[k] for k in (*network, *agents, *optics)}
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-    raise ValueError(
-      f'--config.init_from={folder} is not readable: {e!r}.'
-    ) from e
-
-
-def _network(model: dict[str, Any]) -> dict[str, Any]:
-  """What of config.model, or of tokenizer.json, makes the tokenizer."""
-  kind = terms.kind_of(model)
-  model = {**model, 'quantizer': kind}
-  names = (*_MODEL, *terms.KINDS[kind].settings)
-  return {f'model.{name}': model[name] for name in names}
+    line = f'--config.init_from={folder} is not readable: {e!r}.'
+    raise ValueError(line) from e
 
 
 def adopt(
@@ -291,11 +236,6 @@ def adopt(
 
   Where there is none, or it cannot be read, the config stays; `check_workdir`
   complains of it.
-
-  Args:
-    config: changed in place.
-    workdir: of a run.
-    named: dotted keys that stay as they are.
   """
   try:
     path = pathlib.Path(workdir, 'config.json')
@@ -313,13 +253,13 @@ def adopt(
     return
 
 
-def check_trained(workdir: str) -> None:
-  """Refuses to go on where nothing was trained yet.
+def _has_checkpoints(workdir: str) -> bool:
+  return any(pathlib.Path(workdir).glob('checkpoints/*'))
 
-  Raises:
-    ValueError: there is no checkpoint.
-  """
-  if not any(pathlib.Path(workdir).glob('checkpoints/*')):
+
+def check_trained(workdir: str) -> None:
+  """Refuses to go on where nothing was trained yet."""
+  if not _has_checkpoints(workdir):
     raise ValueError(
       f'There must be a checkpoint, got none in {workdir}: run `python -m '
       'chimera.main train` with the same flags first.'
@@ -334,9 +274,6 @@ def claim_workdir(
 
   Where the command fails by an error of the user's before it has made anything,
   the workdir is left as it was found.
-
-  Raises:
-    ValueError: another process is at work in it, or has claimed it since.
   """
   path = pathlib.Path(workdir)
   claim = path / 'config.json'
@@ -357,72 +294,55 @@ def claim_workdir(
       raise
 
 
-def _contents(path: pathlib.Path) -> tuple[bool, bool]:
+def _contents(path: pathlib.Path) -> tuple[bool, ...]:
   """Whether there is a trained tokenizer, and whether stage 1's work."""
-  trained, prepared = (
-    any(any(path.glob(name)) for name in names)
-    for names in (_TRAINED, _PREPARED)
-  )
-  return trained, prepared
+  kinds = (_TRAINED, _PREPARED)
+  return tuple(any(any(path.glob(name)) for name in names) for names in kinds)
 
 
 def _check_together(config: ml_collections.ConfigDict) -> None:
   """Rules between keys."""
-  c = config
-  clones = len(c.clone_names)
-  divisors = [n for n in range(1, clones + 1) if clones % n == 0]
-  rules.check('devices', rules.one_of(0, *divisors), c.devices)
-  rules.check(
-    'q.epsilon_end',
-    rules.number(
-      f'at most q.epsilon = {c.q.epsilon}', lambda v: v <= c.q.epsilon
-    ),
-    c.q.epsilon_end,
-  )
-  for name in c.clone_names:
-    high = c.specialists[name].q.high
-    rules.check(
-      f'specialists.{name}.q.low',
-      rules.number(f'at most its q.high = {high}', lambda v, h=high: v <= h),
-      c.specialists[name].q.low,
-    )
+  c, block, clones = config, config.specialists, len(config.clone_names)
+  divisors = (n for n in range(1, clones + 1) if clones % n == 0)
   n = c.train.cycles_per_dispatch
-  whole = rules.number(
-    f'a multiple of train.cycles_per_dispatch = {n}', lambda v: v % n == 0
-  )
-  for key in ('cycles', 'log_every', 'eval_every', 'checkpoint_every'):
-    rules.check(f'train.{key}', whole, c.train[key])
+  whole = _multiple('train.cycles_per_dispatch', n)
+  together = [
+    ('devices', rules.one_of(0, *divisors)),
+    ('q.epsilon_end', _at_most('q.epsilon =', c.q.epsilon)),
+    *(
+      (f'specialists.{k}.q.low', _at_most('its q.high =', block[k].q.high))
+      for k in c.clone_names
+    ),
+    ('train.cycles', whole),
+    ('train.log_every', whole),
+    ('train.eval_every', whole),
+    ('train.checkpoint_every', whole),
+  ]
   if images.is_path_params(c.data.source):
-    rules.check('eval.inception', rules.one_of(''), c.eval.inception)
-    return
-  side = c.optics.cell * c.model.downsample
-  rules.check(
-    'data.image_size',
-    rules.number(
-      f'a multiple of optics.cell * model.downsample = {side}',
-      lambda v: v % side == 0,
-    ),
-    c.data.image_size,
-  )
-  rules.check(
-    'data.image_size',
-    # The perceptual terms need a grid of 8.
-    rules.at_least(8 * c.optics.cell),
-    c.data.image_size,
-  )
-  cuts = [(c.data.train_count * k + 5) // 10 for k in range(11)]
-  smallest = min(
-    sum(cuts[b + 1] - cuts[b] for b in c.specialists[name].bins)
-    for name in c.clone_names
-  )
-  rules.check(
-    'train.batch_size',
-    rules.number(
-      f'at most the samples of the smallest lesson, {smallest}',
-      lambda v: v <= smallest,
-    ),
-    c.train.batch_size,
-  )
+    together.append(('eval.inception', rules.one_of('')))
+  else:
+    side = c.optics.cell * c.model.downsample
+    cuts = [(c.data.train_count * k + 5) // 10 for k in range(11)]
+    lessons = [c.specialists[name].bins for name in c.clone_names]
+    smallest = min(sum(cuts[b + 1] - cuts[b] for b in bins) for bins in lessons)
+    lesson = _at_most('the samples of the smallest lesson,', smallest)
+    together += [
+      ('data.image_size', _multiple('optics.cell * model.downsample', side)),
+      # The perceptual terms need a grid of 8.
+      ('data.image_size', rules.at_least(8 * c.optics.cell)),
+      ('train.batch_size', lesson),
+    ]
+  values = keys(config)
+  for key, rule in together:
+    rules.check(key, rule, values[key])
+
+
+def _at_most(what: str, high: float) -> rules.Rule:
+  return rules.number(f'at most {what} {high}', lambda v: v <= high)
+
+
+def _multiple(what: str, n: int) -> rules.Rule:
+  return rules.number(f'a multiple of {what} = {n}', lambda v: v % n == 0)
 
 
 def _of_clones(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,34 +14,26 @@ NAME = 'rollbacks.json'
 class Rollbacks:
   """How often a run went back and from where, on the disk: no kill undoes it.
 
-  Args:
-    workdir: that exists.
-    allowed: roll-backs, after which the run stops.
-
-  Raises:
-    ValueError: the record is not readable.
+  After as many roll-backs as are `allowed` the run stops.
   """
 
   def __init__(self, workdir: str, allowed: int):
     self._path = os.path.join(workdir, NAME)
     self._allowed = allowed
     self.reasons: list[str] = []
-    if os.path.exists(self._path):
-      try:
-        with open(self._path, encoding='utf-8') as f:
-          self.reasons = [str(reason) for reason in json.load(f)]
-      except (ValueError, TypeError, RecursionError) as e:
-        raise ValueError(
-          f'{self._path} must be a list of what made the run go back, but {e}: '
-          'mend by deleting it.'
-        ) from e
+    try:
+      with open(self._path, encoding='utf-8') as f:
+        self.reasons = [str(reason) for reason in json.load(f)]
+    except FileNotFoundError:
+      pass
+    except (ValueError, TypeError, RecursionError) as e:
+      raise ValueError(
+        f'{self._path} must be a list of what made the run go back, but {e}: '
+        'mend by deleting it.'
+      ) from e
 
   def add(self, reason: str) -> None:
-    """Notes one.
-
-    Raises:
-      FloatingPointError: it is one too many.
-    """
+    """Notes one; one too many is a FloatingPointError."""
     if len(self.reasons) >= self._allowed:
       raise FloatingPointError(
         f'{reason}, after {len(self.reasons)} roll-back(s). In another '

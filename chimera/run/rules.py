@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import math
+import operator
 import os
 from typing import Any, NamedTuple
 
@@ -16,15 +17,10 @@ RESERVED = (
 
 
 class Rule(NamedTuple):
-  """What a value must be.
+  """What a value must be."""
 
-  Attributes:
-    text: what follows 'must be'.
-    holds: whether it is, of anything at all.
-  """
-
-  text: str
-  holds: Callable[[Any], bool]
+  text: str  # what follows 'must be'
+  holds: Callable[[Any], bool]  # of anything at all
 
 
 def number(text: str, holds: Callable[[Any], bool]) -> Rule:
@@ -50,12 +46,10 @@ def above(low: float) -> Rule:
 def _within(text: str) -> Rule:
   """From an interval as it is written: '[0, 1)'."""
   low, high = (float(x) for x in text[1:-1].split(','))
+  above_low = operator.ge if text[0] == '[' else operator.gt
+  below_high = operator.le if text[-1] == ']' else operator.lt
   return number(
-    f'in {text}',
-    lambda v: (
-      (low <= v if text[0] == '[' else low < v)
-      and (v <= high if text[-1] == ']' else v < high)
-    ),
+    f'in {text}', lambda v: above_low(v, low) and below_high(v, high)
   )
 
 
@@ -71,17 +65,9 @@ def _is_file_name(v: Any) -> bool:
   return isinstance(v, str) and v == os.path.basename(v) and v[:1] not in '.'
 
 
-def _is_file(v: Any) -> bool:
-  return isinstance(v, str) and os.path.isfile(v)
-
-
 def _is_clone_name(v: Any) -> bool:
   """Such as can stand in a dotted key, in a path and before a figure."""
   return isinstance(v, str) and v.isidentifier() and v not in RESERVED
-
-
-def _is_bin(v: Any) -> bool:
-  return type(v) is int and 0 <= v <= 9
 
 
 def _each_once(text: str, holds: Callable[[Any], bool]) -> Rule:
@@ -89,22 +75,15 @@ def _each_once(text: str, holds: Callable[[Any], bool]) -> Rule:
   return Rule(
     f'a tuple of one or more {text}, each once',
     lambda v: (
-      isinstance(v, tuple)
-      and bool(v)
-      and all(map(holds, v))
-      and len(set(v)) == len(v)
+      isinstance(v, tuple) and v and all(map(holds, v)) and len({*v}) == len(v)
     ),
   )
 
 
 def _are_levels(v: Any) -> bool:
   each = number('', lambda n: n >= 2 and n == int(n))
-  return (
-    isinstance(v, tuple)
-    and len(v) > 0
-    and all(map(each.holds, v))
-    and math.prod(v) < 1 << 31
-  )
+  are_whole = isinstance(v, tuple) and all(map(each.holds, v))
+  return are_whole and 1 < math.prod(v) < 1 << 31
 
 
 _FLAG = one_of(True, False)
@@ -163,18 +142,13 @@ RULES = {
   'model.code_dim': at_least(1),
   'model.revive_after': at_least(0),
   'model.critic_width': at_least(1),
-  **dict.fromkeys(
-    (
-      *(f'loss.{t}' for t in terms.TERMS),
-      'loss.commitment',
-      'loss.adv_ramp',
-      'critic.penalty',
-      'critic.drift',
-    ),
-    at_least(0),
-  ),
+  **{f'loss.{t}': at_least(0) for t in terms.TERMS},
+  'loss.commitment': at_least(0),
+  'loss.adv_ramp': at_least(0),
   'loss.emphasis': _SHARE,
   'loss.temperature': above(0),
+  'critic.penalty': at_least(0),
+  'critic.drift': at_least(0),
   'critic.learning_rate': above(0),
   'pid.enabled': _FLAG,
   'pid.smoothing': _DECAY,
@@ -225,11 +199,14 @@ RULES = {
   'tokens.crop': one_of('center', 'tiles'),
   'tokens.batch_size': at_least(1),
   'tokens.shard': at_least(1),
-  'eval.inception': Rule("'' or a file", lambda v: v == '' or _is_file(v)),
+  'eval.inception': Rule(
+    "'' or a file",
+    lambda v: isinstance(v, str) and (not v or os.path.isfile(v)),
+  ),
 }
 # Likewise of every block of `specialists`, whatever its name.
 OF_SPECIALIST = {
-  'bins': _each_once('bins from 0 to 9', _is_bin),
+  'bins': _each_once('bins from 0 to 9', one_of(*range(10)).holds),
   'enrols': _FLAG,
   **{f'emphasis.{t}': at_least(0) for t in terms.TERMS},
   'pid.proportional': at_least(0),
@@ -242,11 +219,7 @@ OF_SPECIALIST = {
 
 
 def check(key: str, rule: Rule, value: Any) -> None:
-  """Holds a value to its rule.
-
-  Raises:
-    ValueError: it does not hold; the flag that mends it.
-  """
+  """Holds a value to its rule; a ValueError names the flag that mends it."""
   if not rule.holds(value):
     raise ValueError(
       f'{key} must be {rule.text}, got {key} = {value!r}: mend --config.{key}.'

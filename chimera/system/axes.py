@@ -41,9 +41,8 @@ def one_by_one(f: Callable[..., Any]) -> Callable[..., Any]:
     def pick(i: int) -> Any:
       return jax.tree.map(lambda x, b: x[i] if b else x, args, tuple(batched))
 
-    out = jax.tree.map(
-      lambda *x: jnp.stack(x), *[once(*pick(i)) for i in range(size)]
-    )
+    outs = [once(*pick(i)) for i in range(size)]
+    out = jax.tree.map(lambda *x: jnp.stack(x), *outs)
     return out, jax.tree.map(lambda _: True, out)
 
   return f

@@ -63,14 +63,11 @@ def kept() -> Iterator[None]:
 
 def _remove(folder: pathlib.Path, name: str) -> None:
   """Removes the entries of a program, of which one is broken."""
-  entries = [
-    path
-    for path in folder.glob('*-cache')
-    if re.fullmatch(rf'{re.escape(name)}(-[0-9a-f]+)?-cache', path.name)
-  ]
+  entry = re.compile(rf'{re.escape(name)}(-[0-9a-f]+)?-cache')
   try:
-    for path in entries:
-      path.unlink(missing_ok=True)
+    for path in folder.glob('*-cache'):
+      if entry.fullmatch(path.name):
+        path.unlink(missing_ok=True)
   except OSError as e:
     logging.log_first_n(
       logging.WARNING,

@@ -58,12 +58,8 @@ def changed(home: pathlib.Path, digests: dict[str, str]) -> list[str]:
 def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   """A file to be filled, in place of what is there once it is on the disk.
 
-  Args:
-    path: in a folder that exists; `{path}.tmp` is used meanwhile, and is gone
-      again whatever ends the block.
-
-  Raises:
-    OSError: it could not be written, with its name; what was there still is.
+  Its folder exists; `{path}.tmp` is used meanwhile, and is gone again whatever
+  ends the block. An OSError has the file's name, and what was there still is.
   """
   path = pathlib.Path(path)
   temporary = path.with_name(f'{path.name}.tmp')
@@ -83,41 +79,24 @@ def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def write(path: str | os.PathLike, data: bytes) -> None:
-  """The same of what is in memory.
-
-  Raises:
-    OSError: see `writing`.
-  """
+  """`writing`, of what is in memory."""
   with writing(path) as f:
     f.write(data)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-  """The same of a value, for people to read, as UTF-8.
-
-  Raises:
-    OSError: see `writing`.
-  """
+  """`writing`, of a value, for people to read, as UTF-8."""
   write(path, json.dumps(value, indent=1).encode())
 
 
 def write_sealed(path: str | os.PathLike, value: dict[str, Any]) -> None:
-  """The same of a dictionary, with its SHA-256 as one more entry, `seal`.
-
-  Raises:
-    OSError: see `writing`.
-  """
+  """`write_json`, of a dictionary with its SHA-256 as one more, `seal`."""
   value = json.loads(json.dumps(value))  # its keys as they will be read
   write_json(path, {**value, 'seal': seal(value)})
 
 
 def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
-  """What `write_sealed` was given.
-
-  Raises:
-    OSError: it could not be read.
-    ValueError: it is not as it was written.
-  """
+  """What `write_sealed` was given; a ValueError if it is not as it was then."""
   path = pathlib.Path(path)
   try:
     value = json.loads(path.read_bytes())

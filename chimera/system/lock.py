@@ -17,16 +17,10 @@ _NAME = '.lock'
 
 @contextlib.contextmanager
 def hold(folder: str | os.PathLike, flag: str = '--workdir') -> Iterator[None]:
-  """Holds a folder for this process alone.
+  """Holds a folder, which `flag` named, for this process alone.
 
-  It is made where it is missing, and removed if nothing is put into it then.
-
-  Args:
-    folder: to be held.
-    flag: what named it.
-
-  Raises:
-    ValueError: another process holds it.
+  It is made where it is missing, and removed if nothing is put into it then. A
+  ValueError names the process that holds it.
   """
   path = pathlib.Path(folder, _NAME)
   was_there = path.parent.exists()
@@ -47,25 +41,23 @@ def hold(folder: str | os.PathLike, flag: str = '--workdir') -> Iterator[None]:
 def _acquire(path: pathlib.Path, flag: str) -> int:
   while True:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.ExitStack() as opened:
+      opened.callback(os.close, file)
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as e:
+        pid = os.read(file, 20).decode('ascii', 'replace').strip()
+        raise ValueError(
+          f'{path.parent} must be used by one process at a time, but process '
+          f'{pid or "(unknown)"} is at work in it: wait for it to end, or give '
+          f'another {flag}.'
+        ) from e
       # The last holder may have removed it between our two calls.
       if _is_at(path, file):
         os.ftruncate(file, 0)
         os.write(file, str(os.getpid()).encode())
+        opened.pop_all()
         return file
-    except BlockingIOError as e:
-      pid = os.read(file, 20).decode('ascii', 'replace').strip()
-      os.close(file)
-      raise ValueError(
-        f'{path.parent} must be used by one process at a time, but process '
-        f'{pid or "(unknown)"} is at work in it: wait for it to end, or give '
-        f'another {flag}.'
-      ) from e
-    except OSError:
-      os.close(file)
-      raise
-    os.close(file)
 
 
 def _is_at(path: pathlib.Path, file: int) -> bool:

@@ -29,11 +29,7 @@ _last_acts: list[Callable[[], None]] = []
 
 
 class Stopped(BaseException):
-  """A signal ends the program; like KeyboardInterrupt it is no error.
-
-  Attributes:
-    signum: which.
-  """
+  """The signal `signum` ends the program; like KeyboardInterrupt no error."""
 
   def __init__(self, signum: int, message: str):
     super().__init__(message)
@@ -63,19 +59,16 @@ class Watch:
 
   def __init__(self):
     self.signum: int | None = None
-    self._has_come = False
-    self._is_deferred = False
-    self._is_interruptible = False
+    self._has_come = self._is_deferred = self._is_interruptible = False
     self._before: dict[int, Any] = {}
 
   def __enter__(self) -> 'Watch':
     if threading.current_thread() is not threading.main_thread():
       return self
-    self._ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    self._theirs = theirs
+    self._ours, self._theirs = socket.socketpair()
+    self._theirs.setblocking(False)
     self._fd_before = signal.set_wakeup_fd(
-      theirs.fileno(), warn_on_full_buffer=False
+      self._theirs.fileno(), warn_on_full_buffer=False
     )
     for signum in SIGNALS:
       if signal.getsignal(signum) is not signal.SIG_IGN:
@@ -99,8 +92,7 @@ class Watch:
   def deferred(self) -> Iterator[None]:
     """Within, the first signal is noted in `signum` and waits its turn.
 
-    Raises:
-      Stopped: at the end, where one came that nobody has looked at.
+    At the end one that nobody has looked at raises Stopped.
     """
     self._is_deferred = True
     try:
@@ -110,11 +102,7 @@ class Watch:
     self.stop(_STOPPED)
 
   def stop(self, line: str) -> None:
-    """Ends the program, saying so, where a signal was noted.
-
-    Raises:
-      Stopped: it was.
-    """
+    """Ends the program by Stopped, saying so, where a signal was noted."""
     if self.signum is not None:
       raise Stopped(self.signum, line)
 
@@ -124,14 +112,12 @@ class Watch:
 
     The block's last statement says whether it was left.
     """
-    try:
-      self._is_interruptible = True
-      yield
-      self._is_interruptible = False
-    except _Left:
-      pass
-    finally:
-      self._is_interruptible = False
+    with contextlib.suppress(_Left):
+      try:
+        self._is_interruptible = True
+        yield
+      finally:
+        self._is_interruptible = False
 
   def _handle(self, signum: int, _: Any) -> None:
     """In the main thread, once it is back in Python."""
@@ -159,8 +145,7 @@ class Watch:
           _end(first)
         patience = None
         continue
-      received = self._ours.recv(64)
-      if not received:
+      if not (received := self._ours.recv(64)):
         return
       for signum in received:
         if signum not in self._before:

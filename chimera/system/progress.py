@@ -1,28 +1,21 @@
 """Long work on a terminal: a line of progress now and then, or a bar."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 import contextlib
 import sys
 import time
 
 from absl import logging
-import rich.box
 import rich.console
 import rich.progress
-import rich.table
-import rich.text
 
 
 class Progress:
   """Logs how far a loop is, how fast, and when it will be done.
 
   The first stretch holds the compilation: it is shown, but the estimate of the
-  time left comes from the stretches after it as soon as there is one.
-
-  Args:
-    cycles: at which the loop ends.
-    first: cycle at which it begins.
-    now: seconds, of any monotonic clock.
+  time left comes from the stretches after it as soon as there is one. The loop
+  goes from cycle `first` to `cycles`; `now` is seconds of a monotonic clock.
   """
 
   def __init__(self, cycles: int, first: int = 0, now: float | None = None):
@@ -34,16 +27,7 @@ class Progress:
   def update(
     self, done: int, note: str = '', now: float | None = None
   ) -> float:
-    """Logs one line.
-
-    Args:
-      done: cycles.
-      note: appended to the line.
-      now: seconds, of the same clock.
-
-    Returns:
-      Cycles a second since the last call.
-    """
+    """Logs one line; returns the cycles a second since the last one."""
     now = time.monotonic() if now is None else now
     rate = (done - self._at) / max(now - self._then, 1e-9)
     steady = rate
@@ -53,14 +37,10 @@ class Progress:
       steady = (done - self._warm[0]) / max(now - self._warm[1], 1e-9)
     self._at, self._then = done, now
     left = format_seconds((self._cycles - done) / max(steady, 1e-9))
+    share, note = 100 * done // self._cycles, f', {note}' if note else ''
     logging.info(
       'Cycle %d of %d (%d %%), %.2f cycles/s, %s left%s',
-      done,
-      self._cycles,
-      100 * done // self._cycles,
-      rate,
-      left,
-      f', {note}' if note else '',
+      *(done, self._cycles, share, rate, left, note),
     )
     return rate
 
@@ -78,11 +58,10 @@ def format_seconds(seconds: float) -> str:
 def bar(name: str, total: int | None = None) -> Iterator[Callable[..., None]]:
   """A bar with the time left where a terminal watches, else lines in the log.
 
-  Yields:
-    report(done, note, total): what is done so far.
+  Yields report(done, note, total), which is told what is done so far.
   """
   if sys.stderr.isatty():
-    columns: Sequence[rich.progress.ProgressColumn] = (
+    columns = (
       rich.progress.TextColumn('{task.description}'),
       rich.progress.BarColumn(),
       rich.progress.MofNCompleteColumn(),
@@ -98,8 +77,7 @@ def bar(name: str, total: int | None = None) -> Iterator[Callable[..., None]]:
 
       yield show
     return
-  start = time.monotonic()
-  logged = 0
+  start, logged = time.monotonic(), 0
 
   def log(done: int, note: str, total: int = total) -> None:
     nonlocal logged

@@ -16,23 +16,17 @@ _PARTS = ('chimera', 'configs')
 def commit(root: pathlib.Path = _ROOT) -> str:
   """The code that is running, as well as its place can tell.
 
-  Args:
-    root: of the repository.
-
-  Returns:
-    In a git checkout the commit, 12 digits, with a + behind it where the code
-    differs from it; elsewhere 'files ' and 12 digits of the SHA-256 of the
-    code's files.
+  In a git checkout the commit, 12 digits, with a + behind it where the code
+  differs from it; elsewhere 'files ' and 12 digits of its files' SHA-256.
   """
-  if (root / '.git').exists():
-    head = _git(root, 'rev-parse', '--short=12', 'HEAD')
-    if head:
-      dirty = _git(root, 'status', '--porcelain', '--', *_PARTS)
-      return f'{head}{"+" if dirty else ""}'
-  seen = hashlib.sha256()
-  for path in sorted(
-    p for part in _PARTS for p in root.glob(f'{part}/**/*.py')
+  if (root / '.git').exists() and (
+    head := _git(root, 'rev-parse', '--short=12', 'HEAD')
   ):
+    dirty = _git(root, 'status', '--porcelain', '--', *_PARTS)
+    return f'{head}{"+" if dirty else ""}'
+  seen = hashlib.sha256()
+  paths = (p for part in _PARTS for p in root.glob(f'{part}/**/*.py'))
+  for path in sorted(paths):
     seen.update(f'{path.relative_to(root).as_posix()}\0'.encode())
     seen.update(bytes.fromhex(disk.digest(path)))
   return f'files {seen.hexdigest()[:12]}'
@@ -52,12 +46,9 @@ def file_digest(path: str) -> str:
 def _git(root: pathlib.Path, *words: str) -> str:
   """What git says; nothing where it is not there or refuses."""
   try:
+    command = ('git', '-C', str(root), *words)
     done = subprocess.run(
-      ('git', '-C', str(root), *words),
-      capture_output=True,
-      text=True,
-      check=True,
-      timeout=20,
+      command, capture_output=True, text=True, check=True, timeout=20
     )
   except (OSError, subprocess.SubprocessError):
     return ''

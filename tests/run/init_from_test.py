@@ -93,7 +93,7 @@ def test_from_a_workdir_critics_and_agents_go_on_bit_for_bit(elder, tmp_path):
   config.init_from = workdir
   config.seed = 5
   data, _, newborn = _newborn(config, tmp_path)
-  clones = train.inherit(config, newborn)
+  clones = init_from.inherit(config, newborn)
   for name in ('generator', 'critic', 'master', 'pid', 'q', 'own_loss'):
     _assert_equal(getattr(clones, name), getattr(trained, name))
   assert (np.abs(np.asarray(clones.pid.error_K)) > 0).any()

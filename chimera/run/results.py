@@ -1,0 +1,90 @@
+"""What is made of a run's last cycle, beside its figures and its report."""
+
+import contextlib
+import json
+import os
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+import ml_collections
+import numpy as np
+
+from chimera.clones import specialists as specialists_lib
+from chimera.clones import state as state_lib
+from chimera.clones import terms as terms_lib
+from chimera.meld import average
+from chimera.optics import stage_1
+from chimera.tokenizer import export
+
+
+def are_there(workdir: str, done: int) -> bool:
+  """Whether all that is made of the last cycle is there."""
+  home = pathlib.Path(workdir)
+  try:
+    figures = json.loads((home / 'evaluation.json').read_text())
+    meta = json.loads((home / 'tokenizer' / export.META).read_text())
+    cycles = figures['protocol']['cycles'], meta['came_from']['cycles']
+  except (OSError, ValueError, KeyError, TypeError):
+    return False
+  return cycles == (done, done) and (home / 'report.html').exists()
+
+
+def summarize(
+  config: ml_collections.ConfigDict,
+  bins: dict[int, list[int]],
+  seen: dict[str, np.ndarray],
+) -> list[dict[str, Any]]:
+  """Each clone's row of the final table."""
+  rows = []
+  terms = terms_lib.of(config.model.quantizer)
+  for i, name in enumerate(config.clone_names):
+    base = specialists_lib.base_weights(config, name)
+    base_K = np.array([base[t] for t in terms])
+    ratio_K = seen['lambda'][i] / np.where(base_K > 0, base_K, np.inf)
+    k = int(np.argmax(ratio_K))
+    rows.append(
+      {
+        'name': name,
+        'bins': config.specialists[name].bins,
+        'samples': sum(len(bins[b]) for b in config.specialists[name].bins),
+        'g_loss': float(seen['loss/total'][i]),
+        'critic_loss': float(seen['critic/loss'][i]),
+        'dominant': terms[k],
+        'dominance': float(ratio_K[k]),
+        'learning_rate': float(seen['agent/lr'][i]),
+      }
+    )
+  return rows
+
+
+def save_tokenizer(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  spec: state_lib.StepSpec,
+  master: average.Master,
+  data: stage_1.Prepared,
+  done: int,
+  out: str = '',
+) -> None:
+  """Exports the master (M, ...), or its average, as `config.export` says.
+
+  To `out`; '' is `tokenizer/` in the workdir, whose evaluation.json goes along
+  if it is of this cycle.
+  """
+  weights = {'master': master.params, 'ema': master.ema}[config.export.weights]
+  model, variables = data.optics or (None, None)
+  parts = export.Parts(
+    spec.tokenizer, jax.tree.map(lambda x: x[0], weights), model, variables
+  )
+  size = config.data.image_size
+  came_from = {'weights': config.export.weights, 'cycles': done}
+  with contextlib.suppress(OSError, ValueError, KeyError):
+    seen = json.loads(pathlib.Path(workdir, 'evaluation.json').read_text())
+    if seen['protocol']['cycles'] == done:
+      came_from['evaluation'] = seen
+  out = out or os.path.join(workdir, 'tokenizer')
+  shape = (size, size, 3) if model else data.paths_NxHxWxC.shape[1:]
+  export.save(out, parts, input_shape=shape, came_from=came_from)
+  logging.info('The tokenizer is in %s.', out)
