@@ -12,7 +12,6 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
-import ml_collections
 import numpy as np
 from PIL import Image
 
@@ -43,23 +42,14 @@ _ALIKE = 1.0
 
 
 class Run(NamedTuple):
-  """A run as its workdir tells of it.
-
-  Attributes:
-    workdir: of the run.
-    settings: its config, flat: {'train.cycles': 1000, ...}.
-    clones: their names.
-    rows: of the history, training.
-    exams: of the history, evaluation.
-    shape: (H, W, C) of a sample.
-  """
+  """A run as its workdir tells of it."""
 
   workdir: str
-  settings: dict[str, Any]
-  clones: tuple[str, ...]
-  rows: list[history.Row]
-  exams: list[history.Row]
-  shape: tuple[int, ...]
+  settings: dict[str, Any]  # its config, flat: {'train.cycles': 1000, ...}
+  clones: tuple[str, ...]  # names
+  rows: list[history.Row]  # of training
+  exams: list[history.Row]  # of evaluation
+  shape: tuple[int, ...]  # (H, W, C) of a sample
 
   @property
   def cycles(self) -> int:
@@ -77,11 +67,9 @@ class Run(NamedTuple):
   @property
   def codes(self) -> int:
     """The most codes that one cycle's lessons can use."""
-    h, w, _ = self.shape
-    side = self.settings['model.downsample']
-    tokens = (h // side) * (w // side)
+    h, w = (n // self.settings['model.downsample'] for n in self.shape[:2])
     batch = self.settings['train.batch_size'] * len(self.clones)
-    return max(1, min(terms.codes_of(self.model), tokens * batch))
+    return max(1, min(terms.codes_of(self.model), h * w * batch))
 
   @property
   def model(self) -> dict[str, Any]:
@@ -118,33 +106,21 @@ class Curve(NamedTuple):
 
 
 class Samples(NamedTuple):
-  """What a run trains on.
+  """What a run trains on."""
 
-  Attributes:
-    scores_N: complexity.
-    gradients_N: mean gradient magnitude; None where there are no images.
-    sources: the photographs that the crops come from, each once.
-    digests: of some samples, evenly chosen.
-    flat: share of those that are the same at every place of the grid.
-    thumbnails_nx16x16: gray in [0, 255], of the photographs that are still
-      there, held-out ones too.
-  """
-
-  scores_N: np.ndarray
-  gradients_N: np.ndarray | None
-  sources: list[str]
-  digests: list[bytes]
-  flat: float
+  scores_N: np.ndarray  # complexity
+  gradients_N: np.ndarray | None  # mean magnitude; None without images
+  photographs: int  # that the crops come from
+  digests: list[bytes]  # of some samples, evenly chosen
+  flat: float  # share of those that are the same at every place of the grid
+  # Gray in [0, 255], of the photographs still there, held-out ones too.
   thumbnails_nx16x16: np.ndarray
 
 
 def read_run(workdir: str, defaults: Mapping[str, Any]) -> Run:
   """Reads a run from its workdir.
 
-  Args:
-    workdir: of the run.
-    defaults: settings that a config.json from before there were these keys
-      lacks.
+  `defaults` are the settings that a config.json older than they lacks.
 
   Raises:
     ValueError: there is no run, or it has not come to its first log cycle.
@@ -156,16 +132,16 @@ def read_run(workdir: str, defaults: Mapping[str, Any]) -> Run:
         f'A run has its {name}, got none in {workdir}: mend --workdir.'
       )
   try:
-    written = ml_collections.ConfigDict(
+    written = preflight.keys(
       json.loads((home / 'config.json').read_text(encoding='utf-8'))
     )
-  except (ValueError, TypeError) as e:
+  except (ValueError, AttributeError) as e:
     raise ValueError(
       f'{home / "config.json"} must be the JSON that train wrote, got {e!r}: '
       'mend --workdir.'
     ) from e
-  preflight.check_age(workdir, preflight.keys(written))
-  settings = {**defaults, **preflight.keys(written)}
+  preflight.check_age(workdir, written)
+  settings = dict(sorted({**defaults, **written}.items()))
   clones = tuple(settings['clone_names'])
   rows = history.read(workdir)
   taught = [
@@ -209,7 +185,7 @@ def read_samples(run: Run) -> Samples | None:
   return Samples(
     scores_N,
     gradients_N if has_images else None,
-    sources,
+    len(sources),
     [hashlib.sha256(x.tobytes()).digest() for x in some],
     float(np.mean(some.std((1, 2)).max(-1) < _FLAT)),
     _thumbnails(run, sources) if has_images else np.zeros((0, 16, 16)),
@@ -236,7 +212,7 @@ def figures(run: Run, samples: Samples) -> dict[str, float]:
   if samples.gradients_N is not None:
     found['gradient'] = float(np.median(samples.gradients_N))
     found['flat'] = float(np.mean(samples.gradients_N < _FLAT))
-    found['photographs'] = len(samples.sources)
+    found['photographs'] = samples.photographs
     found['copies'] = copies(samples.thumbnails_nx16x16)
     found['looked_at'] = len(samples.thumbnails_nx16x16)
     if np.ptp(samples.gradients_N) > 0 and np.ptp(samples.scores_N) > 0:
@@ -262,7 +238,7 @@ def copies(thumbnails_nx16x16: np.ndarray) -> float:
   x = thumbnails_nx16x16.reshape(-1, 256)
   x = x[x.std(1) > _PLAIN]
   copied = [
-    bool((np.abs(x[:i] - x[i]).mean(1) < _ALIKE).any()) for i in range(len(x))
+    (np.abs(x[:i] - x[i]).mean(1) < _ALIKE).any() for i in range(len(x))
   ]
   return float(np.mean(copied)) if copied else 0.0
 
