@@ -33,11 +33,10 @@ def diagnose(workdir: str) -> Diagnosis:
   """
   reference = reference_lib.load()
   run = readings.read_run(workdir, reference.settings)
-  samples = readings.read_samples(run)
   case = case_lib.Case(
     run,
     readings.curves(run),
-    readings.figures(run, samples) if samples else {},
+    readings.figures(run),
     reference,
     run.cycles >= case_lib.CYCLES and len(run.rows) >= case_lib.ROWS,
     reference_lib.differences(run.settings, reference.settings),

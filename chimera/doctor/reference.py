@@ -75,11 +75,11 @@ def make(workdirs: Sequence[str]) -> dict[str, Any]:
         f'Reference runs must differ in their seeds alone, got {other[0]} in '
         f'{run.workdir}.'
       )
-    if not (samples := readings.read_samples(run)):
+    known.append(readings.figures(run))
+    if not known[-1]:
       raise ValueError(
         f'A reference run must have its data, got none in {run.workdir}.'
       )
-    known.append(readings.figures(run, samples))
   bands = {}
   all_curves = [readings.curves(run) for run in runs]
   for name, first in all_curves[0].items():

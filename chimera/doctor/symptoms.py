@@ -217,9 +217,7 @@ def _pid(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   half = run.after(0.5)
   # How long each term of each clone stood at the upper and the lower limit.
   held_MxK = readings.saturation(run)[half].mean(0)
-  error_MxK = np.median(
-    [run.of_clones(f'pid/error/{t}')[half] for t in run.terms], axis=1
-  ).T
+  error_MxK = np.median(run.of_terms('pid/error')[half], axis=0)
   weighed_K = np.array([s[f'loss.{t}'] > 0 for t in run.terms])
   stuck_MxK = (np.abs(held_MxK) >= 0.8) & weighed_K
   # A target that is met by far holds its weight down, but it is met.
