@@ -17,19 +17,12 @@ from chimera.doctor import reference as reference_lib
 
 
 class Diagnosis(NamedTuple):
-  """What the doctor found.
-
-  Attributes:
-    workdir: of the run.
-    findings: what is wrong, the likeliest cause first.
-    notes: what is to be known beside it.
-    table: (quantity, this run's, the reference's).
-  """
+  """What the doctor found."""
 
   workdir: str
-  findings: list[case_lib.Finding]
-  notes: list[str]
-  table: list[tuple[str, str, str]]
+  findings: list[case_lib.Finding]  # the likeliest cause first
+  notes: list[str]  # what is to be known beside it
+  table: list[tuple[str, str, str]]  # quantity, this run's, the reference's
 
 
 def diagnose(workdir: str) -> Diagnosis:
@@ -40,16 +33,13 @@ def diagnose(workdir: str) -> Diagnosis:
   """
   reference = reference_lib.load()
   run = readings.read_run(workdir, reference.settings)
-  samples = readings.read_samples(run)
   case = case_lib.Case(
     run,
     readings.curves(run),
-    readings.figures(run, samples) if samples else {},
+    readings.figures(run),
     reference,
     run.cycles >= case_lib.CYCLES and len(run.rows) >= case_lib.ROWS,
-    reference_lib.differences(
-      reference_lib.binding(run.settings), reference.settings
-    ),
+    reference_lib.differences(run.settings, reference.settings),
   )
   findings = [finding for check in symptoms.CHECKS for finding in check(case)]
   if not findings:
@@ -69,34 +59,23 @@ def describe(diagnosis: Diagnosis) -> str:
       f'{count} things are wrong with {diagnosis.workdir}. Mend the first one '
       'first: those below it may follow from it.'
     )
-  blocks = [_wrap(head, '')]
+  wrap = textwrap.TextWrapper(
+    80, break_long_words=False, break_on_hyphens=False
+  )
+  blocks = [wrap.fill(head)]
+  wrap.subsequent_indent = '  '
   for i, (name, seen, why, turn) in enumerate(diagnosis.findings, 1):
     number = f'{i}. ' if count > 1 else ''
-    blocks.append(_wrap(f'{number}{name}. {seen} {why} Turn: {turn}', '  '))
-  blocks += [_wrap(f'Note: {note}', '  ') for note in diagnosis.notes]
+    blocks.append(wrap.fill(f'{number}{name}. {seen} {why} Turn: {turn}'))
+  blocks += [wrap.fill(f'Note: {note}') for note in diagnosis.notes]
   rows = [('late in the run', 'this run', 'reference'), *diagnosis.table]
-  widths = [max(len(row[i]) for row in rows) for i in range(3)]
-  blocks.append(
-    '\n'.join(
-      f'{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}'
-      for a, b, c in rows
-    )
-  )
+  n, m, k = (max(map(len, column)) for column in zip(*rows))
+  blocks.append('\n'.join(f'{a:<{n}}  {b:>{m}}  {c:>{k}}' for a, b, c in rows))
   return '\n\n'.join(blocks) + '\n'
 
 
-def _wrap(text: str, indent: str) -> str:
-  return textwrap.fill(
-    text,
-    80,
-    subsequent_indent=indent,
-    break_long_words=False,
-    break_on_hyphens=False,
-  )
-
-
 def _notes(case: case_lib.Case) -> Iterator[str]:
-  run, s = case.run, case.settings
+  run, s = case.run, case.run.settings
   if run.cycles < s['train.cycles']:
     yield (
       f'the run stands at cycle {run.cycles} of {s["train.cycles"]}: it goes '
@@ -125,7 +104,6 @@ def _notes(case: case_lib.Case) -> Iterator[str]:
 
 
 def _table(case: case_lib.Case) -> Iterator[tuple[str, str, str]]:
-  same = not case.differences
   for name, label, form, scaled in (
     ('base_loss', 'loss by base weights', '.3f', True),
     ('fallen', 'loss over the first one', '.2f', False),
@@ -139,9 +117,8 @@ def _table(case: case_lib.Case) -> Iterator[tuple[str, str, str]]:
     ('gap', 'held-out over training L1', '.2f', False),
   ):
     value = case.late(name)
-    if (same or not scaled) and math.isfinite(value):
+    if math.isfinite(value) and not (scaled and case.differences):
       yield label, format(value, form), case.shown(name, form)
-  known = case.reference.figures
   for name, label, form in (
     ('correlation', 'radius with gradient, rank', '.2f'),
     ('photographs', 'photographs', '.0f'),
@@ -149,4 +126,4 @@ def _table(case: case_lib.Case) -> Iterator[tuple[str, str, str]]:
   ):
     if name in case.figures:
       value = format(case.figures[name], form)
-      yield label, value, case_lib.span(known[name], form)
+      yield label, value, case.shown(name, form)

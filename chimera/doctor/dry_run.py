@@ -5,6 +5,7 @@ random sample: its cost does not depend on what it sees. Nothing is written.
 """
 
 from collections.abc import Iterator, Sequence
+import itertools
 import math
 import os
 import statistics
@@ -19,7 +20,7 @@ import ml_collections
 import numpy as np
 
 from chimera import step as step_lib
-from chimera.clones import specialists as specialists_lib
+from chimera.clones import specialists
 from chimera.clones import state as state_lib
 from chimera.data import images
 from chimera.optics import modules as optics
@@ -31,27 +32,17 @@ from chimera.system import progress
 
 _CYCLES = 5  # dispatches that are measured
 _SECONDS = 20.0  # but none is begun after so long
-_MIB = 2**20
 
 
 class Survey(NamedTuple):
-  """What a run would find.
+  """What a run would find."""
 
-  Attributes:
-    photographs: of the training crops; None for path_params.
-    held_out_photographs: likewise; None also where they were split before.
-    unreadable: files that would be skipped.
-    samples: N, of the training set.
-    held_out: samples.
-    grid: (H, W) of the path_params.
-  """
-
-  photographs: int | None
-  held_out_photographs: int | None
-  unreadable: int
-  samples: int
-  held_out: int
-  grid: tuple[int, int]
+  photographs: int | None  # of the training crops; None for path_params
+  held_out_photographs: int | None  # likewise; None also if split before
+  unreadable: int  # files that would be skipped
+  samples: int  # N, of the training set
+  held_out: int  # samples
+  grid: tuple[int, int]  # (H, W) of the path_params
 
 
 def rehearse(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -60,13 +51,66 @@ def rehearse(config: ml_collections.ConfigDict, workdir: str) -> None:
   Raises:
     ValueError: the data cannot be used.
   """
+  c = config
   sys.stdout.write(f'Dry run of {workdir}: nothing is trained or written.\n\n')
   found = survey(config, workdir)
-  for name, *lines in _sections(config, workdir, found):
-    for line in lines:
-      sys.stdout.write(f'{name:12}{line}'.rstrip() + '\n')
-      name = ''
-    sys.stdout.flush()
+  _say('Data', *_data(config, found))
+  spec = state_lib.create_spec(config)
+  _say('Tokens', *_tokens(config, spec.tokenizer.codes, found.grid))
+  # The sizes of the bins follow from the number of samples alone.
+  bins = curriculum.bin_samples(np.arange(found.samples, dtype=np.float32))
+  _say('Lessons', *_lessons(config, spec, bins))
+  host = state_lib.stack(state_lib.create_states(c, spec, bins, found.grid))
+  _say('Parameters', *_parameters(config, host))
+  devices = engine.choose_devices(c.devices, len(c.clone_names))
+  shards = engine.Shards(config, _stand_ins(found), devices)
+  shard = shards.deal(host.school.enrolled_L, 0)
+  missions, state = (
+    engine.put(x, devices)
+    for x in (state_lib.stack(specialists.create_missions(c, bins)), host)
+  )
+  logging.info('Compiling the step for %d device(s).', len(devices))
+  start = time.perf_counter()
+  n = c.train.cycles_per_dispatch
+  step = step_lib.make_train_step(
+    spec, devices, cycles=n, resident=shards.resident
+  )
+  compiled = step.lower(state, missions, shard).compile()
+  compiled_in = progress.format_seconds(time.perf_counter() - start)
+  parts = memory(compiled, shard, len(devices))
+  if limit := (devices[0].memory_stats() or {}).get('bytes_limit'):
+    parts['of'] = limit
+  _say(
+    'Memory',
+    f'{len(devices)} {devices[0].device_kind} device(s), '
+    f'{len(c.clone_names) // len(devices)} clone(s) on each, which holds',
+    *(f'{name:12} {size / 2**20:9,.0f} MiB' for name, size in parts.items()),
+  )
+  seconds = []
+  while len(seconds) < _CYCLES + 1 and sum(seconds) < _SECONDS:
+    start = time.perf_counter()
+    state, _ = compiled(state, missions, shard)
+    jax.block_until_ready(state)
+    seconds.append(time.perf_counter() - start)
+  seconds = seconds[1:] or seconds  # the first one still fetches and places
+  cycle = statistics.median(seconds) / n
+  first = checkpoint.open_steps(c, workdir).latest() or 0
+  left = max(c.train.cycles - first, 0)
+  _say(
+    'Time',
+    f'compiled in {compiled_in}',
+    f'{cycle:.3g} s a cycle, the median of {len(seconds)} x {n} cycles',
+    f'{left} cycles: about {progress.format_seconds(left * cycle)}, '
+    'without stage 1 and evaluations',
+  )
+  _say('Start', _start(config, first))
+
+
+def _say(title: str, *lines: str) -> None:
+  for line in lines:
+    sys.stdout.write(f'{title:12}{line}'.rstrip() + '\n')
+    title = ''
+  sys.stdout.flush()
 
 
 def survey(config: ml_collections.ConfigDict, workdir: str) -> Survey:
@@ -79,9 +123,9 @@ def survey(config: ml_collections.ConfigDict, workdir: str) -> Survey:
   has_photographs = not images.is_path_params(c.data.source)
   if os.path.exists(os.path.join(workdir, 'latents.npy')):
     data = stage_1.prepare(config, workdir)
-    sources = {crop.source for crop in data.crops}
+    sources = len({crop.source for crop in data.crops})
     return Survey(
-      len(sources) if has_photographs else None,
+      sources if has_photographs else None,
       None,
       0,
       len(data.paths_NxHxWxC),
@@ -112,11 +156,8 @@ def drawn(
 ) -> list[float]:
   """Samples of each bin that all clones together draw a cycle, on average.
 
-  Args:
-    bins: the curriculum.
-    lessons: bins of each clone.
-    batch_size: B, a clone.
-    mix: round(mix * B) of them come from everything, the rest from the lesson.
+  Each clone draws round(mix * batch_size) from everything, and the rest of its
+  batch from its lesson, which is some of the bins.
   """
   from_whole = round(mix * batch_size)
   sizes = {b: len(ids) for b, ids in bins.items()}
@@ -135,12 +176,9 @@ def drawn(
 def memory(
   compiled: Any, shard: lessons_lib.Shard, devices: int
 ) -> dict[str, int]:
-  """Bytes that the compiled step holds on each device.
+  """Bytes that the compiled step, its state donated, holds on each device.
 
-  Args:
-    compiled: `jit(f).lower(...).compile()`, its state donated.
-    shard: the resident training set, on the devices.
-    devices: how many.
+  The shard, the resident training set, is spread over all of them.
   """
   m = compiled.memory_analysis()
   resident = sum(x.nbytes for x in jax.tree.leaves(shard)) // devices
@@ -151,54 +189,6 @@ def memory(
     'temporaries': m.temp_size_in_bytes,
   }
   return parts | {'together': sum(parts.values())}
-
-
-def _sections(
-  config: ml_collections.ConfigDict, workdir: str, found: Survey
-) -> Iterator[tuple[str, ...]]:
-  """(title, line, ...), the quick ones first."""
-  c = config
-  yield ('Data', *_data(config, found))
-  spec = state_lib.create_spec(config)
-  yield ('Tokens', *_tokens(config, spec.tokenizer.codes, found.grid))
-  # The sizes of the bins follow from the number of samples alone.
-  bins = curriculum.bin_samples(np.arange(found.samples, dtype=np.float32))
-  yield ('Lessons', *_lessons(config, spec, bins))
-  host = state_lib.stack(state_lib.create_states(c, spec, bins, found.grid))
-  yield ('Parameters', *_parameters(config, host))
-  devices = engine.choose_devices(c.devices, len(c.clone_names))
-  shards = engine.Shards(config, _stand_ins(found), devices)
-  shard = shards.deal(host.school.enrolled_L, 0)
-  missions = engine.put(
-    state_lib.stack(specialists_lib.create_missions(c, bins)), devices
-  )
-  state = engine.put(host, devices)
-  logging.info('Compiling the step for %d device(s).', len(devices))
-  start = time.perf_counter()
-  compiled = (
-    step_lib.make_train_step(
-      spec,
-      devices,
-      cycles=c.train.cycles_per_dispatch,
-      resident=shards.resident,
-    )
-    .lower(state, missions, shard)
-    .compile()
-  )
-  compile_seconds = time.perf_counter() - start
-  parts = memory(compiled, shard, len(devices))
-  yield ('Memory', *_memory(config, parts, devices))
-  seconds = []
-  while len(seconds) < _CYCLES + 1 and sum(seconds) < _SECONDS:
-    start = time.perf_counter()
-    state, _ = compiled(state, missions, shard)
-    jax.block_until_ready(state)
-    seconds.append(time.perf_counter() - start)
-  # The first one still fetches and places.
-  seconds = seconds[1:] or seconds
-  first = checkpoint.open_steps(c, workdir).latest() or 0
-  yield ('Time', *_time(config, compile_seconds, seconds, first))
-  yield ('Start', _start(config, first))
 
 
 def _stand_ins(found: Survey) -> np.ndarray:
@@ -217,9 +207,8 @@ def _data(config: ml_collections.ConfigDict, found: Survey) -> Iterator[str]:
   side = config.data.image_size
   crops = f'{found.samples} crops of {side}x{side}'
   yield f'{crops} from {found.photographs} photographs to train on'
-  of = ''
-  if found.held_out_photographs is not None:
-    of = f' from {found.held_out_photographs} others'
+  others = found.held_out_photographs
+  of = '' if others is None else f' from {others} others'
   yield f'{found.held_out} crops{of} held out'
   if found.unreadable:
     yield f'{found.unreadable} files are not readable images'
@@ -228,16 +217,13 @@ def _data(config: ml_collections.ConfigDict, found: Survey) -> Iterator[str]:
 def _tokens(
   config: ml_collections.ConfigDict, codes: int, grid: tuple[int, int]
 ) -> Iterator[str]:
-  c = config
-  h, w = (n // c.model.downsample for n in grid)
+  h, w = (n // config.model.downsample for n in grid)
   bits = h * w * math.log2(codes)
-  yield (
-    f'{grid[0]}x{grid[1]} path_params -> {h}x{w} = {h * w} tokens of '
-    f'{codes} codes'
-  )
+  cells = f'{grid[0]}x{grid[1]} path_params'
+  yield f'{cells} -> {h}x{w} = {h * w} tokens of {codes} codes'
   rate = f'{bits:.0f} bits a sample'
-  if not images.is_path_params(c.data.source):
-    rate += f', {bits / c.data.image_size**2:.3f} a pixel'
+  if not images.is_path_params(config.data.source):
+    rate += f', {bits / config.data.image_size**2:.3f} a pixel'
   yield rate
 
 
@@ -255,11 +241,8 @@ def _lessons(
   )
   yield 'bin  samples  drawn a cycle  each in all  lesson of'
   for b, mean in enumerate(means):
-    of = [
-      name
-      for name, lesson in zip(c.clone_names, lessons)
-      if b in lesson and c.school.enabled
-    ]
+    mine = [b in lesson and c.school.enabled for lesson in lessons]
+    of = itertools.compress(c.clone_names, mine)
     each = mean * c.train.cycles / len(bins[b])
     yield (
       f'{b:3}  {len(bins[b]):7}  {mean:13.2f}  {each:11.1f}  '
@@ -293,39 +276,6 @@ def _parameters(
 
 def _count(tree: Any) -> int:
   return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
-
-
-def _memory(
-  config: ml_collections.ConfigDict,
-  parts: dict[str, int],
-  devices: list[jax.Device],
-) -> Iterator[str]:
-  n = len(devices)
-  yield (
-    f'{n} {devices[0].device_kind} device(s), {len(config.clone_names) // n} '
-    'clone(s) on each, which holds'
-  )
-  for name, size in parts.items():
-    yield f'{name:12} {size / _MIB:9,.0f} MiB'
-  if limit := (devices[0].memory_stats() or {}).get('bytes_limit'):
-    yield f'{"of":12} {limit / _MIB:9,.0f} MiB'
-
-
-def _time(
-  config: ml_collections.ConfigDict,
-  compile_seconds: float,
-  seconds: list[float],
-  first: int,
-) -> Iterator[str]:
-  n = config.train.cycles_per_dispatch
-  cycle = statistics.median(seconds) / n
-  yield f'compiled in {progress.format_seconds(compile_seconds)}'
-  yield f'{cycle:.3g} s a cycle, the median of {len(seconds)} x {n} cycles'
-  left = max(config.train.cycles - first, 0)
-  yield (
-    f'{left} cycles: about {progress.format_seconds(left * cycle)}, '
-    'without stage 1 and evaluations'
-  )
 
 
 def _start(config: ml_collections.ConfigDict, first: int) -> str:

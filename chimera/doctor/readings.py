@@ -12,7 +12,6 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
-import ml_collections
 import numpy as np
 from PIL import Image
 
@@ -43,23 +42,14 @@ _ALIKE = 1.0
 
 
 class Run(NamedTuple):
-  """A run as its workdir tells of it.
-
-  Attributes:
-    workdir: of the run.
-    settings: its config, flat: {'train.cycles': 1000, ...}.
-    clones: their names.
-    rows: of the history, training.
-    exams: of the history, evaluation.
-    shape: (H, W, C) of a sample.
-  """
+  """A run as its workdir tells of it."""
 
   workdir: str
-  settings: dict[str, Any]
-  clones: tuple[str, ...]
-  rows: list[history.Row]
-  exams: list[history.Row]
-  shape: tuple[int, ...]
+  settings: dict[str, Any]  # its config, flat: {'train.cycles': 1000, ...}
+  clones: tuple[str, ...]  # names
+  rows: list[history.Row]  # of training
+  exams: list[history.Row]  # of evaluation
+  shape: tuple[int, ...]  # (H, W, C) of a sample
 
   @property
   def cycles(self) -> int:
@@ -77,11 +67,9 @@ class Run(NamedTuple):
   @property
   def codes(self) -> int:
     """The most codes that one cycle's lessons can use."""
-    h, w, _ = self.shape
-    side = self.settings['model.downsample']
-    tokens = (h // side) * (w // side)
+    h, w = (n // self.settings['model.downsample'] for n in self.shape[:2])
     batch = self.settings['train.batch_size'] * len(self.clones)
-    return max(1, min(terms.codes_of(self.model), tokens * batch))
+    return max(1, min(terms.codes_of(self.model), h * w * batch))
 
   @property
   def model(self) -> dict[str, Any]:
@@ -105,6 +93,10 @@ class Run(NamedTuple):
       ]
     )
 
+  def of_terms(self, group: str) -> np.ndarray:
+    """group/term of every loss term, (rows, clones, terms)."""
+    return np.stack([self.of_clones(f'{group}/{t}') for t in self.terms], -1)
+
   def of_master(self, tag: str) -> np.ndarray:
     """A tag of the master in every training row, (rows,)."""
     return np.array([row.master.get(tag, math.nan) for row in self.rows])
@@ -117,34 +109,10 @@ class Curve(NamedTuple):
   values: np.ndarray
 
 
-class Samples(NamedTuple):
-  """What a run trains on.
-
-  Attributes:
-    scores_N: complexity.
-    gradients_N: mean gradient magnitude; None where there are no images.
-    sources: the photographs that the crops come from, each once.
-    digests: of some samples, evenly chosen.
-    flat: share of those that are the same at every place of the grid.
-    thumbnails_nx16x16: gray in [0, 255], of the photographs that are still
-      there, held-out ones too.
-  """
-
-  scores_N: np.ndarray
-  gradients_N: np.ndarray | None
-  sources: list[str]
-  digests: list[bytes]
-  flat: float
-  thumbnails_nx16x16: np.ndarray
-
-
 def read_run(workdir: str, defaults: Mapping[str, Any]) -> Run:
   """Reads a run from its workdir.
 
-  Args:
-    workdir: of the run.
-    defaults: settings that a config.json from before there were these keys
-      lacks.
+  `defaults` are the settings that a config.json older than they lacks.
 
   Raises:
     ValueError: there is no run, or it has not come to its first log cycle.
@@ -156,16 +124,16 @@ def read_run(workdir: str, defaults: Mapping[str, Any]) -> Run:
         f'A run has its {name}, got none in {workdir}: mend --workdir.'
       )
   try:
-    written = ml_collections.ConfigDict(
+    written = preflight.keys(
       json.loads((home / 'config.json').read_text(encoding='utf-8'))
     )
-  except (ValueError, TypeError) as e:
+  except (ValueError, AttributeError) as e:
     raise ValueError(
       f'{home / "config.json"} must be the JSON that train wrote, got {e!r}: '
       'mend --workdir.'
     ) from e
-  preflight.check_age(workdir, preflight.keys(written))
-  settings = {**defaults, **preflight.keys(written)}
+  preflight.check_age(workdir, written)
+  settings = dict(sorted({**defaults, **written}.items()))
   clones = tuple(settings['clone_names'])
   rows = history.read(workdir)
   taught = [
@@ -178,46 +146,16 @@ def read_run(workdir: str, defaults: Mapping[str, Any]) -> Run:
       f'{home / history.NAME} must have the row of a log cycle, got none: '
       'train on, or mend --workdir.'
     )
-  return Run(
-    workdir,
-    settings,
-    clones,
-    taught,
-    [row for row in rows if 'eval/path_l1' in row.master],
-    _shape(home, settings),
-  )
+  side = settings['data.image_size'] // settings['optics.cell']
+  shape = side, side, 3
+  if (home / 'latents.npy').is_file():
+    shape = np.load(home / 'latents.npy', mmap_mode='r').shape[1:]
+  exams = [row for row in rows if 'eval/path_l1' in row.master]
+  return Run(workdir, settings, clones, taught, exams, shape)
 
 
-def read_samples(run: Run) -> Samples | None:
-  """Reads what a run trains on; None where the workdir does not hold it.
-
-  Raises:
-    ValueError: a file of it is broken.
-  """
-  home = pathlib.Path(run.workdir)
-  names = 'manifest.csv', 'optics/crops.csv', 'latents.npy'
-  if not all((home / name).is_file() for name in names):
-    return None
-  crops, scores_N = crops_lib.read_manifest(home / 'manifest.csv')
-  _, gradients_N = crops_lib.read_manifest(home / 'optics/crops.csv')
-  paths = np.load(home / 'latents.npy', mmap_mode='r', allow_pickle=False)
-  some = paths[np.linspace(0, len(paths) - 1, _PROBED).astype(int)]
-  if len(paths) <= _PROBED:
-    some = np.asarray(paths)
-  has_images = bool(np.isfinite(gradients_N).all())
-  sources = list(dict.fromkeys(crop.source for crop in crops))
-  return Samples(
-    scores_N,
-    gradients_N if has_images else None,
-    sources,
-    [hashlib.sha256(x.tobytes()).digest() for x in some],
-    float(np.mean(some.std((1, 2)).max(-1) < _FLAT)),
-    _thumbnails(run, sources) if has_images else np.zeros((0, 16, 16)),
-  )
-
-
-def figures(run: Run, samples: Samples) -> dict[str, float]:
-  """What is known of the data, in one number each.
+def figures(run: Run) -> dict[str, float]:
+  """What is known of the data, in one number each; {} where they are gone.
 
   gradient: its median magnitude. correlation: Spearman's, of it with
   complexity. spread: of complexity, from the 10th to the 90th percentile over
@@ -226,29 +164,44 @@ def figures(run: Run, samples: Samples) -> dict[str, float]:
   many, held-out ones too, were there to be compared. copies: share of those
   that are copies of others. lesson: samples in the smallest lesson. repeats:
   times that one of its samples is drawn from it in the whole run.
+
+  Raises:
+    ValueError: a file of them is broken.
   """
-  low, median, high = np.percentile(samples.scores_N, (10, 50, 90))
+  home = pathlib.Path(run.workdir)
+  names = 'manifest.csv', 'optics/crops.csv', 'latents.npy'
+  if not all((home / name).is_file() for name in names):
+    return {}
+  crops, scores_N = crops_lib.read_manifest(home / 'manifest.csv')
+  _, gradients_N = crops_lib.read_manifest(home / 'optics/crops.csv')
+  paths = np.load(home / 'latents.npy', mmap_mode='r', allow_pickle=False)
+  evenly = np.linspace(0, len(paths) - 1, _PROBED).astype(int)
+  some = paths[np.unique(evenly)]
+  different = {hashlib.sha256(x.tobytes()).digest() for x in some}
+  low, median, high = np.percentile(scores_N, (10, 50, 90))
   found = {
     'spread': float((high - low) / max(median, 1e-12)),
-    'identical': 1 - len(set(samples.digests)) / len(samples.digests),
-    'flat': samples.flat,
+    'identical': 1 - len(different) / len(some),
+    # The same at every place of the grid.
+    'flat': float(np.mean(some.std((1, 2)).max(-1) < _FLAT)),
   }
-  if samples.gradients_N is not None:
-    found['gradient'] = float(np.median(samples.gradients_N))
-    found['flat'] = float(np.mean(samples.gradients_N < _FLAT))
-    found['photographs'] = len(samples.sources)
-    found['copies'] = copies(samples.thumbnails_nx16x16)
-    found['looked_at'] = len(samples.thumbnails_nx16x16)
-    if np.ptp(samples.gradients_N) > 0 and np.ptp(samples.scores_N) > 0:
+  if np.isfinite(gradients_N).all():  # there are images
+    sources = list(dict.fromkeys(crop.source for crop in crops))
+    thumbnails = _thumbnails(run, sources)
+    found['gradient'] = float(np.median(gradients_N))
+    found['flat'] = float(np.mean(gradients_N < _FLAT))
+    found['photographs'] = len(sources)
+    found['copies'] = copies(thumbnails)
+    found['looked_at'] = len(thumbnails)
+    if np.ptp(gradients_N) > 0 and np.ptp(scores_N) > 0:
       from scipy import stats  # half a second
 
-      found['correlation'] = float(
-        stats.spearmanr(samples.scores_N, samples.gradients_N).statistic
-      )
+      rank = stats.spearmanr(scores_N, gradients_N).statistic
+      found['correlation'] = float(rank)
   s = run.settings
   if s['school.enabled']:
     bins = min(len(s[f'specialists.{name}.bins']) for name in run.clones)
-    found['lesson'] = len(samples.scores_N) * bins // 10
+    found['lesson'] = len(scores_N) * bins // 10
     drawn = s['train.cycles'] * s['train.batch_size'] * (1 - s['school.mix'])
     found['repeats'] = drawn / max(found['lesson'], 1)
   return found
@@ -262,7 +215,7 @@ def copies(thumbnails_nx16x16: np.ndarray) -> float:
   x = thumbnails_nx16x16.reshape(-1, 256)
   x = x[x.std(1) > _PLAIN]
   copied = [
-    bool((np.abs(x[:i] - x[i]).mean(1) < _ALIKE).any()) for i in range(len(x))
+    (np.abs(x[:i] - x[i]).mean(1) < _ALIKE).any() for i in range(len(x))
   ]
   return float(np.mean(copied)) if copied else 0.0
 
@@ -311,17 +264,10 @@ def saturation(run: Run) -> np.ndarray:
   and goes.
   """
   limit = run.settings['pid.limit']
-  gains = np.array(
-    [run.settings[f'specialists.{n}.pid.proportional'] for n in run.clones]
+  gains_Mx1 = np.array(
+    [[run.settings[f'specialists.{n}.pid.proportional']] for n in run.clones]
   )
-  wanted = np.stack(
-    [
-      gains * run.of_clones(f'pid/error/{t}')
-      + run.of_clones(f'pid/integral/{t}')
-      for t in run.terms
-    ],
-    axis=-1,
-  )
+  wanted = gains_Mx1 * run.of_terms('pid/error') + run.of_terms('pid/integral')
   if not run.settings['pid.enabled'] or not limit:
     return np.zeros(wanted.shape)
   return np.sign(wanted) * (np.abs(wanted) >= limit - _AT_LIMIT)
@@ -346,12 +292,3 @@ def _thumbnail(source: str) -> np.ndarray | None:
     return None
   small = photograph.convert('L').resize((16, 16), Image.Resampling.BOX)
   return np.asarray(small, np.float64)
-
-
-def _shape(home: pathlib.Path, settings: Mapping[str, Any]) -> tuple[int, ...]:
-  """Of a sample: that of latents.npy, or what the config makes of a crop."""
-  path = home / 'latents.npy'
-  if path.is_file():
-    return np.load(path, mmap_mode='r', allow_pickle=False).shape[1:]
-  side = settings['data.image_size'] // settings['optics.cell']
-  return side, side, 3

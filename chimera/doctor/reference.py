@@ -3,11 +3,11 @@
   python -m chimera.doctor.reference RUN RUN RUN
 
 makes `reference_curves.json` of finished runs of the default config that differ
-in their seeds alone. `doctor.py` holds other runs against it, without JAX.
+in their seeds alone. `doctor.py` holds other runs against it.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import datetime
 import json
 import os
@@ -22,6 +22,8 @@ from chimera.run import preflight
 from chimera.system import provenance
 
 PATH = pathlib.Path(__file__).with_name('reference_curves.json')
+# The keys by which runs of one config may differ begin so.
+_FREE = ('seed', 'basename', *preflight.FREE)
 
 
 class Band(NamedTuple):
@@ -34,19 +36,12 @@ class Band(NamedTuple):
 
 
 class Reference(NamedTuple):
-  """What `reference_curves.json` holds.
+  """What `reference_curves.json` holds."""
 
-  Attributes:
-    made: of what, by whom and when.
-    settings: the config of the runs, flat, but for what may differ.
-    figures: (least, greatest) of what is known of the data.
-    bands: of the curves, by the name of the quantity.
-  """
-
-  made: dict[str, Any]
-  settings: dict[str, Any]
-  figures: dict[str, tuple[float, float]]
-  bands: dict[str, Band]
+  made: dict[str, Any]  # of what, by whom and when
+  settings: dict[str, Any]  # of the runs, flat, but for what may differ
+  figures: dict[str, tuple[float, float]]  # of the data: least, greatest
+  bands: dict[str, Band]  # of the curves, by the name of the quantity
 
 
 def load() -> Reference:
@@ -63,25 +58,27 @@ def load() -> Reference:
 def make(workdirs: Sequence[str]) -> dict[str, Any]:
   """The body of `reference_curves.json`.
 
-  Args:
-    workdirs: of finished runs of one config.
-
   Raises:
-    ValueError: there is no run, one is not finished, or their configs differ
-      in more than the seed.
+    ValueError: there is no run, one is not finished or without its data, or
+      their configs differ in more than the seed.
   """
   runs = [readings.read_run(workdir, {}) for workdir in workdirs]
-  kept = [binding(run.settings) for run in runs]
-  for run, settings in zip(runs, kept):
+  settings, known = runs[0].settings, []
+  for run in runs:
     if run.cycles < run.settings['train.cycles']:
       raise ValueError(
         f'A reference run must be finished, got {run.cycles} of '
         f'{run.settings["train.cycles"]} cycles in {run.workdir}.'
       )
-    if other := differences(settings, kept[0]):
+    if other := differences(run.settings, settings):
       raise ValueError(
         f'Reference runs must differ in their seeds alone, got {other[0]} in '
         f'{run.workdir}.'
+      )
+    known.append(readings.figures(run))
+    if not known[-1]:
+      raise ValueError(
+        f'A reference run must have its data, got none in {run.workdir}.'
       )
   bands = {}
   all_curves = [readings.curves(run) for run in runs]
@@ -89,25 +86,14 @@ def make(workdirs: Sequence[str]) -> dict[str, Any]:
     values = np.stack([found[name].values for found in all_curves])
     bands[name] = {
       'cycles': first.cycles.tolist(),
-      **{
-        field: [float(f'{v:.4g}') for v in reduced]
-        for field, reduced in (
-          ('mean', values.mean(0)),
-          ('low', values.min(0)),
-          ('high', values.max(0)),
-        )
-      },
+      'mean': _rounded(values.mean(0)),
+      'low': _rounded(values.min(0)),
+      'high': _rounded(values.max(0)),
     }
-  known = []
-  for run in runs:
-    samples = readings.read_samples(run)
-    if samples is None:
-      raise ValueError(
-        f'A reference run must have its data, got none in {run.workdir}.'
-      )
-    known.append(readings.figures(run, samples))
   common = {
-    k: v for k, v in kept[0].items() if all(k in settings for settings in kept)
+    k: v
+    for k, v in settings.items()
+    if not k.startswith(_FREE) and all(k in run.settings for run in runs)
   }
   made = {
     'seeds': [run.settings['seed'] for run in runs],
@@ -117,58 +103,41 @@ def make(workdirs: Sequence[str]) -> dict[str, Any]:
     'machine': f'{platform.machine()}, {os.cpu_count()} cores',
     'command': 'python -m chimera.doctor.reference RUN RUN RUN',
   }
-  least_and_greatest = {
-    k: [
-      float(f'{v:.4g}')
-      for v in (min(x[k] for x in known), max(x[k] for x in known))
-    ]
+  figures = {
+    k: _rounded((min(x[k] for x in known), max(x[k] for x in known)))
     for k in known[0]
   }
-  return {
-    'made': made,
-    'settings': common,
-    'figures': least_and_greatest,
-    'bands': bands,
-  }
+  return {'made': made, 'settings': common, 'figures': figures, 'bands': bands}
 
 
-def binding(settings: Mapping[str, Any]) -> dict[str, Any]:
-  """The settings by which runs of one config may not differ."""
-  return {
-    k: v
-    for k, v in settings.items()
-    if k not in ('seed', 'basename') and not k.startswith(preflight.FREE)
-  }
+def _rounded(values: Iterable[float]) -> list[float]:
+  return [float(f'{v:.4g}') for v in values]
 
 
 def differences(
   settings: Mapping[str, Any], others: Mapping[str, Any]
 ) -> list[str]:
-  """'key = value (other value)' of the settings that both have, and differ."""
+  """'key = value (other value)' where two runs are not of one config.
+
+  What only one of them has, or what may differ, does not count.
+  """
   return [
     f'{k} = {v} ({others[k]})'
     for k, v in settings.items()
-    if k in others and _plain(v) != _plain(others[k])
+    if k in others
+    and not k.startswith(_FREE)
+    and json.dumps(v) != json.dumps(others[k])  # tuples and lists alike
   ]
-
-
-def _plain(value: Any) -> str:
-  """Tuples and lists alike."""
-  return json.dumps(value)
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(prog='python -m chimera.doctor.reference')
   parser.add_argument('runs', nargs='+', help='workdirs of finished runs')
-  body = make(parser.parse_args().runs)
-  blocks = (f' "{k}": {_lines(v)}' for k, v in body.items())
+  blocks = []
+  for name, block in make(parser.parse_args().runs).items():
+    lines = ',\n'.join(f'  "{k}": {json.dumps(v)}' for k, v in block.items())
+    blocks.append(f' "{name}": {{\n{lines}\n }}')
   PATH.write_text('{\n' + ',\n'.join(blocks) + '\n}\n', encoding='utf-8')
-
-
-def _lines(block: Mapping[str, Any]) -> str:
-  """A line a key."""
-  lines = (f'  "{k}": {json.dumps(v)}' for k, v in block.items())
-  return '{\n' + ',\n'.join(lines) + '\n }'
 
 
 if __name__ == '__main__':

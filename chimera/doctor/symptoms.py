@@ -2,11 +2,10 @@
 
 Each check looks at a case and yields findings: the figure and what the
 reference shows, why it matters, and which key to turn. The thresholds stand in
-the README.md beside this; none of them is near to what the three reference runs
-do.
+README.md; none of them is near to what the three reference runs do.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import math
 
 import numpy as np
@@ -36,18 +35,21 @@ _PINNED = 6
 _WRONG_RATE = 3.0  # factor from the reference's that is suspect
 _FAR = math.log(10.0)  # error of a term that no weight will mend
 _MOST = 4.99  # error at which the PID counts no further
+_AT_LIMIT = (
+  'A weight at its limit is a constant: nothing is controlled any more.'
+)
 
 
 def _data(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   """What is trained on; where it shows nothing, the rest says nothing."""
-  figures, known = case.figures, case.reference.figures
+  figures = case.figures
   if not figures:
     return
   if figures['flat'] > 0.5:
     yield case_lib.Finding(
       CONSTANT,
       f'{figures["flat"]:.0%} of the training crops are one flat color; the '
-      f'reference has {case_lib.span(known["flat"], ".1%")}.',
+      f'reference has {case.shown("flat", ".1%")}.',
       'There is nothing to learn from them, and nothing for the School to sort '
       'by.',
       'point --config.data.source at photographs that hold pictures (were '
@@ -69,7 +71,7 @@ def _data(case: case_lib.Case) -> Iterator[case_lib.Finding]:
       COPIES,
       f'{figures["identical"]:.0%} of the training samples equal another one '
       'exactly; in the reference '
-      f'{case_lib.span(known["identical"], ".1%")} do.',
+      f'{case.shown("identical", ".1%")} do.',
       'They are learned by heart, and held-out ones may be among them.',
       'take the copies out of --config.data.source; where the photographs are '
       'hardly larger than a crop, lower --config.data.train_count.',
@@ -78,23 +80,23 @@ def _data(case: case_lib.Case) -> Iterator[case_lib.Finding]:
     yield case_lib.Finding(
       FEW,
       f'All crops come from {figures["photographs"]} photograph(s); the '
-      f'reference has {case_lib.span(known["photographs"], ".0f")}.',
+      f'reference has {case.shown("photographs", ".0f")}.',
       'A tokenizer for other images cannot be learned from so few.',
       'more photographs in --config.data.source.',
     )
-  if case.settings['school.enabled']:
+  if case.run.settings['school.enabled']:
     yield from _school(case)
 
 
 def _school(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   """Whether the bins mean something and hold enough."""
-  figures, known, s = case.figures, case.reference.figures, case.settings
+  figures, s = case.figures, case.run.settings
   if figures['spread'] < 0.05:
     yield case_lib.Finding(
       BINS,
       'Complexity goes from the 10th to the 90th percentile by '
       f'{figures["spread"]:.1%} of its median; in the reference by '
-      f'{case_lib.span(known["spread"], ".0%")}.',
+      f'{case.shown("spread", ".0%")}.',
       'The ten bins then hold the same, and so do the lessons.',
       'more varied images in --config.data.source, or another '
       '--config.school.metric.',
@@ -104,19 +106,19 @@ def _school(case: case_lib.Case) -> Iterator[case_lib.Finding]:
       RADIUS,
       'Complexity follows the gradient magnitude of the images by a rank '
       f'correlation of {figures["correlation"]:.2f}; 0.5 is the least, the '
-      f'reference shows {case_lib.span(known["correlation"], ".2f")}.',
+      f'reference shows {case.shown("correlation", ".2f")}.',
       'Easy and hard then mean nothing, and the School sorts by chance.',
       '--config.optics.radius=contrast and --config.school.metric=mean_radius, '
       'in another --workdir.',
     )
-  batch = s['train.batch_size']
-  if figures['lesson'] < 4 * batch or figures['repeats'] > 300:
+  lesson, batch = figures['lesson'], s['train.batch_size']
+  if lesson < 4 * batch or figures['repeats'] > 300:
     yield case_lib.Finding(
       LESSONS,
-      f'The smallest lesson has {figures["lesson"]} samples for batches of '
-      f'{batch}, each drawn {figures["repeats"]:.0f} times in the run; the '
-      f'reference has {case_lib.span(known["lesson"], ".0f")}, drawn '
-      f'{case_lib.span(known["repeats"], ".0f")} times.',
+      f'The smallest lesson has {lesson} samples for batches of {batch}, each '
+      f'drawn {figures["repeats"]:.0f} times in the run; the reference has '
+      f'{case.shown("lesson", ".0f")}, drawn {case.shown("repeats", ".0f")} '
+      'times.',
       'Its clone learns them by heart and pulls the master along.',
       'raise --config.data.train_count (with more photographs), give the clone '
       'more bins by --config.specialists.NAME.bins, or raise '
@@ -126,34 +128,30 @@ def _school(case: case_lib.Case) -> Iterator[case_lib.Finding]:
 
 def _loss(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   """Whether it is finite, falls, and stays down."""
-  s, known = case.settings, case.reference.settings
+  s, known = case.run.settings, case.reference.settings
   base = case.curves['base_loss'].values
+  base = base[np.isfinite(base)]
   dropped = _most(case.run.of_master('meld/dropped'))
   signs = []
   if not np.isfinite(case.run.of_clones('loss/base')).all():
     signs.append('the loss of a clone is not a number')
   if dropped > 0:
     signs.append(f'a clone was not finite and left out {dropped:.0f} time(s)')
-  finite = base[np.isfinite(base)]
-  fallen = case.late('fallen')
-  if case.long and len(finite) >= case_lib.ROWS:
+  fallen, late = case.late('fallen'), case.late('base_loss')
+  if case.long and len(base) >= case_lib.ROWS:
     if fallen > 0.85:
       signs.append(
         f'late in the run the loss is {fallen:.0%} of what it was at first'
       )
-    least = float(np.min(_smooth(finite)))
-    if case.late('base_loss') > 1.4 * least:
-      signs.append(
-        f'the loss rose from {least:.3g} to {case.late("base_loss"):.3g}'
-      )
+    if late > 1.4 * (least := np.min(_smooth(base))):
+      signs.append(f'the loss rose from {least:.3g} to {late:.3g}')
   if not signs:
     return
   rate, usual = s['train.learning_rate'], known['train.learning_rate']
   seen = (
     f'{_sentence(signs)}; the reference comes down to '
-    f'{case.shown("fallen", ".0%")}, and leaves out none. '
-    f'--config.train.learning_rate is {rate:g}, the reference learns at '
-    f'{usual:g}.'
+    f'{case.shown("fallen", ".0%")}, and leaves out none. --config.train.'
+    f'learning_rate is {rate:g}, the reference learns at {usual:g}.'
   )
   if rate >= _WRONG_RATE * usual:
     yield case_lib.Finding(
@@ -179,54 +177,47 @@ def _loss(case: case_lib.Case) -> Iterator[case_lib.Finding]:
 def _codebook(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   """Whether its codes are in use."""
   share, codes = case.late('perplexity'), case.run.codes
-  usual = case.shown('perplexity', '.0%')
   peak = _most(_smooth(case.curves['perplexity'].values))
   shrunk = case.long and share < 0.4 * peak
-  if share * codes > 2 and (not case.long or share > 0.1) and not shrunk:
-    return
-  if math.isnan(share):
+  small = share * codes <= 2 or (case.long and share <= 0.1)
+  if math.isnan(share) or not (small or shrunk):
     return
   fell = f', after {peak * codes:.0f} at its best' if shrunk else ''
-  s, known = case.settings, case.reference.settings
+  s, known = case.run.settings, case.reference.settings
   turns = []
-  is_learned = terms.kind_of(case.run.model) == 'vq'
-  if is_learned and not s['model.revive_after']:
-    cycles = known['model.revive_after']
-    turns.append(f'--config.model.revive_after={cycles} (it is 0: never)')
-  of_codebook = ('loss.vq', 'loss.commitment') if is_learned else ()
-  for key in (*of_codebook, 'loss.varentropy'):
+  weights = ['loss.varentropy']
+  fewer = 'lower --config.train.learning_rate, or fewer --config.model.levels'
+  if terms.kind_of(case.run.model) == 'vq':  # its codebook is learned
+    weights = ['loss.vq', 'loss.commitment', *weights]
+    fewer = (
+      'lower --config.loss.vq, --config.loss.commitment and --config.train.'
+      'learning_rate, or fewer --config.model.codes'
+    )
+    if not s['model.revive_after']:
+      cycles = known['model.revive_after']
+      turns.append(f'--config.model.revive_after={cycles} (it is 0: never)')
+  for key in weights:
     if s[key] > _WRONG_RATE * known[key]:
       turns.append(f'--config.{key}={known[key]:g} (it is {s[key]:g})')
   yield case_lib.Finding(
     COLLAPSED,
     f'The lessons use {share * codes:.1f} codes of {codes} (perplexity, '
-    f'{share:.1%}){fell}; the reference keeps {usual}.',
+    f'{share:.1%}){fell}; the reference keeps '
+    f'{case.shown("perplexity", ".0%")}.',
     'Images that become the same few codes cannot be told apart again.',
-    _sentence(
-      turns
-      or [
-        'lower --config.loss.vq, --config.loss.commitment and '
-        '--config.train.learning_rate, or fewer --config.model.codes'
-        if is_learned
-        else 'lower --config.train.learning_rate, or fewer '
-        '--config.model.levels'
-      ]
-    )
-    + '.',
+    f'{_sentence(turns or [fewer])}.',
   )
 
 
 def _pid(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   """Whether the controllers still control."""
-  run, s = case.run, case.settings
+  run, s = case.run, case.run.settings
   if not (s['pid.enabled'] and s['pid.limit'] and case.long):
     return
   half = run.after(0.5)
   # How long each term of each clone stood at the upper and the lower limit.
   held_MxK = readings.saturation(run)[half].mean(0)
-  error_MxK = np.median(
-    [run.of_clones(f'pid/error/{t}')[half] for t in run.terms], axis=1
-  ).T
+  error_MxK = np.median(run.of_terms('pid/error')[half], axis=0)
   weighed_K = np.array([s[f'loss.{t}'] > 0 for t in run.terms])
   stuck_MxK = (np.abs(held_MxK) >= 0.8) & weighed_K
   # A target that is met by far holds its weight down, but it is met.
@@ -247,7 +238,7 @@ def _pid(case: case_lib.Case) -> Iterator[case_lib.Finding]:
       f'{math.exp(error_MxK[i, k]):.0f} times {more}{side} '
       f'{target:g}. In the reference {usual} of the weights are at a limit, '
       'and none so far off.',
-      'A weight at its limit is a constant: nothing is controlled any more.',
+      _AT_LIMIT,
       'set --config.specialists.NAME.pid.target.TERM to about what loss/TERM '
       'of NAME comes to in this run (adv: loss/adv_share).',
     )
@@ -258,7 +249,7 @@ def _pid(case: case_lib.Case) -> Iterator[case_lib.Finding]:
       f'{stuck_MxK.sum()} of {stuck_MxK.size} loss weights stand at their '
       f'limit for the second half of the run: {_terms(run, stuck_MxK)}; in '
       f'the reference {usual} do.',
-      'A weight at its limit is a constant: nothing is controlled any more.',
+      _AT_LIMIT,
       'move --config.specialists.NAME.pid.target.TERM towards what loss/TERM '
       'of NAME comes to in this run, or widen --config.pid.limit.',
     )
@@ -266,7 +257,7 @@ def _pid(case: case_lib.Case) -> Iterator[case_lib.Finding]:
 
 def _agents(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   """Whether the Q-learners still learn."""
-  run, s = case.run, case.settings
+  run, s = case.run, case.run.settings
   if not s['q.enabled'] or not case.long:
     return
   half = run.after(0.5)
@@ -291,12 +282,9 @@ def _agents(case: case_lib.Case) -> Iterator[case_lib.Finding]:
       idle = True
   if not signs:
     return
-  trims = [
-    bound
-    for name in case.reference.bands
-    if name.startswith('trim_')
-    for bound in case.usual(name)
-  ]
+  trims = np.array(
+    [case.usual(k) for k in case.reference.bands if k.startswith('trim_')]
+  )
   turns = ['where the loss does not fall, mend that first']
   if 'least' in pinned:
     turns.append('lower --config.train.learning_rate')
@@ -311,7 +299,7 @@ def _agents(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   yield case_lib.Finding(
     AGENT,
     f'{_sentence(signs)}; in the reference trims come to rest between '
-    f'{min(trims):.2g} and {max(trims):.2g}, rewards and actions vary.',
+    f'{trims.min():.2g} and {trims.max():.2g}, rewards and actions vary.',
     'Who is always told the same, or stands at a bound, has nothing to choose: '
     'the learning rate follows its schedule alone.',
     f'{"; ".join(turns)}; or switch it off by --config.q.enabled=False.',
@@ -419,15 +407,7 @@ def against(case: case_lib.Case) -> Iterator[case_lib.Finding]:
     )
 
 
-CHECKS: tuple[Callable[[case_lib.Case], Iterator[case_lib.Finding]], ...] = (
-  _data,
-  _loss,
-  _codebook,
-  _pid,
-  _agents,
-  _critic,
-  _held_out,
-)
+CHECKS = (_data, _loss, _codebook, _pid, _agents, _critic, _held_out)
 
 
 def _terms(run: readings.Run, chosen_MxK: np.ndarray) -> str:
@@ -447,12 +427,10 @@ def _most(values: np.ndarray) -> float:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-  """Running median of three."""
-  if len(values) < 3:
-    return values
+  """Running median of three; of fewer there is none."""
   return np.median(np.stack([values[:-2], values[1:-1], values[2:]]), axis=0)
 
 
 def _sentence(parts: list[str]) -> str:
   text = ', '.join(parts)
-  return text[0].upper() + text[1:] if not text.startswith('--') else text
+  return text[0].upper() + text[1:]

@@ -6,6 +6,8 @@ import numpy as np
 
 from chimera.doctor import case, readings, reference
 
+_FIGURES = {'near': (0.101, 0.149), 'apart': (0.101, 0.151)}
+
 
 def _case(values):
   cycles = np.arange(10, 101, 10)
@@ -15,7 +17,7 @@ def _case(values):
     run,
     {'x': readings.Curve(cycles, np.array(values, float))},
     {},
-    reference.Reference({}, {}, {}, {'x': band}),
+    reference.Reference({}, {}, _FIGURES, {'x': band}),
     True,
     [],
   )
@@ -38,6 +40,7 @@ def test_the_reference_shows_its_least_and_greatest_late():
   assert found.shown('x', '.1f') == '4.5 to 9.0'
 
 
-def test_a_span_of_one_reading_is_one_figure():
-  assert case.span((0.101, 0.149), '.1f') == '0.1'
-  assert case.span((0.101, 0.151), '.1f') == '0.1 to 0.2'
+def test_figures_of_the_data_that_read_alike_are_one():
+  found = _case([0] * 10)
+  assert found.shown('near', '.1f') == '0.1'
+  assert found.shown('apart', '.1f') == '0.1 to 0.2'
