@@ -15,14 +15,14 @@ from chimera.school import lessons
 
 def put(tree: Any, devices: Sequence[jax.Device]) -> Any:
   """Host arrays (M, ...) onto the devices as (devices, M / devices, ...)."""
-  n = len(devices)
-  return _put(tree, devices, lambda x: x.reshape(n, -1, *x.shape[1:]))
+  return _put(
+    tree, devices, lambda x, n: x.reshape(n, len(x) // n, *x.shape[1:])
+  )
 
 
 def put_shared(tree: Any, devices: Sequence[jax.Device]) -> Any:
   """Host arrays onto every device, as (devices, ...)."""
-  n = len(devices)
-  return _put(tree, devices, lambda x: np.broadcast_to(x, (n, *x.shape)))
+  return _put(tree, devices, lambda x, n: np.broadcast_to(x, (n, *x.shape)))
 
 
 def _put(tree: Any, devices: Sequence[jax.Device], lay: Callable) -> Any:
@@ -32,7 +32,7 @@ def _put(tree: Any, devices: Sequence[jax.Device], lay: Callable) -> Any:
   """
   mesh = jax.sharding.Mesh(np.array(devices), ('devices',))
   spec = jax.sharding.PartitionSpec('devices')
-  laid = jax.tree.map(lambda x: lay(np.asarray(x)), tree)
+  laid = jax.tree.map(lambda x: lay(np.asarray(x), len(devices)), tree)
   return jax.device_put(laid, jax.sharding.NamedSharding(mesh, spec))
 
 
