@@ -35,9 +35,7 @@ _PINNED = 6
 _WRONG_RATE = 3.0  # factor from the reference's that is suspect
 _FAR = math.log(10.0)  # error of a term that no weight will mend
 _MOST = 4.99  # error at which the PID counts no further
-_AT_LIMIT = (
-  'A weight at its limit is a constant: nothing is controlled any more.'
-)
+_STUCK = 'A weight at its limit is a constant: nothing is controlled any more.'
 
 
 def _data(case: case_lib.Case) -> Iterator[case_lib.Finding]:
@@ -238,7 +236,7 @@ def _pid(case: case_lib.Case) -> Iterator[case_lib.Finding]:
       f'{math.exp(error_MxK[i, k]):.0f} times {more}{side} '
       f'{target:g}. In the reference {usual} of the weights are at a limit, '
       'and none so far off.',
-      _AT_LIMIT,
+      _STUCK,
       'set --config.specialists.NAME.pid.target.TERM to about what loss/TERM '
       'of NAME comes to in this run (adv: loss/adv_share).',
     )
@@ -249,7 +247,7 @@ def _pid(case: case_lib.Case) -> Iterator[case_lib.Finding]:
       f'{stuck_MxK.sum()} of {stuck_MxK.size} loss weights stand at their '
       f'limit for the second half of the run: {_terms(run, stuck_MxK)}; in '
       f'the reference {usual} do.',
-      _AT_LIMIT,
+      _STUCK,
       'move --config.specialists.NAME.pid.target.TERM towards what loss/TERM '
       'of NAME comes to in this run, or widen --config.pid.limit.',
     )
