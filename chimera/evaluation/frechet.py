@@ -40,17 +40,11 @@ Features = Callable[[jax.Array], jax.Array]
 
 
 class Moments(NamedTuple):
-  """Of the features seen so far, in float64.
+  """Of the features seen so far, in float64."""
 
-  Attributes:
-    count: of images.
-    mean_F: their mean.
-    scatter_FxF: sum of the outer products of what is left of the mean.
-  """
-
-  count: int
+  count: int  # of images
   mean_F: np.ndarray
-  scatter_FxF: np.ndarray
+  scatter_FxF: np.ndarray  # sum of the outer products about the mean
 
   @property
   def covariance_FxF(self) -> np.ndarray:
@@ -71,12 +65,11 @@ def add(moments: Moments | None, features_BxF: np.ndarray) -> Moments:
     return Moments(n, mean_F, scatter_FxF)
   total = moments.count + n
   apart_F = mean_F - moments.mean_F
+  between_FxF = np.outer(apart_F, apart_F) * (moments.count * n / total)
   return Moments(
     total,
     moments.mean_F + apart_F * n / total,
-    moments.scatter_FxF
-    + scatter_FxF
-    + np.outer(apart_F, apart_F) * (moments.count * n / total),
+    moments.scatter_FxF + scatter_FxF + between_FxF,
   )
 
 
@@ -154,14 +147,11 @@ def resize(x_BxHxWxC: jax.Array) -> jax.Array:
 
 
 def load_network(path: str) -> Features:
-  """A feature network from a file that `jax.export` serialized.
+  """The features (B, F) of images of any size in [-1, 1], by a network that
+  `jax.export` serialized.
 
-  Args:
-    path: of a function of images (n, 299, 299, 3) float32 in [-1, 1], n
-      symbolic, to features (n, F) float32, trailing ones allowed.
-
-  Returns:
-    The features (B, F) of images of any size in [-1, 1].
+  The file's function is of images (n, 299, 299, 3) float32 in [-1, 1], n
+  symbolic, to features (n, F) float32, trailing ones allowed.
 
   Raises:
     ValueError: it holds nothing of the kind.
@@ -198,10 +188,7 @@ def load_network(path: str) -> Features:
 class FrechetMetric:
   """Measures how far pictures are from the originals, by one network.
 
-  Args:
-    name: of the figure.
-    features: of images in [-1, 1].
-    originals: batches of images in [-1, 1].
+  The originals come in batches; all images are in [-1, 1].
   """
 
   def __init__(
