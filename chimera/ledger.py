@@ -175,8 +175,7 @@ def main() -> None:
   parser.add_argument('--cycles', type=int, default=1000)
   parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE')
   args = parser.parse_args()
-  is_folder = args.train != 'photos'
-  source = os.path.abspath(args.train) if is_folder else args.train
+  source = args.train if args.train == 'photos' else os.path.abspath(args.train)
   overrides = {
     'data.source': source,
     'data.held_out_source': args.held_out and os.path.abspath(args.held_out),

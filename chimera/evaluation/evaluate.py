@@ -1,10 +1,7 @@
 """Figures and contact sheets of a frozen tokenizer.
 
-All figures are means over held-out samples of the natural distribution, but
-for those of one bin. Path figures compare path_params scaled to [-1, 1]; pixel
-figures compare the photograph with optics(tokenizer(optics(photograph))), both
-rounded to 8 bits as a file would hold them, so that optics_psnr is what they
-may come to at best.
+Pixel figures compare the photograph with optics(tokenizer(optics(photograph))),
+both rounded to 8 bits as a file would hold them. README.md says the rest.
 """
 
 from collections.abc import Iterator, Sequence
@@ -81,9 +78,7 @@ def evaluate(
   rows, counts_V = [], np.zeros(tokenizer.codes)
   moments = dict.fromkeys(held_out.frechet_metrics)
   for part in _batches(len(held_out.paths_NxHxWxC), batch_size):
-    pixels = None
-    if eyes is not None:
-      pixels = images.to_float(held_out.images_NxSxSx3[part])
+    pixels = eyes and images.to_float(held_out.images_NxSxSx3[part])
     paths = held_out.paths_NxHxWxC[part]
     row, counts, seen = _measure(
       tokenizer, eye_model, params, eye_params, paths, pixels

@@ -117,11 +117,9 @@ def geometry(path: str | os.PathLike) -> Sheet:
     picture.load()
     text = picture.info.get(_KEY)
   try:
-    fields = json.loads(text)
-    return Sheet(
-      **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    )
-  except (TypeError, ValueError, AttributeError) as e:
+    sheet = Sheet(**json.loads(text))
+    return sheet._replace(rows=tuple(sheet.rows), bins=tuple(sheet.bins))
+  except (TypeError, ValueError) as e:
     raise ValueError(f'{path} is no contact sheet: {e}.') from e
 
 
