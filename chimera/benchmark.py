@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import pathlib
 import pty
+import resource
 import statistics
 import tempfile
 import termios
@@ -22,17 +23,17 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import rich.console
 
 from chimera.run import default_config
 
 _GRID = (16, 16, 3)
+_say = rich.console.Console().print
 
 
 def _write_latents(path: pathlib.Path, samples: int) -> None:
   """Random path_params, written without ever being in memory together."""
-  import numpy as np
-
   rng = np.random.default_rng(0)
   latents = np.lib.format.open_memmap(path, 'w+', np.float32, (samples, *_GRID))
   for start in range(0, samples, 8192):
@@ -43,15 +44,11 @@ def _write_latents(path: pathlib.Path, samples: int) -> None:
 
 
 def _peak_mb() -> float:
-  import resource
-
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _bare(path: pathlib.Path) -> tuple[float, float]:
   """Seconds and peak MB of the plain mean over the memory map."""
-  import numpy as np
-
   latents = np.load(path, mmap_mode='r')
   start = time.perf_counter()
   latents[..., 2].mean((1, 2))
@@ -60,8 +57,6 @@ def _bare(path: pathlib.Path) -> tuple[float, float]:
 
 def _prepare(path: pathlib.Path, chunk: int) -> tuple[float, float]:
   """Seconds and peak MB of all that prepare-curriculum does here."""
-  import numpy as np
-
   from chimera.school import curriculum as curriculum_lib
   from chimera.school import curriculum_file
 
@@ -86,7 +81,6 @@ def _in_child(f: Callable[..., Any], *args: Any) -> Any:
 
 def curriculum(args: argparse.Namespace) -> None:
   """Prints both speeds, their ratio and both peaks; medians of the rounds."""
-  console = rich.console.Console()
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder, 'latents.npy')
     _write_latents(path, args.samples)
@@ -95,16 +89,17 @@ def curriculum(args: argparse.Namespace) -> None:
       (_in_child(_bare, path), _in_child(_prepare, path, args.chunk))
       for _ in range(args.rounds)
     ]
-  seconds = []
+  _say(f'{args.samples:,} samples, {gigabytes:.2f} GB')
+  medians = []
   names = ('latents[..., 2].mean((1, 2))', 'score, sort, digest and save')
-  console.print(f'{args.samples:,} samples, {gigabytes:.2f} GB')
   for name, runs in zip(names, zip(*rounds)):
-    seconds.append(statistics.median(s for s, _ in runs))
-    console.print(
-      f'{name:30s} {seconds[-1]:6.3f} s  {gigabytes / seconds[-1]:6.2f} GB/s  '
-      f'peak {max(peak for _, peak in runs):5.0f} MB'
+    seconds, peaks = zip(*runs)
+    medians.append(s := statistics.median(seconds))
+    _say(
+      f'{name:30s} {s:6.3f} s  {gigabytes / s:6.2f} GB/s  '
+      f'peak {max(peaks):5.0f} MB'
     )
-  console.print(f'speed against the bare mean: {seconds[0] / seconds[1]:.2f}')
+  _say(f'speed against the bare mean: {medians[0] / medians[1]:.2f}')
 
 
 class _Program:
@@ -112,7 +107,6 @@ class _Program:
 
   def __init__(self, config: Any, devices: int, cycles: int):
     import jax
-    import numpy as np
 
     from chimera.clones import state as state_lib
     from chimera.run import engine
@@ -144,24 +138,24 @@ def step(args: argparse.Namespace) -> None:
   import jax
 
   config = default_config.get_config(args.variant)
-  console = rich.console.Console()
-  console.print(f'{len(jax.devices())} x {jax.devices()[0].device_kind}')
+  devices = jax.devices()
+  _say(f'{len(devices)} x {devices[0].device_kind}')
   programs = {
     n: _Program(config, n, args.cycles_per_dispatch)
-    for n in range(1, len(jax.devices()) + 1)
+    for n in range(1, len(devices) + 1)
     if len(config.clone_names) % n == 0
   }
   for n, program in programs.items():
-    console.print(f'{n} device(s): first dispatch {program.run(1):.0f} s')
+    _say(f'{n} device(s): first dispatch {program.run(1):.0f} s')
   rounds = [
     {n: program.run(args.dispatches) for n, program in programs.items()}
     for _ in range(args.rounds)
   ]
   seconds = {n: statistics.median(r[n] for r in rounds) for n in programs}
   for n, program in programs.items():
-    cycles = args.dispatches * args.cycles_per_dispatch / seconds[n]
-    images = args.dispatches * program.images / seconds[n]
-    console.print(
+    rate = args.dispatches / seconds[n]
+    cycles, images = rate * args.cycles_per_dispatch, rate * program.images
+    _say(
       f'{n} device(s): {cycles:7.2f} cycles/s  {images:7.0f} images/s  '
       f'x {seconds[1] / seconds[n]:.2f}'
     )
@@ -191,15 +185,12 @@ def dashboard(args: argparse.Namespace) -> None:
     return seconds
 
   ratios = []
-  with _terminal(160, 48) as (enter, leave):
-    for _ in range(args.rounds):
-      without = train()
-      enter()
-      with live.Live(look, os.devnull):
-        with_it = train()
-      leave()
-      ratios.append(without / with_it)
-  rich.console.Console().print(
+  for _ in range(args.rounds):
+    without = train()
+    with _terminal(160, 48), live.Live(look, os.devnull):
+      with_it = train()
+    ratios.append(without / with_it)
+  _say(
     'cycles/s with the dashboard over without: median '
     f'{statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}'
   )
@@ -207,7 +198,6 @@ def dashboard(args: argparse.Namespace) -> None:
 
 def tokens(args: argparse.Namespace) -> None:
   """Images/s of `tokenize` over those of `encode`, round by round."""
-  import numpy as np
   from PIL import Image
 
   from chimera.data import crops as crops_lib
@@ -216,56 +206,47 @@ def tokens(args: argparse.Namespace) -> None:
 
   config = default_config.get_config()
   loaded = export.load(args.tokenizer)
-  size = loaded.image_size
   plan = crops_lib.plan_crops(
     args.source,
     held_out_source='',
     held_out_fraction=0.5,
-    image_size=size,
+    image_size=loaded.image_size,
     train_count=args.count,
     held_out_count=1,
     crop='random',
     max_scale=3.0,
     seed=0,
   )
-  crops = crops_lib.read_crops(plan.train, image_size=size)
+  crops = crops_lib.read_crops(plan.train, image_size=loaded.image_size)
   batch = min(config.tokens.batch_size, len(crops))
-  whole = [
-    crops[i : i + batch] for i in range(0, len(crops) // batch * batch, batch)
-  ]
+  starts = range(0, len(crops) - batch + 1, batch)
 
   def bare() -> float:
     start = time.perf_counter()
-    for part in whole:
-      np.asarray(loaded.encode(part))
-    return sum(map(len, whole)) / (time.perf_counter() - start)
+    for i in starts:
+      np.asarray(loaded.encode(crops[i : i + batch]))
+    return len(starts) * batch / (time.perf_counter() - start)
 
   ratios = []
   with tempfile.TemporaryDirectory() as home:
     folder = os.path.join(home, 'crops')
-    os.makedirs(folder)
+    os.mkdir(folder)
     for i, crop in enumerate(crops):
       Image.fromarray(crop).save(f'{folder}/{i:06d}.png')
     bare()
     for i in range(args.rounds):
       before = bare()
       start = time.perf_counter()
-      tokens_lib.tokenize(
-        folder, args.tokenizer, os.path.join(home, str(i)), config
-      )
+      tokens_lib.tokenize(folder, args.tokenizer, f'{home}/{i}', config)
       rate = len(crops) / (time.perf_counter() - start)
       ratios.append(rate / statistics.mean([before, bare()]))
-      rich.console.Console().print(
-        f'tokenize {rate:.0f} images/s, {ratios[-1]:.3f} of bare encode'
-      )
-  rich.console.Console().print(f'median {statistics.median(ratios):.3f}')
+      _say(f'tokenize {rate:.0f} images/s, {ratios[-1]:.3f} of bare encode')
+  _say(f'median {statistics.median(ratios):.3f}')
 
 
 @contextlib.contextmanager
-def _terminal(
-  width: int, height: int
-) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
-  """enter() puts stdout and stderr on a terminal of that size, leave() back."""
+def _terminal(width: int, height: int) -> Iterator[None]:
+  """Puts stdout and stderr on a terminal of that size."""
   ours, theirs = pty.openpty()
   termios.tcsetwinsize(theirs, (height, width))
   plain = {fd: os.dup(fd) for fd in (1, 2)}
@@ -275,31 +256,27 @@ def _terminal(
     with contextlib.suppress(OSError):
       while os.read(ours, 1 << 16):
         pass
+    os.close(ours)
 
   threading.Thread(target=read, daemon=True).start()
-  yield (
-    lambda: [os.dup2(theirs, fd) for fd in plain],
-    lambda: [os.dup2(old, fd) for fd, old in plain.items()],
-  )
-  for fd in (theirs, *plain.values()):
-    os.close(fd)
+  for fd in plain:
+    os.dup2(theirs, fd)
+  yield
+  for fd, old in plain.items():
+    os.dup2(old, fd)
+    os.close(old)
+  os.close(theirs)
 
 
-# The flags of each, and their defaults.
+# The flags of each, beside --rounds, and their defaults.
 COMMANDS = {
-  curriculum: {'samples': 1_000_000, 'chunk': 256, 'rounds': 5},
-  step: {
-    'variant': '',
-    'cycles_per_dispatch': 1,
-    'dispatches': 10,
-    'rounds': 5,
-  },
-  dashboard: {'variant': '', 'dispatches': 60, 'rounds': 5},
+  curriculum: {'samples': 1_000_000, 'chunk': 256},
+  step: {'variant': '', 'cycles_per_dispatch': 1, 'dispatches': 10},
+  dashboard: {'variant': '', 'dispatches': 60},
   tokens: {
     'tokenizer': 'runs/chimera/tokenizer',
     'source': 'photos',
     'count': 2000,
-    'rounds': 5,
   },
 }
 
@@ -310,7 +287,7 @@ def main() -> None:
   for run, flags in COMMANDS.items():
     command = commands.add_parser(run.__name__)
     command.set_defaults(run=run)
-    for name, value in flags.items():
+    for name, value in {**flags, 'rounds': 5}.items():
       command.add_argument(f'--{name}', type=type(value), default=value)
   args = parser.parse_args()
   args.run(args)

@@ -13,6 +13,7 @@ folder, report on another.
 import argparse
 import ast
 from collections.abc import Iterator, Sequence
+import itertools
 import json
 import math
 import os
@@ -45,9 +46,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def create_config(
-  method: str,
-  seed: int,
-  overrides: dict[str, Any],
+  method: str, seed: int, overrides: dict[str, Any]
 ) -> ml_collections.ConfigDict:
   """The config of METHOD[@SCALE] with a seed.
 
@@ -97,31 +96,25 @@ def run(
   home.mkdir(parents=True, exist_ok=True)
   path = home / 'ledger.jsonl'
   done = {(r['method'], r['seed'], r['config']): r for r in read(path)}
-  for seed in seeds:
-    for method in methods:
-      config = create_config(method, seed, overrides)
-      key = (method, seed, digest(config))
-      if key not in done:
-        stage_1 = home / f'stage_1_seed_{seed}'
-        stage_1.mkdir(exist_ok=True)
-        data = stage_1_lib.prepare(config, str(stage_1), init_from.load_optics)
-        workdir = home / f'{method}_seed_{seed}_{key[2]}'
-        workdir.mkdir(exist_ok=True)
-        figures = train.train(config, str(workdir), data)
-        if not figures:  # it was trained, but cut off before its line
-          figures = train.evaluate_workdir(config, str(workdir), data)
-        line = {
-          'method': method,
-          'seed': seed,
-          'config': key[2],
-          'figures': figures,
-        }
-        with open(path, 'a') as f:
-          f.write(json.dumps(line) + '\n')
-        done[key] = line
-        # JAX would keep some 400 MB of every step that it compiled.
-        jax.clear_caches()
-      yield done[key]
+  for seed, method in itertools.product(seeds, methods):
+    config = create_config(method, seed, overrides)
+    line = {'method': method, 'seed': seed, 'config': digest(config)}
+    key = tuple(line.values())
+    if key not in done:
+      stage_1 = home / f'stage_1_seed_{seed}'
+      stage_1.mkdir(exist_ok=True)
+      data = stage_1_lib.prepare(config, str(stage_1), init_from.load_optics)
+      workdir = home / f'{method}_seed_{seed}_{line["config"]}'
+      workdir.mkdir(exist_ok=True)
+      figures = train.train(config, str(workdir), data)
+      if not figures:  # it was trained, but cut off before its line
+        figures = train.evaluate_workdir(config, str(workdir), data)
+      done[key] = line | {'figures': figures}
+      with open(path, 'a') as f:
+        f.write(json.dumps(done[key]) + '\n')
+      # JAX would keep some 400 MB of every step that it compiled.
+      jax.clear_caches()
+    yield done[key]
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -148,27 +141,24 @@ def tabulate(lines: Sequence[dict[str, Any]], group: str) -> rich.table.Table:
   by_method: dict[str, dict[int, dict[str, float]]] = {}
   for line in lines:
     by_method.setdefault(line['method'], {})[line['seed']] = line['figures']
-  columns = [
-    m
-    for m in metrics.shown('ledger')
-    if f'{group}/{m.name}' in lines[0]['figures']
-  ]
-  for m in columns:
-    table.add_column(m.head, justify='right')
+  known, columns = lines[0]['figures'], {}
+  for m in metrics.shown('ledger'):
+    if (key := f'{group}/{m.name}') in known:
+      columns[key] = m.form
+      table.add_column(m.head, justify='right')
   reference = next(iter(by_method))
   for method, by_seed in by_method.items():
     cells, differences = [], []
-    for m in columns:
-      key = f'{group}/{m.name}'
+    for key, form in columns.items():
       values = [figures[key] for figures in by_seed.values()]
       spread = statistics.stdev(values) if len(values) > 1 else math.nan
-      cells.append(f'{statistics.mean(values):{m.form}} ± {spread:{m.form}}')
+      cells.append(f'{statistics.mean(values):{form}} ± {spread:{form}}')
       common = [s for s in by_seed if s in by_method[reference]]
       mean, half = paired(
         [by_seed[s][key] for s in common],
         [by_method[reference][s][key] for s in common],
       )
-      differences.append(f'{mean:+{m.form}} ± {half:{m.form}}')
+      differences.append(f'{mean:+{form}} ± {half:{form}}')
     table.add_row(f'{method} ({len(by_seed)})', *cells)
     if method != reference:
       table.add_row(f'  less {reference}', *differences, style='dim')
@@ -185,18 +175,17 @@ def main() -> None:
   parser.add_argument('--cycles', type=int, default=1000)
   parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE')
   args = parser.parse_args()
+  source = args.train if args.train == 'photos' else os.path.abspath(args.train)
   overrides = {
-    'data.source': os.path.abspath(args.train)
-    if args.train != 'photos'
-    else args.train,
+    'data.source': source,
     'data.held_out_source': args.held_out and os.path.abspath(args.held_out),
     'train.cycles': args.cycles,
     'train.eval_every': args.cycles,
     'train.checkpoint_every': args.cycles,
-    **{
-      k: ast.literal_eval(v) for k, _, v in (x.partition('=') for x in args.set)
-    },
   }
+  for change in args.set:
+    key, _, value = change.partition('=')
+    overrides[key] = ast.literal_eval(value)
   lines = list(run(args.home, args.methods, args.seeds, overrides))
   console = rich.console.Console()
   console.width = max(console.width, 150)

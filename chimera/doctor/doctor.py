@@ -1,9 +1,7 @@
 """The doctor: what is wrong with a run, in plain words, and which key to turn.
 
-Reads a workdir, changes nothing in it, and needs no JAX. A run is held against
-invariants, and against the reference curves of the default run: by quantities
-without a scale, unless its config is the default's. What is wrong with the data
-comes first, for the rest may follow from it.
+Reads a workdir, changes nothing in it, and needs no JAX. What is wrong with the
+data comes first, for the rest may follow from it.
 """
 
 from collections.abc import Iterator
@@ -33,14 +31,10 @@ def diagnose(workdir: str) -> Diagnosis:
   """
   reference = reference_lib.load()
   run = readings.read_run(workdir, reference.settings)
-  case = case_lib.Case(
-    run,
-    readings.curves(run),
-    readings.figures(run),
-    reference,
-    run.cycles >= case_lib.CYCLES and len(run.rows) >= case_lib.ROWS,
-    reference_lib.differences(run.settings, reference.settings),
-  )
+  curves, figures = readings.curves(run), readings.figures(run)
+  long = run.cycles >= case_lib.CYCLES and len(run.rows) >= case_lib.ROWS
+  differences = reference_lib.differences(run.settings, reference.settings)
+  case = case_lib.Case(run, curves, figures, reference, long, differences)
   findings = [finding for check in symptoms.CHECKS for finding in check(case)]
   if not findings:
     findings = list(symptoms.against(case))

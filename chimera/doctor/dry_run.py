@@ -4,7 +4,7 @@ The compiled step is the run's own, and runs a few cycles on path_params of one
 random sample: its cost does not depend on what it sees. Nothing is written.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import itertools
 import math
 import os
@@ -22,6 +22,7 @@ import numpy as np
 from chimera import step as step_lib
 from chimera.clones import specialists
 from chimera.clones import state as state_lib
+from chimera.data import crops as crops_lib
 from chimera.data import images
 from chimera.optics import modules as optics
 from chimera.optics import poincare, stage_1
@@ -37,12 +38,12 @@ _SECONDS = 20.0  # but none is begun after so long
 class Survey(NamedTuple):
   """What a run would find."""
 
-  photographs: int | None  # of the training crops; None for path_params
-  held_out_photographs: int | None  # likewise; None also if split before
-  unreadable: int  # files that would be skipped
   samples: int  # N, of the training set
   held_out: int  # samples
   grid: tuple[int, int]  # (H, W) of the path_params
+  photographs: int | None = None  # of the training crops; None for path_params
+  held_out_photographs: int | None = None  # likewise; None if split before
+  unreadable: int = 0  # files that would be skipped
 
 
 def rehearse(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -123,28 +124,23 @@ def survey(config: ml_collections.ConfigDict, workdir: str) -> Survey:
   has_photographs = not images.is_path_params(c.data.source)
   if os.path.exists(os.path.join(workdir, 'latents.npy')):
     data = stage_1.prepare(config, workdir)
-    sources = len({crop.source for crop in data.crops})
-    return Survey(
-      sources if has_photographs else None,
-      None,
-      0,
-      len(data.paths_NxHxWxC),
-      len(data.held_out_paths),
-      data.paths_NxHxWxC.shape[1:3],
-    )
+    n, *grid, _ = data.paths_NxHxWxC.shape
+    sources = _sources(data.crops) if has_photographs else None
+    return Survey(n, len(data.held_out_paths), tuple(grid), sources)
   if not has_photographs:
     paths, train_N, held_out = stage_1.split_path_params(config)
-    return Survey(None, None, 0, len(train_N), len(held_out), paths.shape[1:3])
+    return Survey(len(train_N), len(held_out), paths.shape[1:3])
   logging.info('Looking at the photographs of %s.', c.data.source)
   plan = stage_1.lay_out(config)
+  grid = (c.data.image_size // c.optics.cell,) * 2
+  sources = map(_sources, (plan.train, plan.held_out))
   return Survey(
-    len({crop.source for crop in plan.train}),
-    len({crop.source for crop in plan.held_out}),
-    len(plan.skipped),
-    len(plan.train),
-    len(plan.held_out),
-    (c.data.image_size // c.optics.cell,) * 2,
+    len(plan.train), len(plan.held_out), grid, *sources, len(plan.skipped)
   )
+
+
+def _sources(crops: Iterable[crops_lib.Crop]) -> int:
+  return len({crop.source for crop in crops})
 
 
 def drawn(
@@ -242,18 +238,12 @@ def _lessons(
   yield 'bin  samples  drawn a cycle  each in all  lesson of'
   for b, mean in enumerate(means):
     mine = [b in lesson and c.school.enabled for lesson in lessons]
-    of = itertools.compress(c.clone_names, mine)
+    of = ', '.join(itertools.compress(c.clone_names, mine)) or '-'
     each = mean * c.train.cycles / len(bins[b])
-    yield (
-      f'{b:3}  {len(bins[b]):7}  {mean:13.2f}  {each:11.1f}  '
-      f'{", ".join(of) or "-"}'
-    )
-  who = [name for name in c.clone_names if c.specialists[name].enrols]
-  if spec.school.enrol_from and who:
-    yield (
-      f'from cycle {spec.school.enrol_from} on, by varentropy, others are '
-      f'given to {", ".join(who)}'
-    )
+    yield f'{b:3}  {len(bins[b]):7}  {mean:13.2f}  {each:11.1f}  {of}'
+  who = ', '.join(k for k in c.clone_names if c.specialists[k].enrols)
+  if (first := spec.school.enrol_from) and who:
+    yield f'from cycle {first} on, by varentropy, others are given to {who}'
 
 
 def _parameters(
@@ -264,13 +254,10 @@ def _parameters(
   yield f'tokenizer {_count(host.master.params) // clones:,}'
   yield f'critic    {_count(host.critic.params) // clones:,}, one a clone'
   if not images.is_path_params(c.data.source):
-    model = optics.Optics(
-      cell=c.optics.cell, width=c.optics.width, radius=c.optics.radius
-    )
-    side = c.data.image_size
-    variables = jax.eval_shape(
-      model.init, jax.random.key(0), jnp.zeros((1, side, side, 3))
-    )
+    side, o = c.data.image_size, c.optics
+    model = optics.Optics(cell=o.cell, width=o.width, radius=o.radius)
+    x = jnp.zeros((1, side, side, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
     yield f'optics    {_count(variables):,}'
 
 

@@ -232,6 +232,7 @@ def curves(run: Run) -> dict[str, Curve]:
   """
   cycles = np.array([row.cycle for row in run.rows])
   base_loss = run.of_clones('loss/base').mean(1)
+  trims = run.of_clones('agent/trim').T
   found = {
     'base_loss': base_loss,
     'fallen': base_loss / base_loss[0],
@@ -241,10 +242,7 @@ def curves(run: Run) -> dict[str, Curve]:
     'wasserstein': np.abs(run.of_clones('critic/wasserstein')).max(1),
     'penalty': run.of_clones('critic/penalty').max(1),
     'adv_share': run.of_clones('loss/adv_share').max(1),
-    **{
-      f'trim_{name}': trim
-      for name, trim in zip(run.clones, run.of_clones('agent/trim').T)
-    },
+    **{f'trim_{name}': trim for name, trim in zip(run.clones, trims)},
   }
   known = {k: Curve(cycles, v) for k, v in found.items()}
   for name, metric in HELD_OUT.items():

@@ -1,7 +1,6 @@
 """What can be wrong with a run, and by what it shows: a check each.
 
-Each check looks at a case and yields findings: the figure and what the
-reference shows, why it matters, and which key to turn. The thresholds stand in
+Each check looks at a case and yields findings. The thresholds stand in
 README.md; none of them is near to what the three reference runs do.
 """
 
@@ -35,9 +34,7 @@ _PINNED = 6
 _WRONG_RATE = 3.0  # factor from the reference's that is suspect
 _FAR = math.log(10.0)  # error of a term that no weight will mend
 _MOST = 4.99  # error at which the PID counts no further
-_AT_LIMIT = (
-  'A weight at its limit is a constant: nothing is controlled any more.'
-)
+_STUCK = 'A weight at its limit is a constant: nothing is controlled any more.'
 
 
 def _data(case: case_lib.Case) -> Iterator[case_lib.Finding]:
@@ -70,8 +67,7 @@ def _data(case: case_lib.Case) -> Iterator[case_lib.Finding]:
     yield case_lib.Finding(
       COPIES,
       f'{figures["identical"]:.0%} of the training samples equal another one '
-      'exactly; in the reference '
-      f'{case.shown("identical", ".1%")} do.',
+      f'exactly; in the reference {case.shown("identical", ".1%")} do.',
       'They are learned by heart, and held-out ones may be among them.',
       'take the copies out of --config.data.source; where the photographs are '
       'hardly larger than a crop, lower --config.data.train_count.',
@@ -148,30 +144,27 @@ def _loss(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   if not signs:
     return
   rate, usual = s['train.learning_rate'], known['train.learning_rate']
-  seen = (
-    f'{_sentence(signs)}; the reference comes down to '
-    f'{case.shown("fallen", ".0%")}, and leaves out none. --config.train.'
-    f'learning_rate is {rate:g}, the reference learns at {usual:g}.'
-  )
+  name, why = LOSS, 'What does not come down is not learned.'
+  key = '--config.train.learning_rate'
   if rate >= _WRONG_RATE * usual:
-    yield case_lib.Finding(
-      RATE,
-      seen,
-      'Steps that are too long leap over what they should descend into.',
-      f'--config.train.learning_rate={usual:g}, in another --workdir.',
-    )
+    name = RATE
+    why = 'Steps that are too long leap over what they should descend into.'
+    turn = f'{key}={usual:g}, in another --workdir.'
+  elif rate <= usual / _WRONG_RATE and not dropped > 0:
+    turn = f'{key}={rate * 4:g}, or more --config.train.cycles.'
   else:
-    slow = rate <= usual / _WRONG_RATE and not dropped > 0
-    yield case_lib.Finding(
-      LOSS,
-      seen,
-      'What does not come down is not learned.',
-      f'--config.train.learning_rate={rate * 4:g}, or more --config.train.'
-      'cycles.'
-      if slow
-      else f'--config.train.learning_rate={rate / 4:g}, a longer '
-      '--config.train.warmup; then the weights in --config.loss.',
+    turn = (
+      f'{key}={rate / 4:g}, a longer --config.train.warmup; then the weights '
+      'in --config.loss.'
     )
+  yield case_lib.Finding(
+    name,
+    f'{_sentence(signs)}; the reference comes down to '
+    f'{case.shown("fallen", ".0%")}, and leaves out none. {key} is {rate:g}, '
+    f'the reference learns at {usual:g}.',
+    why,
+    turn,
+  )
 
 
 def _codebook(case: case_lib.Case) -> Iterator[case_lib.Finding]:
@@ -235,10 +228,9 @@ def _pid(case: case_lib.Case) -> Iterator[case_lib.Finding]:
       f'{far_MxK.sum()} of {far_MxK.size} loss weights stand at their upper '
       'limit with a loss more than ten times from its target: '
       f'{_terms(run, far_MxK)}. The farthest is {term} of {run.clones[i]}, '
-      f'{math.exp(error_MxK[i, k]):.0f} times {more}{side} '
-      f'{target:g}. In the reference {usual} of the weights are at a limit, '
-      'and none so far off.',
-      _AT_LIMIT,
+      f'{math.exp(error_MxK[i, k]):.0f} times {more}{side} {target:g}. In the '
+      f'reference {usual} of the weights are at a limit, and none so far off.',
+      _STUCK,
       'set --config.specialists.NAME.pid.target.TERM to about what loss/TERM '
       'of NAME comes to in this run (adv: loss/adv_share).',
     )
@@ -249,7 +241,7 @@ def _pid(case: case_lib.Case) -> Iterator[case_lib.Finding]:
       f'{stuck_MxK.sum()} of {stuck_MxK.size} loss weights stand at their '
       f'limit for the second half of the run: {_terms(run, stuck_MxK)}; in '
       f'the reference {usual} do.',
-      _AT_LIMIT,
+      _STUCK,
       'move --config.specialists.NAME.pid.target.TERM towards what loss/TERM '
       'of NAME comes to in this run, or widen --config.pid.limit.',
     )
@@ -310,12 +302,11 @@ def _critic(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   """Whether it is still a slope of about 1."""
   run = case.run
   penalty, share = case.late('penalty'), case.late('adv_share')
-  late = run.after(case_lib.LATE)
   # A critic of slope 1 tells real from made by no more than their distance,
   # and that is of the order of the L1 times the root of their size.
   reach = math.sqrt(math.prod(run.shape)) * run.of_clones('loss/l1')
   ratio = np.abs(run.of_clones('critic/wasserstein')) / np.maximum(reach, 1e-6)
-  beyond = float(np.median(ratio[late].max(1)))
+  beyond = float(np.median(ratio[run.after(case_lib.LATE)].max(1)))
   signs = []
   if not np.isfinite(run.of_clones('critic/loss')).all():
     signs.append('the critic of a clone is not a number')
@@ -352,15 +343,13 @@ def _held_out(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   held_out = case.curves['held_out_l1'].values
   if not case.long or not len(at):
     return
-  signs = []
+  signs, least, last = [], held_out.min(), held_out[-1]
   if gap[-1] > 1.75:
     signs.append(
       f'held-out samples have {gap[-1]:.2f} times the L1 of training ones'
     )
-  if held_out[-1] > 1.15 * held_out.min():
-    signs.append(
-      f'the held-out L1 rose from {held_out.min():.3g} to {held_out[-1]:.3g}'
-    )
+  if last > 1.15 * least:
+    signs.append(f'the held-out L1 rose from {least:.3g} to {last:.3g}')
   if signs:
     yield case_lib.Finding(
       OVERFIT,
@@ -385,15 +374,13 @@ def against(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   ):
     cycles, values = case.curves[name]
     band = case.reference.bands[name]
-    late = (cycles > case_lib.LATE * case.run.cycles) & (
-      cycles >= band.cycles[0]
-    )
+    late = cycles > case_lib.LATE * case.run.cycles
+    late &= cycles >= band.cycles[0]
     if not late.any():
       continue
     edge = band.high if factor > 1 else band.low
-    ratio = float(
-      np.median(values[late] / np.interp(cycles[late], band.cycles, edge))
-    )
+    usual = np.interp(cycles[late], band.cycles, edge)
+    ratio = float(np.median(values[late] / usual))
     if not (ratio < factor if factor > 1 else ratio > factor):
       side = 'highest' if factor > 1 else 'lowest'
       signs.append(f'the {label} is {ratio:.2f} times the {side} reference')

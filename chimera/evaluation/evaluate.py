@@ -1,10 +1,7 @@
 """Figures and contact sheets of a frozen tokenizer.
 
-All figures are means over held-out samples of the natural distribution, but
-for those of one bin. Path figures compare path_params scaled to [-1, 1]; pixel
-figures compare the photograph with optics(tokenizer(optics(photograph))), both
-rounded to 8 bits as a file would hold them, so that optics_psnr is what they
-may come to at best.
+Pixel figures compare the photograph with optics(tokenizer(optics(photograph))),
+both rounded to 8 bits as a file would hold them. README.md says the rest.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,19 +25,12 @@ ERROR_GAIN = 4
 
 
 class HeldOut(NamedTuple):
-  """Samples no training sample comes near.
+  """Samples no training sample comes near."""
 
-  Attributes:
-    paths_NxHxWxC: path_params.
-    images_NxSxSx3: the crops, uint8; None where the data are path_params.
-    bins_N: the bin of the curriculum that each would fall in, 0 to 9.
-    frechet_metrics: of the distances to the crops.
-  """
-
-  paths_NxHxWxC: np.ndarray
-  images_NxSxSx3: np.ndarray | None
-  bins_N: np.ndarray
-  frechet_metrics: Sequence[frechet.FrechetMetric] = ()
+  paths_NxHxWxC: np.ndarray  # path_params
+  images_NxSxSx3: np.ndarray | None  # uint8; None if the data are path_params
+  bins_N: np.ndarray  # of the curriculum, that each would fall in, 0 to 9
+  frechet_metrics: Sequence[frechet.FrechetMetric] = ()  # to the crops
 
 
 class Eyes(NamedTuple):
@@ -84,19 +74,14 @@ def evaluate(
   batch_size: int,
 ) -> tuple[dict[str, float], np.ndarray]:
   """Every figure of one tokenizer, by name, and counts_V of its codes."""
+  eye_model, eye_params = eyes or (None, None)
   rows, counts_V = [], np.zeros(tokenizer.codes)
   moments = dict.fromkeys(held_out.frechet_metrics)
   for part in _batches(len(held_out.paths_NxHxWxC), batch_size):
-    pixels = None
-    if eyes is not None:
-      pixels = images.to_float(held_out.images_NxSxSx3[part])
+    pixels = eyes and images.to_float(held_out.images_NxSxSx3[part])
+    paths = held_out.paths_NxHxWxC[part]
     row, counts, seen = _measure(
-      tokenizer,
-      eyes.model if eyes else None,
-      params,
-      eyes.params if eyes else None,
-      held_out.paths_NxHxWxC[part],
-      pixels,
+      tokenizer, eye_model, params, eye_params, paths, pixels
     )
     rows.append(jax.device_get(row))
     counts_V += np.asarray(counts)
@@ -165,28 +150,18 @@ def preview(
   *,
   columns: int,
 ) -> tuple[np.ndarray, sheets.Sheet]:
-  """What a contact sheet shows.
+  """What a contact sheet shows: tiles_RxCxTxTx3, uint8, and how they lie.
 
-  Args:
-    tokenizer: the module.
-    params_by_row: of each tokenizer, the master first.
-    held_out: samples; path_params without optics are drawn as colors.
-    eyes: the optics.
-    columns: how many samples, from easy to hard.
-
-  Returns:
-    tiles_RxCxTxTx3, uint8, and their sheet.
+  A row of each of `params_by_row`, the master first; a column of each sample,
+  from easy to hard. path_params without optics are drawn as colors.
   """
   order = np.argsort(held_out.bins_N, kind='stable')
   chosen = order[np.linspace(0, len(order) - 1, columns).round().astype(int)]
   paths = held_out.paths_NxHxWxC[chosen]
   x = poincare.normalize(paths)
-  rows = {'original': draw(x, eyes)}
+  rows = {'original': (seen := draw(x, eyes))}
   if eyes is not None:
-    rows = {
-      'original': held_out.images_NxSxSx3[chosen],
-      'optics': rows['original'],
-    }
+    rows = {'original': held_out.images_NxSxSx3[chosen], 'optics': seen}
   for name, params in params_by_row.items():
     rows[name] = draw(tokenizer.apply({'params': params}, x)[0], eyes)
   master = next(iter(params_by_row))

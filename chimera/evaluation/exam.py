@@ -31,37 +31,25 @@ def look_at_held_out(
     )
     for paths in (data.paths_NxHxWxC, data.held_out_paths)
   )
-  held_out = evaluate.HeldOut(
-    data.held_out_paths,
-    data.held_out_images,
-    curriculum.place(scores_M, bins, scores_N),
+  crops, e = data.held_out_images, config.eval
+  placed_M = curriculum.place(scores_M, bins, scores_N)
+  held_out = evaluate.HeldOut(data.held_out_paths, crops, placed_M)
+  if not data.optics:
+    return held_out, None, scores_N
+  distances = evaluate.frechet_metrics(
+    crops, e.inception, batch_size=e.batch_size
   )
-  if data.optics:
-    held_out = held_out._replace(
-      frechet_metrics=evaluate.frechet_metrics(
-        data.held_out_images,
-        config.eval.inception,
-        batch_size=config.eval.batch_size,
-      )
-    )
-  eyes = evaluate.Eyes(*data.optics) if data.optics else None
-  return held_out, eyes, scores_N
+  held_out = held_out._replace(frechet_metrics=distances)
+  return held_out, evaluate.Eyes(*data.optics), scores_N
 
 
 class Exam(NamedTuple):
-  """What an evaluation found.
+  """What an evaluation found."""
 
-  Attributes:
-    figures: {tokenizer: {figure: value}}, of master, ema and specialists.
-    counts_V: uses of each code by the master.
-    tiles: the contact sheet's pictures (rows, columns, T, T, 3), uint8.
-    sheet: how it is laid out.
-  """
-
-  figures: dict[str, dict[str, float]]
-  counts_V: np.ndarray
-  tiles: np.ndarray
-  sheet: sheets.Sheet
+  figures: dict[str, dict[str, float]]  # by tokenizer: master, ema, specialists
+  counts_V: np.ndarray  # uses of each code by the master
+  tiles: np.ndarray  # of the contact sheet (rows, columns, T, T, 3), uint8
+  sheet: sheets.Sheet  # how it is laid out
 
 
 def examine(
@@ -74,27 +62,18 @@ def examine(
 ) -> Exam:
   """Figures of master, EMA and specialists, and the sheet that shows them.
 
-  Args:
-    config: the run's.
-    spec: of the step.
-    held_out: samples.
-    eyes: the optics.
-    master: of all clones, host arrays with a leading M.
-    specialists: the clones' own generators before the last meld, likewise.
+  The specialists are the clones' own generators before the last meld; they, as
+  the master of each clone, are host arrays with a leading M.
   """
+  trees = [('master', 0, master.params), ('ema', 0, master.ema)]
+  trees += [(k, i, specialists) for i, k in enumerate(config.clone_names)]
   tokenizers = {
-    'master': jax.tree.map(lambda x: x[0], master.params),
-    'ema': jax.tree.map(lambda x: x[0], master.ema),
+    name: jax.tree.map(operator.itemgetter(i), tree) for name, i, tree in trees
   }
-  for i, name in enumerate(config.clone_names):
-    tokenizers[name] = jax.tree.map(operator.itemgetter(i), specialists)
+  size = config.eval.batch_size
   found = {
     name: evaluate.evaluate(
-      spec.tokenizer,
-      params,
-      held_out,
-      eyes,
-      batch_size=config.eval.batch_size,
+      spec.tokenizer, params, held_out, eyes, batch_size=size
     )
     for name, params in tokenizers.items()
   }
@@ -112,9 +91,7 @@ def flat(figures: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def save_figures(
-  workdir: str,
-  figures: dict[str, dict[str, float]],
-  record: dict[str, Any],
+  workdir: str, figures: dict[str, dict[str, float]], record: dict[str, Any]
 ) -> None:
   """evaluation.json: flat figures and the protocol they were taken by."""
   path = os.path.join(workdir, 'evaluation.json')

@@ -5,16 +5,13 @@ means and covariances: Heusel and others, "GANs Trained by a Two Time-Scale
 Update Rule Converge to a Local Nash Equilibrium", 2017,
 https://arxiv.org/abs/1706.08500.
 
-Two networks make features. `random_features` is a fixed convolutional network
-that was never trained: it needs no download and sees color, edges and texture,
-not objects. Its figure is called rfd-random, for it is no FID and compares with
-nobody else's. `load_network` takes an Inception that the user brings.
+Two networks make features: a random one that needs no download and sees color,
+edges and texture, not objects; or an Inception that the user brings.
 """
 
 from collections.abc import Callable, Iterable
 import itertools
 import math
-import struct
 from typing import NamedTuple
 
 import jax
@@ -22,35 +19,24 @@ from jax import export
 import jax.numpy as jnp
 import numpy as np
 
+from chimera.system import disk
+
 RANDOM = 'rfd-random'
 INCEPTION = 'rfid'
 # Channels of the random network's layers, from pixels on; each layer halves
 # the image. All their means together are the features.
 _CHANNELS = (3, 16, 32, 48)
-_KERNEL = 3
-_SEED = 0
 _SIDE = 299  # pixels, of what Inception sees
-# What reading a broken file raises: flatbuffers has no check of its own.
-_BROKEN = (
-  *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
-  *(RuntimeError, AssertionError, struct.error),
-)
 
 Features = Callable[[jax.Array], jax.Array]
 
 
 class Moments(NamedTuple):
-  """Of the features seen so far, in float64.
+  """Of the features seen so far, in float64."""
 
-  Attributes:
-    count: of images.
-    mean_F: their mean.
-    scatter_FxF: sum of the outer products of what is left of the mean.
-  """
-
-  count: int
+  count: int  # of images
   mean_F: np.ndarray
-  scatter_FxF: np.ndarray
+  scatter_FxF: np.ndarray  # sum of the outer products about the mean
 
   @property
   def covariance_FxF(self) -> np.ndarray:
@@ -71,12 +57,11 @@ def add(moments: Moments | None, features_BxF: np.ndarray) -> Moments:
     return Moments(n, mean_F, scatter_FxF)
   total = moments.count + n
   apart_F = mean_F - moments.mean_F
+  between_FxF = np.outer(apart_F, apart_F) * (moments.count * n / total)
   return Moments(
     total,
     moments.mean_F + apart_F * n / total,
-    moments.scatter_FxF
-    + scatter_FxF
-    + np.outer(apart_F, apart_F) * (moments.count * n / total),
+    moments.scatter_FxF + scatter_FxF + between_FxF,
   )
 
 
@@ -110,9 +95,9 @@ def random_weights() -> list[np.ndarray]:
   Uniform, by He and others, "Delving Deep into Rectifiers", 2015: variance
   2 / fan-in. Drawn from the bits of PCG64, which numpy keeps as they are.
   """
-  bits, kernels = np.random.PCG64(_SEED), []
+  bits, kernels = np.random.PCG64(0), []
   for inside, outside in itertools.pairwise(_CHANNELS):
-    shape = (_KERNEL, _KERNEL, inside, outside)
+    shape = (3, 3, inside, outside)
     uniform = (bits.random_raw(math.prod(shape)) >> np.uint64(11)) / 2**53
     kernel = (2 * uniform - 1) * math.sqrt(6 / math.prod(shape[:3]))
     kernels.append(kernel.reshape(shape).astype(np.float32))
@@ -154,14 +139,11 @@ def resize(x_BxHxWxC: jax.Array) -> jax.Array:
 
 
 def load_network(path: str) -> Features:
-  """A feature network from a file that `jax.export` serialized.
+  """The features (B, F) of images of any size in [-1, 1], by a network that
+  `jax.export` serialized.
 
-  Args:
-    path: of a function of images (n, 299, 299, 3) float32 in [-1, 1], n
-      symbolic, to features (n, F) float32, trailing ones allowed.
-
-  Returns:
-    The features (B, F) of images of any size in [-1, 1].
+  The file's function is of images (n, 299, 299, 3) float32 in [-1, 1], n
+  symbolic, to features (n, F) float32, trailing ones allowed.
 
   Raises:
     ValueError: it holds nothing of the kind.
@@ -180,8 +162,8 @@ def load_network(path: str) -> Features:
     network = export.deserialize(bytearray(data))
     image = jax.ShapeDtypeStruct((2, _SIDE, _SIDE, 3), np.float32)
     seen = jax.tree.leaves(jax.jit(network.call).lower(image).out_info)
-  except _BROKEN as e:
-    reason = ' '.join(str(e).split())[:200]
+  except disk.BROKEN as e:  # flatbuffers has no check of its own
+    reason = disk.reason(e)[:200]
     raise refuse(f'which does not load ({type(e).__name__}: {reason})') from e
   shape = seen[0].shape if len(seen) == 1 else ()
   if shape[:1] != (2,) or math.prod(shape[1:]) != max(shape[1:], default=0):
@@ -196,13 +178,7 @@ def load_network(path: str) -> Features:
 
 
 class FrechetMetric:
-  """Measures how far pictures are from the originals, by one network.
-
-  Args:
-    name: of the figure.
-    features: of images in [-1, 1].
-    originals: batches of images in [-1, 1].
-  """
+  """How far pictures are from the originals, all in [-1, 1], by one network."""
 
   def __init__(
     self, name: str, features: Features, originals: Iterable[jax.Array]

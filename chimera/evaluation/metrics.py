@@ -22,34 +22,22 @@ PLACES = (
 
 
 class Metric(NamedTuple):
-  """One row.
+  """One row."""
 
-  Attributes:
-    tag: 'group/name', as TensorBoard and history.jsonl have it.
-    title: in full; metrics of one title share a chart of TensorBoard.
-    shown: words of PLACES.
-    form: of its value, in print.
-    unit: '' is none.
-    short: title for the head of a column, with a soft hyphen where a word may
-      be broken; '' is `title`.
-    by: the function of `clones.perceptual` that measures it, of two batches of
-      images, (B,); '' where it is found in another way.
-    by_bin: words of PLACES, where its worst bin is shown; None where it is not
-      taken bin by bin.
-    better: which way, HIGHER or LOWER; '' is neither.
-    of_master: one for all clones, in the row of the master.
-  """
-
-  tag: str
-  title: str
-  shown: str = ''
-  short: str = ''
-  by: str = ''
-  form: str = '.4f'
-  unit: str = ''
-  by_bin: str | None = None
-  better: str = ''
-  of_master: bool = False
+  tag: str  # 'group/name', as TensorBoard and history.jsonl have it
+  title: str  # in full; metrics of one title share a chart of TensorBoard
+  shown: str = ''  # words of PLACES
+  # For the head of a column, a soft hyphen where a word may be broken.
+  short: str = ''  # '' is `title`
+  # The function of `clones.perceptual` that measures it, of two batches of
+  # images, (B,).
+  by: str = ''  # '' where it is found in another way
+  form: str = '.4f'  # of its value, in print
+  unit: str = ''  # '' is none
+  # Words of PLACES, where its worst bin is shown.
+  by_bin: str | None = None  # None where it is not taken bin by bin
+  better: str = ''  # HIGHER or LOWER; '' is neither
+  of_master: bool = False  # one for all clones, in the row of the master
 
   @property
   def name(self) -> str:

@@ -14,14 +14,13 @@ def protocol(
 ) -> dict[str, Any]:
   """What figures were taken by."""
   by = 'sample' if held_out.images_NxSxSx3 is None else 'photograph'
+  own = config.data.held_out_source
   record = {
-    'split': f'held out by {by}',
-    'source': config.data.held_out_source or config.data.source,
+    'split': 'a source of its own' if own else f'held out by {by}',
+    'source': own or config.data.source,
     'count': len(held_out.paths_NxHxWxC),
     'color_range': '[-1, 1]',
   }
-  if config.data.held_out_source:
-    record['split'] = 'a source of its own'
   if held_out.images_NxSxSx3 is not None:
     record |= {
       'crop': config.data.image_size,

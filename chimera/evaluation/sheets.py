@@ -24,34 +24,21 @@ class Sheet(NamedTuple):
   """How a contact sheet is laid out: the only place that knows.
 
   Row r and column c begin at header + r (tile + gap) from the top and
-  label + c (tile + gap) from the left.
-
-  Attributes:
-    tile: pixels, side of a picture.
-    gap: pixels between two pictures.
-    header: pixels above the pictures, for the bins.
-    label: pixels beside the pictures, for the names.
-    rows: names, from the top: 'original', 'optics' where there are optics,
-      then each tokenizer, 'master' first, and the master's error.
-    bins: of each column, from easy to hard.
+  label + c (tile + gap) from the left. All but the last two are in pixels.
   """
 
-  tile: int
-  gap: int
-  header: int
-  label: int
+  tile: int  # side of a picture
+  gap: int  # between two pictures
+  header: int  # above the pictures, for the bins
+  label: int  # beside the pictures, for the names
+  # Names, from the top: 'original', 'optics' where there are optics, then each
+  # tokenizer, 'master' first, and the master's error.
   rows: tuple[str, ...]
-  bins: tuple[int, ...]
+  bins: tuple[int, ...]  # of each column, from easy to hard
 
 
 def create(tile: int, rows: tuple[str, ...], bins: tuple[int, ...]) -> Sheet:
-  """The sheet of these rows and columns, wide enough for its names.
-
-  Args:
-    tile: pixels, side of a picture.
-    rows: names.
-    bins: of the columns.
-  """
+  """The sheet of these rows and columns, wide enough for its names."""
   font = ImageFont.load_default(size=_TEXT)
   return Sheet(
     tile=tile,
@@ -130,11 +117,9 @@ def geometry(path: str | os.PathLike) -> Sheet:
     picture.load()
     text = picture.info.get(_KEY)
   try:
-    fields = json.loads(text)
-    return Sheet(
-      **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    )
-  except (TypeError, ValueError, AttributeError) as e:
+    sheet = Sheet(**json.loads(text))
+    return sheet._replace(rows=tuple(sheet.rows), bins=tuple(sheet.bins))
+  except (TypeError, ValueError) as e:
     raise ValueError(f'{path} is no contact sheet: {e}.') from e
 
 

@@ -88,7 +88,7 @@ def test_a_trained_run_with_absurd_targets_is_told_so(tmp_path):
   for done in range(20, 201, 20):
     seen = log[done - 1]
     clones = {
-      name: observers.clone_scalars(seen, i)
+      name: observers.clone_scalars(seen, i, spec.terms)
       for i, name in enumerate(config.clone_names)
     }
     rows.append(done, clones, observers.master_scalars(seen, 1.0, spec))

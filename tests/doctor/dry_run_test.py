@@ -56,7 +56,7 @@ def test_photographs_and_crops_are_counted(tmp_path, crop, samples):
   config.data.held_out_count = 3
   found = dry_run.survey(config, str(tmp_path / 'none'))
   # 16 photographs in all, of which a quarter is held out.
-  assert found == dry_run.Survey(12, 3, 0, samples, 3, (16, 16))
+  assert found == dry_run.Survey(samples, 3, (16, 16), 12, 3, 0)
   assert list(tmp_path.iterdir()) == []
 
 

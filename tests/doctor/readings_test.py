@@ -85,8 +85,9 @@ def test_an_older_config_takes_the_defaults_of_keys_it_lacks(tmp_path):
   assert run.settings['model.revive_after'] == 77
 
 
-def test_a_broken_config_is_one_line(tmp_path):
+@pytest.mark.parametrize('text', ['{', '[]'])
+def test_a_broken_config_is_one_line(tmp_path, text):
   workdir = written.write(tmp_path)
-  (tmp_path / 'config.json').write_text('{')
+  (tmp_path / 'config.json').write_text(text)
   with pytest.raises(ValueError, match='must be the JSON that train wrote'):
     readings.read_run(workdir, {})
