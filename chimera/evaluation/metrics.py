@@ -6,7 +6,7 @@ under its tag by `step.train_step`; a held-out figure whose row names a function
 is measured by it on every held-out sample. Nothing here imports JAX.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 from typing import NamedTuple
 
@@ -19,6 +19,8 @@ PLACES = (
   *('overview', 'dashboard', 'table', 'report', 'card', 'ledger'),
   *('losses', 'agents', 'critics'),
 )
+# {tokenizer: {figure: value}}
+Figures = Mapping[str, Mapping[str, float]]
 
 
 class Metric(NamedTuple):

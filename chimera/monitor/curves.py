@@ -7,7 +7,8 @@ them is another's concern.
 from collections.abc import Iterator, Mapping, Sequence
 import functools
 import io
-from typing import TYPE_CHECKING, Any
+import itertools
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +16,8 @@ from chimera.evaluation import metrics
 from chimera.monitor import history
 from chimera.school import curriculum
 
-if TYPE_CHECKING:
-  from matplotlib import axes
+# x, y, color, and where they are not the usual ones, dashes and label.
+_Curve = tuple[Any, ...]
 
 MASTER = '#222222'
 # Okabe and Ito, Color Universal Design, 2008: told apart by the color-blind.
@@ -26,9 +27,9 @@ _COLORS = (
 )
 # Held-out figures that are drawn by cycle, and what each is compared with.
 _COMPARED = {
-  'eval/psnr': 'eval/optics_psnr',
-  'eval/path_l1': 'eval/path_l1_worst_bin',
-  'eval/codes_used': 'eval/perplexity',
+  'eval/psnr': metrics.BY_TAG['eval/optics_psnr'],
+  'eval/path_l1': metrics.BY_TAG['eval/path_l1_worst_bin'],
+  'eval/codes_used': metrics.BY_TAG['eval/perplexity'],
 }
 
 
@@ -39,186 +40,137 @@ def palette(names: Sequence[str]) -> dict[str, str]:
 
 def draw(
   seen: Sequence[history.Row],
-  figures: Mapping[str, Mapping[str, float]],
+  figures: metrics.Figures,
   colors: Mapping[str, str],
   base: Mapping[str, float],
 ) -> Iterator[tuple[str, bytes]]:
-  """Draws every figure of a run, each as it is asked for.
+  """Draws every figure of a run, each as it is asked for: (title, SVG file).
 
   Args:
     seen: rows of the history.
-    figures: the last evaluation, {tokenizer: {figure: value}}, 'master' among
-      them.
+    figures: the last evaluation, 'master' among the tokenizers.
     colors: of each clone, see `palette`.
     base: base weight of each loss term.
-
-  Yields:
-    (title, SVG file).
   """
-  tags = functools.partial(_draw_tags, seen, colors)
+  curves = functools.partial(_curves, seen, colors)
 
-  def of(place: str) -> dict[str, str]:
-    return {m.tag: m.label for m in metrics.shown(place)}
+  def place(title: str, word: str) -> tuple[str, bytes]:
+    return _picture(
+      title, {m.label: curves(m.tag) for m in metrics.shown(word)}
+    )
 
-  yield tags('Losses', of('losses'))
-  yield tags(
-    'Loss terms, unweighted', {f'loss/{t}': t for t in base}, columns=5
-  )
-  yield tags(
-    'Lambdas against their base',
-    {f'lambda/{t}': t for t, v in base.items() if v > 0},
-    columns=5,
-    over={f'lambda/{t}': v for t, v in base.items() if v > 0},
-  )
-  yield tags('Learning rates and the agents that trim them', of('agents'))
-  yield tags('Critics', of('critics'))
-  yield _held_out(seen, colors)
+  yield place('Losses', 'losses')
+  terms = {t: curves(f'loss/{t}') for t in base}
+  yield _picture('Loss terms, unweighted', terms, columns=5)
+  weights = {t: curves(f'lambda/{t}', v) for t, v in base.items() if v > 0}
+  yield _picture('Lambdas against their base', weights, columns=5, mark=1)
+  yield place('Learning rates and the agents that trim them', 'agents')
+  yield place('Critics', 'critics')
+  yield _picture('Held out', _compared(seen, colors))
   master = figures['master']
   judge = metrics.BY_TAG['eval/psnr' if 'psnr' in master else 'eval/path_l1']
-  bins = (judge.bin(b) for b in range(curriculum.BINS))
-  yield tags(
-    f'Held out, by bin: {judge.label}',
-    {m.tag: m.title for m in bins if m.name in master},
-    columns=5,
-    master=True,
+  bins = {
+    m.title: [*curves(m.tag), (*history.series(seen, m.tag), MASTER)]
+    for m in map(judge.bin, range(curriculum.BINS))
+    if m.name in master
+  }
+  yield _picture(f'Held out, by bin: {judge.label}', bins, columns=5)
+  yield _picture(
+    'Held out, by bin, at the last evaluation',
+    dict(_by_bin(figures, colors)),
+    columns=len(metrics.FIGURES),
+    xlabel='bin, easy to hard',
+    xticks=range(curriculum.BINS),
   )
-  yield _per_bin(figures, colors)
 
 
-def _draw_tags(
+def _curves(
   seen: Sequence[history.Row],
   colors: Mapping[str, str],
-  title: str,
-  panels: Mapping[str, str],
-  *,
-  columns: int = 3,
-  over: Mapping[str, float] | None = None,
-  master: bool = False,
-) -> tuple[str, bytes]:
-  """A panel a tag, a curve a clone; divided by `over`, 1 is marked."""
-  columns = min(columns, len(panels))
-  lines = -(-len(panels) // columns)
-  with _Drawing(title, lines, columns) as drawing:
-    for ax, (tag, name) in zip(drawing.axes, panels.items()):
-      for clone, color in colors.items():
-        cycles, values = history.series(seen, tag, clone)
-        if over:
-          values = np.divide(values, over[tag])
-        _line(ax, cycles, values, color)
-      if master:
-        _line(ax, *history.series(seen, tag), MASTER)
-      if over:
-        ax.axhline(1, color='#888', linewidth=1, linestyle='--', zorder=0)
-      ax.set(title=name, xlabel='cycle')
-  return drawing.picture
+  tag: str,
+  over: float = 1,
+) -> list[_Curve]:
+  """A tag of each clone, in multiples of `over`."""
+  series = ((*history.series(seen, tag, c), colors[c]) for c in colors)
+  return [(x, np.divide(y, over), color) for x, y, color in series]
 
 
-def _held_out(
+def _compared(
   seen: Sequence[history.Row], colors: Mapping[str, str]
-) -> tuple[str, bytes]:
+) -> dict[str, list[_Curve]]:
   """Clones and master at each evaluation; dashed, what to compare them with."""
   there = history.latest(seen)
-  panels = [
-    (metrics.BY_TAG[tag], metrics.BY_TAG[other])
+  return {
+    metrics.BY_TAG[tag].label: [
+      *_curves(seen, colors, tag),
+      (*history.series(seen, tag), MASTER, '-', 'master'),
+      (*history.series(seen, other.tag), '#888', '--', f'master: {other.head}'),
+    ]
     for tag, other in _COMPARED.items()
     if tag in there
-  ]
-  with _Drawing('Held out', 1, len(panels)) as drawing:
-    for ax, (metric, other) in zip(drawing.axes, panels):
-      for clone, color in colors.items():
-        _line(ax, *history.series(seen, metric.tag, clone), color)
-      _line(ax, *history.series(seen, metric.tag), MASTER, '-', 'master')
-      compared = history.series(seen, other.tag)
-      _line(ax, *compared, '#888', '--', f'master: {other.head}')
-      ax.set(title=metric.label, xlabel='cycle')
-      ax.legend(frameon=False, fontsize=8)
-  return drawing.picture
+  }
 
 
-def _per_bin(
-  figures: Mapping[str, Mapping[str, float]], colors: Mapping[str, str]
-) -> tuple[str, bytes]:
+def _by_bin(
+  figures: metrics.Figures, colors: Mapping[str, str]
+) -> Iterator[tuple[str, list[_Curve]]]:
   """The last evaluation of master and clones, from easy to hard."""
-  there = figures['master']
-  panels = [
-    m
-    for m in metrics.FIGURES
-    if m.by_bin is not None
-    and any(m.bin(b).name in there for b in range(curriculum.BINS))
-  ]
-  title = 'Held out, by bin, at the last evaluation'
-  with _Drawing(title, 1, len(panels)) as drawing:
-    for ax, metric in zip(drawing.axes, panels):
-      names = [metric.bin(b).name for b in range(curriculum.BINS)]
-      for who, color in {**colors, 'master': MASTER}.items():
-        of = figures.get(who, {})
-        known = {b: of[name] for b, name in enumerate(names) if name in of}
-        _line(ax, list(known), list(known.values()), color)
-      ax.set(title=metric.label, xlabel='bin, easy to hard')
-      ax.set_xticks(range(curriculum.BINS))
-  return drawing.picture
+  for metric in metrics.FIGURES:
+    if metric.by_bin is None:
+      continue
+    names = [metric.bin(b).name for b in range(curriculum.BINS)]
+    if not figures['master'].keys() & {*names}:
+      continue
+    curves = []
+    for who, color in {**colors, 'master': MASTER}.items():
+      of = figures.get(who, {})
+      known = {b: of[name] for b, name in enumerate(names) if name in of}
+      curves.append((list(known), list(known.values()), color))
+    yield metric.label, curves
 
 
-class _Drawing:
-  """A figure of panels; `picture`, (title, SVG file), once it is left."""
+def _picture(
+  title: str,
+  panels: Mapping[str, Sequence[_Curve]],
+  *,
+  columns: int = 3,
+  mark: float | None = None,
+  **of_axes: Any,
+) -> tuple[str, bytes]:
+  """Title and SVG file; `mark` is a dashed line across each panel."""
+  # A second to import, and only a report needs it. No pyplot: no global
+  # state, and no window.
+  from matplotlib import figure
 
-  def __init__(self, title: str, lines: int, columns: int):
-    # A second to import, and only a report needs it. No pyplot: no global
-    # state, and no window.
-    from matplotlib import figure
-
-    self._title = title
-    self._figure = figure.Figure(
-      figsize=(11, 0.35 + (2.0 if columns > 3 else 2.7) * lines),
-      layout='constrained',
-    )
-    grid = self._figure.subplots(lines, columns, squeeze=False)
-    self.axes: list[axes.Axes] = list(grid.flat)
-    self.picture = (title, b'')
-
-  def __enter__(self) -> '_Drawing':
-    return self
-
-  def __exit__(self, kind: Any, *_: Any) -> None:
-    if kind is not None:
-      return
-    self._figure.suptitle(
-      self._title, x=0.008, ha='left', fontsize=12, fontweight='bold'
-    )
-    for ax in self.axes:
-      if not ax.get_title():
-        ax.remove()
-        continue
-      ax.title.set_fontsize(10)
-      ax.tick_params(labelsize=8, color='#999')
-      ax.xaxis.label.set_fontsize(8)
-      ax.yaxis.label.set_fontsize(8)
-      ax.grid(color='#eee', linewidth=0.8)
-      ax.set_axisbelow(True)
-      ax.spines[['top', 'right']].set_visible(False)
-      ax.spines[['left', 'bottom']].set_color('#999')
-    data = io.BytesIO()
-    self._figure.savefig(data, format='svg', metadata={'Date': None})
-    self.picture = (self._title, data.getvalue())
-
-
-def _line(
-  ax: 'axes.Axes',
-  x: Sequence[float],
-  y: Sequence[float],
-  color: str,
-  dashes: str = '-',
-  label: str | None = None,
-) -> None:
-  """A curve; its points too where they are few."""
-  marker = 'o' if len(x) <= 30 else None
-  ax.plot(
-    x,
-    y,
-    dashes,
-    color=color,
-    label=label,
-    marker=marker,
-    markersize=3.5,
-    linewidth=1.6,
+  columns = min(columns, len(panels))
+  lines = -(-len(panels) // columns)
+  drawing = figure.Figure(
+    figsize=(11, 0.35 + (2.0 if columns > 3 else 2.7) * lines),
+    layout='constrained',
   )
+  drawing.suptitle(title, x=0.008, ha='left', fontsize=12, fontweight='bold')
+  axes = drawing.subplots(lines, columns, squeeze=False).flat
+  for ax, panel in itertools.zip_longest(axes, panels):
+    if panel is None:
+      ax.remove()
+      continue
+    for x, y, color, *more in panels[panel]:
+      dashes, label = more or ('-', None)
+      [line] = ax.plot(x, y, dashes, color=color, label=label, linewidth=1.6)
+      if len(x) <= 30:
+        line.set(marker='o', markersize=3.5)
+    if mark is not None:
+      ax.axhline(mark, color='#888', linewidth=1, linestyle='--', zorder=0)
+    ax.set(title=panel, **{'xlabel': 'cycle', **of_axes})
+    if ax.get_legend_handles_labels()[1]:
+      ax.legend(frameon=False, fontsize=8)
+    ax.title.set_fontsize(10)
+    ax.tick_params(labelsize=8, color='#999')
+    ax.xaxis.label.set_fontsize(8)
+    ax.grid(color='#eee', linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[['top', 'right']].set_visible(False)
+    ax.spines[['left', 'bottom']].set_color('#999')
+  data = io.BytesIO()
+  drawing.savefig(data, format='svg', metadata={'Date': None})
+  return title, data.getvalue()
