@@ -26,16 +26,16 @@ class Row(NamedTuple):
   clones: dict[str, dict[str, float]]
   master: dict[str, float]  # {tag: value}, likewise
 
+  def of(self, clone: str | None) -> dict[str, float]:
+    """Of a clone, empty where it has none, or of the master."""
+    return self.master if clone is None else self.clones.get(clone, {})
+
 
 class History:
   """Appends rows; what a resumed run does again counts as it was done last.
 
-  Attributes:
-    rows: those in memory, thinned: a long run does not grow by its rows.
-
-  Args:
-    workdir: that exists.
-    first: cycle from which the run goes on; later rows are another's.
+  It begins at the cycle `first`; later rows on the disk are another run's. In
+  memory, `rows` are those of `newest`: a long run does not grow by its rows.
 
   Raises:
     OSError: it cannot be written.
@@ -44,7 +44,6 @@ class History:
   def __init__(self, workdir: str, first: int = 0):
     self._path = os.path.join(workdir, NAME)
     self.rows = newest(workdir, first)
-    self._most = len(self.rows) + _NEWEST
     self._pending: list[Row] = []
     self._until, self._end = first, math.inf
     self._write()
@@ -66,16 +65,9 @@ class History:
     Raises:
       OSError: it could not be written; the next one that can writes it too.
     """
-    row = Row(
-      cycle,
-      time.time(),
-      {name: _shared(values) for name, values in clones.items()},
-      _shared(master),
-    )
-    self.rows.append(row)
-    if len(self.rows) > self._most:
-      self.rows[:] = thin(self.rows)
-      self._most = len(self.rows) + _NEWEST
+    of_clones = {name: _shared(values) for name, values in clones.items()}
+    row = Row(cycle, time.time(), of_clones, _shared(master))
+    add(self.rows, row)
     self._pending.append(row)
     self._write()
     return row
@@ -99,30 +91,22 @@ def _shared(values: Mapping[str, float]) -> dict[str, float]:
   return {sys.intern(tag): value for tag, value in values.items()}
 
 
-def thin(rows: Sequence[Row]) -> list[Row]:
-  """The newest rows, and of older ones the evaluations of the master."""
-  older, recent = rows[:-_NEWEST], rows[-_NEWEST:]
-  judged = (
-    {tag: v for tag, v in row.master.items() if tag.startswith('eval/')}
-    for row in older
-  )
-  return [
-    *(row._replace(clones={}, master=m) for row, m in zip(older, judged) if m),
-    *recent,
-  ]
+def add(rows: list[Row], row: Row) -> None:
+  """Appends a row; of one no longer new the master's evaluation is left."""
+  rows.append(row)
+  for old in rows[-_NEWEST - 1 : -_NEWEST]:
+    judged = {t: v for t, v in old.master.items() if t.startswith('eval/')}
+    left = [old._replace(clones={}, master=judged)] if judged else []
+    rows[-_NEWEST - 1 : -_NEWEST] = left
 
 
 def newest(workdir: str, last: float = math.inf) -> list[Row]:
-  """What `thin` leaves of the rows up to a cycle, however many there are."""
+  """The newest rows up to a cycle, and of older ones the evaluations."""
   rows: list[Row] = []
-  most = 2 * _NEWEST
   for row in scan(workdir):
     if row.cycle <= last:
-      rows.append(row)
-    if len(rows) > most:
-      rows = thin(rows)
-      most = len(rows) + _NEWEST
-  return thin(rows)
+      add(rows, row)
+  return rows
 
 
 def scan(workdir: str) -> Iterator[Row]:
@@ -144,10 +128,7 @@ def series(
 ) -> tuple[list[int], list[float]]:
   """Cycles and values of a tag, of a clone or of the master."""
   found = [
-    (row.cycle, values[tag])
-    for row in rows
-    if tag
-    in (values := row.master if clone is None else row.clones.get(clone, {}))
+    (row.cycle, row.of(clone)[tag]) for row in rows if tag in row.of(clone)
   ]
   return [c for c, _ in found], [v for _, v in found]
 
@@ -186,5 +167,5 @@ def latest(rows: Sequence[Row], clone: str | None = None) -> dict[str, Any]:
   """The last value of every tag, of a clone or of the master."""
   values: dict[str, Any] = {}
   for row in rows:
-    values |= row.master if clone is None else row.clones.get(clone, {})
+    values |= row.of(clone)
   return values
