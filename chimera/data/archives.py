@@ -10,7 +10,6 @@ import re
 import stat
 import tarfile
 import threading
-from typing import NamedTuple
 import zipfile
 
 from chimera.system import disk
@@ -20,20 +19,11 @@ SUFFIXES = ('.zip', '.tar')
 _COMPRESSED = ('.tar.gz', '.tgz', '.tar.bz2', '.tbz2', '.tar.xz', '.txz')
 MAX_BYTES = 2**28  # of a member, as an image file
 _SOURCE = re.compile(r'\.(?:zip|tar)!', re.IGNORECASE)
-
-
-class _Tar(NamedTuple):
-  """Where each file of a .tar begins, and how long it is."""
-
-  members: dict[str, tuple[int, int]]
-
-
-class _Zip(NamedTuple):
-  """An open .zip, whose directory was read once."""
-
-  file: zipfile.ZipFile
-  members: dict[str, zipfile.ZipInfo]
-  lock: threading.Lock
+# The open .zip, None for a .tar; the size of each file, and where it begins.
+_Directory = tuple[
+  zipfile.ZipFile | None, dict[str, tuple[int, zipfile.ZipInfo | int]]
+]
+_ONE_AT_A_TIME = threading.Lock()  # what reads a .zip moves in its one file
 
 
 def is_archive(path: str) -> bool:
@@ -56,15 +46,13 @@ def members(path: str, suffixes: tuple[str, ...]) -> list[str]:
       'or make it a .tar or .zip.'
     )
   path = os.path.abspath(path)
-  archive = _open(path)
+  file, places = _open(path)
   names = sorted(
     name
-    for name in archive.members
+    for name in places
     if name.lower().endswith(suffixes) and not name.startswith('__MACOSX/')
   )
-  if isinstance(archive, _Zip) and any(
-    archive.members[name].flag_bits & 1 for name in names
-  ):
+  if file and any(places[name][1].flag_bits & 1 for name in names):
     raise ValueError(
       f'{path} must not be encrypted: unpack it, or make it anew without a '
       'password.'
@@ -88,34 +76,28 @@ def read(path: str, member: str) -> bytes:
     ValueError: there is no such member, it is broken, or larger than
       `MAX_BYTES`.
   """
-  archive = _open(path)
-  if member not in archive.members:
+  file, places = _open(path)
+  if member not in places:
     raise ValueError(f'{path} holds no {member!r}')
+  size, place = places[member]
   try:
-    if isinstance(archive, _Tar):
-      offset, size = archive.members[member]
-      _check_size(size)
-      with open(path, 'rb') as f:
-        f.seek(offset)
-        data = f.read(size)
-      if len(data) != size:
-        raise ValueError('it ends too soon')
-      return data
-    info = archive.members[member]
-    _check_size(info.file_size)
-    # zipfile gives no more than the directory says, and compares the checksum.
-    with archive.lock, archive.file.open(info) as f:
-      return f.read()
+    if size > MAX_BYTES:
+      raise ValueError(f'{size} bytes are more than {MAX_BYTES}')
+    if file:
+      # It gives no more than its directory says, and compares the checksum.
+      with _ONE_AT_A_TIME:
+        return file.read(place)
+    with open(path, 'rb') as f:
+      f.seek(place)
+      data = f.read(size)
+    if len(data) != size:
+      raise ValueError('it ends too soon')
+    return data
   except disk.BROKEN as e:
     raise ValueError(f'{member!r} in {path} is broken: {disk.reason(e)}') from e
 
 
-def _check_size(size: int) -> None:
-  if size > MAX_BYTES:
-    raise ValueError(f'{size} bytes are more than {MAX_BYTES}')
-
-
-def _open(path: str) -> _Tar | _Zip:
+def _open(path: str) -> _Directory:
   """An archive, whose directory is read once as long as it does not change."""
   try:
     seen = os.stat(path)
@@ -129,11 +111,11 @@ def _open(path: str) -> _Tar | _Zip:
 
 
 @functools.lru_cache(maxsize=4)
-def _index(path: str, size: int, modified: int) -> _Tar | _Zip:
+def _index(path: str, size: int, modified: int) -> _Directory:
   if path.lower().endswith('.zip'):
     file = zipfile.ZipFile(path)
-    infos = {i.filename: i for i in file.infolist() if not i.is_dir()}
-    return _Zip(file, infos, threading.Lock())
+    infos = [i for i in file.infolist() if not i.is_dir()]
+    return file, {i.filename: (i.file_size, i) for i in infos}
   places, last = {}, -1
   with tarfile.open(path, 'r:') as file:
     for member in file:
@@ -142,5 +124,5 @@ def _index(path: str, size: int, modified: int) -> _Tar | _Zip:
         raise ValueError(f'{member.name!r} does not end after it begins')
       last = member.offset
       if member.isreg() and not member.issparse():
-        places[member.name] = member.offset_data, member.size
-  return _Tar(places)
+        places[member.name] = member.size, member.offset_data
+  return None, places

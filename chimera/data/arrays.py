@@ -25,12 +25,10 @@ _ASKS = frozenset(('PERSID', 'BINPERSID', 'EXT1', 'EXT2', 'EXT4'))
 
 
 def read(path: str) -> np.ndarray:
-  """Reads the array of an `.npy`, `.npz` or `.pkl`.
+  """The array of an .npy, an .npz or a .pkl, by its suffix.
 
-  Args:
-    path: an `.npy` (memory-mapped); an `.npz` of one array, or one of
-      'latents'; a `.pkl` of {'latents': array}, of a plain array and little
-      else. By its suffix.
+  An .npy is memory-mapped. An .npz is of one array, or one of 'latents'; a .pkl
+  of {'latents': array}, of a plain array and little else.
 
   Raises:
     one of `disk.BROKEN`: it is not what its name claims.
@@ -41,16 +39,15 @@ def read(path: str) -> np.ndarray:
   return readers[pathlib.Path(path).suffix.lower()](path)
 
 
-def _check_header(f: BinaryIO, size: int) -> None:
-  """Holds an .npy's header against the bytes that there are."""
-  version = np.lib.format.read_magic(f)
-  readers = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-  }
-  if version not in readers:
-    raise ValueError(f'it is of the unknown format {version}')
-  shape, _, dtype = readers[version](f)
+def _read_header(
+  f: BinaryIO, size: int
+) -> tuple[tuple[int, ...], str, np.dtype]:
+  """(shape, order, dtype) of an .npy, held against the bytes that there are."""
+  major, minor = np.lib.format.read_magic(f)
+  read_rest = getattr(np.lib.format, f'read_array_header_{major}_{minor}', None)
+  if read_rest is None:
+    raise ValueError(f'it is of the unknown format {major}.{minor}')
+  shape, fortran, dtype = read_rest(f)
   if dtype.hasobject:
     raise ValueError(f'an array of {dtype} is not plain')
   if min(shape, default=0) < 0:
@@ -60,12 +57,13 @@ def _check_header(f: BinaryIO, size: int) -> None:
     raise ValueError(
       f'its header promises {promised} bytes, and {there} follow it'
     )
+  return shape, 'F' if fortran else 'C', dtype
 
 
 def _read_npy(path: str) -> np.ndarray:
   with open(path, 'rb') as f:
-    _check_header(f, os.fstat(f.fileno()).st_size)
-  return np.load(path, mmap_mode='r', allow_pickle=False)
+    shape, order, dtype = _read_header(f, os.fstat(f.fileno()).st_size)
+    return np.memmap(f, dtype, 'r', f.tell(), shape, order)
 
 
 def _read_npz(path: str) -> np.ndarray:
@@ -81,13 +79,9 @@ def _read_npz(path: str) -> np.ndarray:
         f'{member.file_size} bytes'
       )
     with file.open(member) as f:
-      _check_header(f, member.file_size)
-    # From its beginning; the checksum at its end is compared.
-    with file.open(member) as f:
-      array = np.lib.format.read_array(f, allow_pickle=False)
-      if f.read(1):
-        raise ValueError(f'{wanted} is longer than its header says')
-      return array
+      shape, order, dtype = _read_header(f, member.file_size)
+      # To its end, where the checksum is compared.
+      return np.frombuffer(f.read(), dtype).reshape(shape, order=order)
 
 
 def _read_pickle(path: str) -> np.ndarray:
@@ -101,7 +95,8 @@ def _read_pickle(path: str) -> np.ndarray:
     raise ValueError(
       f"'latents' must be a numpy array, got {type(latents).__name__}"
     )
-  return latents.array
+  data, dtype, shape, order = latents.made_of
+  return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
 
 
 def _scan(data: bytes) -> None:
@@ -135,25 +130,12 @@ class _PickledDtype:
 class _PickledArray:
   """Stands for numpy.ndarray in a pickle, and for what rebuilds one."""
 
-  def __init__(self, *_: Any):
-    self.array = np.empty(0)
+  def __init__(self, *made_of: Any):
+    self.made_of = made_of  # (data, dtype, shape, order), or its state follows
 
   def __setstate__(self, state: tuple) -> None:
     _, shape, dtype, fortran, data = state
-    self._fill(data, dtype, shape, 'F' if fortran else 'C')
-
-  def _fill(
-    self, data: bytes, dtype: _PickledDtype, shape: tuple, order: str
-  ) -> '_PickledArray':
-    flat = np.frombuffer(data, dtype.dtype)
-    self.array = flat.reshape(shape, order=order)
-    return self
-
-
-def _frombuffer(
-  data: bytes, dtype: _PickledDtype, shape: tuple, order: str
-) -> _PickledArray:
-  return _PickledArray()._fill(data, dtype, shape, order)
+    self.made_of = data, dtype, shape, 'F' if fortran else 'C'
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -163,20 +145,20 @@ def _encode(text: str, encoding: str) -> bytes:
   return text.encode('latin1')
 
 
+_STAND_INS = {
+  'numpy.ndarray': _PickledArray,
+  'numpy.dtype': _PickledDtype,
+  'numpy.core.multiarray._reconstruct': _PickledArray,
+  'numpy.core.numeric._frombuffer': _PickledArray,
+  '_codecs.encode': _encode,
+}
+
+
 class _ArrayUnpickler(pickle.Unpickler):
   """Knows a plain numpy array by stand-ins, and no other global."""
 
   def find_class(self, module: str, name: str) -> Any:
-    stand_ins = {
-      'numpy.ndarray': _PickledArray,
-      'numpy.dtype': _PickledDtype,
-      'numpy.core.multiarray._reconstruct': _PickledArray,
-      'numpy._core.multiarray._reconstruct': _PickledArray,
-      'numpy.core.numeric._frombuffer': _frombuffer,
-      'numpy._core.numeric._frombuffer': _frombuffer,
-      '_codecs.encode': _encode,
-    }
-    stand_in = stand_ins.get(f'{module}.{name}')
-    if stand_in is None:
+    known = f'{module}.{name}'.replace('numpy._core.', 'numpy.core.')
+    if known not in _STAND_INS:
       raise pickle.UnpicklingError(f'it names {module}.{name}')
-    return stand_in
+    return _STAND_INS[known]
