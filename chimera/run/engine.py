@@ -26,10 +26,7 @@ def put_shared(tree: Any, devices: Sequence[jax.Device]) -> Any:
 
 
 def _put(tree: Any, devices: Sequence[jax.Device], lay: Callable) -> Any:
-  """With the very sharding that the compiled step returns.
-
-  Any other compiles it twice and donates nothing.
-  """
+  """By the sharding that the step returns; others compile twice, donate none."""
   mesh = jax.sharding.Mesh(np.array(devices), ('devices',))
   spec = jax.sharding.PartitionSpec('devices')
   laid = jax.tree.map(lambda x: lay(np.asarray(x), len(devices)), tree)
