@@ -131,14 +131,13 @@ def train(count, devices):
   return state
 
 
-# Eight on one device are compiled for long, and are but more of the same.
-@pytest.mark.parametrize(('count', 'devices'), [(1, 1), (5, 1), (8, 4)])
+# Several on one device are compiled for long, and are but more of the same.
+@pytest.mark.parametrize(('count', 'devices'), [(1, 1), (3, 3), (8, 4)])
 def test_any_number_of_specialists_trains(count, devices):
   train(count, devices)
 
 
-@pytest.mark.parametrize('count', [2, 3])
-def test_as_many_devices_as_specialists_are_as_good_as_one(count):
-  one, many = (train(count, devices).master.params for devices in (1, count))
+def test_two_devices_of_two_specialists_are_as_good_as_one():
+  one, many = (train(2, devices).master.params for devices in (1, 2))
   for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many)):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(a).max())
