@@ -21,6 +21,7 @@ import numpy as np
 from chimera import step as step_lib
 from chimera.clones import specialists as specialists_lib
 from chimera.clones import state as state_lib
+from chimera.data import crops as crops_lib
 from chimera.data import images
 from chimera.optics import modules as optics
 from chimera.optics import poincare, stage_1
@@ -92,7 +93,7 @@ def survey(config: ml_collections.ConfigDict, workdir: str) -> Survey:
     paths, train_N, held_out = stage_1.split_path_params(config)
     return Survey(None, None, 0, len(train_N), len(held_out), paths.shape[1:3])
   logging.info('Looking at the photographs of %s.', c.data.source)
-  plan = stage_1.lay_out(config)
+  plan = crops_lib.plan_crops(**config.data)
   return Survey(
     len({crop.source for crop in plan.train}),
     len({crop.source for crop in plan.held_out}),
