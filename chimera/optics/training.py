@@ -92,20 +92,18 @@ def train_optics(
 
 
 def _in_chunks(f: Callable[..., jax.Array]) -> Callable[..., np.ndarray]:
-  """f(*args, x_N) as f(*args, x_N, chunk).
-
-  The last chunk is filled up, lest f compile again.
-  """
+  """f(..., x_N) as f(..., x_N, chunk); the last chunk is filled up for it."""
 
   @functools.wraps(f)
   def run(*args: Any) -> np.ndarray:
-    *args, x_N, chunk = args
+    *before, x_N, chunk = args
     chunk = min(chunk, len(x_N))
     parts = []
     for start in range(0, len(x_N), chunk):
       part = np.asarray(x_N[start : start + chunk])
+      # Lest f compile again.
       padding = [(0, chunk - len(part))] + [(0, 0)] * (part.ndim - 1)
-      parts.append(np.asarray(f(*args, np.pad(part, padding)))[: len(part)])
+      parts.append(np.asarray(f(*before, np.pad(part, padding)))[: len(part)])
     return np.concatenate(parts)
 
   return run

@@ -58,7 +58,8 @@ def tokenize(
   loaded = open_tokenizer(tokenizer)
   sources = images.list_sources(source, 'FOLDER')
   # The photographs' paths within the folder or the archive.
-  within = os.path.abspath(source) + ('/' if os.path.isdir(source) else '!')
+  within = os.path.abspath(source)
+  within = os.path.join(within, '') if os.path.isdir(within) else f'{within}!'
   within = images.BUNDLED if source == 'photos' else within
   names = [path.removeprefix(within) for path in sources]
   home = pathlib.Path(out)
