@@ -42,10 +42,10 @@ class Plan(NamedTuple):
 
 
 class _Photograph(NamedTuple):
-  """One readable file."""
+  """One readable file; sorted as the seed has it."""
 
+  lot: str  # of the seed and its bytes: uniform, the same on every machine
   source: str
-  digest: str
   height: int
   width: int
 
@@ -90,13 +90,13 @@ def plan_crops(
   train_sources = images.list_sources(source, '--config.data.source')
   held_out_sources = []
   if held_out_source:
-    held_out_sources = images.list_sources(
-      held_out_source, '--config.data.held_out_source'
-    )
+    flag = '--config.data.held_out_source'
+    held_out_sources = images.list_sources(held_out_source, flag)
   sources = train_sources + held_out_sources
+  examine = functools.partial(_examine, seed)
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     found = {}
-    for name, photograph in zip(sources, pool.map(_examine, sources)):
+    for name, photograph in zip(sources, pool.map(examine, sources)):
       found[name] = photograph
       if progress is not None:
         progress(len(found), len(sources))
@@ -106,7 +106,8 @@ def plan_crops(
     held_out = _distinct(
       found, held_out_sources, held_out_source, 'held_out_source'
     )
-    train = {key: train[key] for key in train.keys() - held_out.keys()}
+    lots = {photograph.lot for photograph in held_out}
+    train = [photograph for photograph in train if photograph.lot not in lots]
     if not train:
       raise ValueError(
         f'No photograph of {source} is absent from {held_out_source}: give '
@@ -118,17 +119,12 @@ def plan_crops(
         f'A split by photograph needs at least 2 different readable images, '
         f'got 1 in {source}: add images or give --config.data.held_out_source.'
       )
-    ranked = sorted(train, key=lambda key: _draw(seed, key))
-    held = round(held_out_fraction * len(ranked))
-    held = min(max(held, 1), len(ranked) - 1)
-    held_out = {key: train.pop(key) for key in ranked[:held]}
+    held = min(max(round(held_out_fraction * len(train)), 1), len(train) - 1)
+    held_out, train = train[:held], train[held:]
   if skipped:
-    logging.warning(
-      'Skipped %d unreadable image(s), the first is %s',
-      len(skipped),
-      skipped[0],
-    )
-  sides = [min(p[2:]) for p in (train | held_out).values()]
+    message = 'Skipped %d unreadable image(s), the first is %s'
+    logging.warning(message, len(skipped), skipped[0])
+  sides = [min(photograph[2:]) for photograph in train + held_out]
   small = sum(side < image_size for side in sides)
   if small:
     logging.warning(
@@ -139,19 +135,16 @@ def plan_crops(
       image_size,
       min(sides),
     )
-  lay = functools.partial(_lay_whole, seed=seed)
+  lay = _lay_whole
   if crop == 'random':
     lay = functools.partial(
-      _lay_crops, image_size=image_size, max_scale=max_scale, seed=seed
+      _lay_crops, image_size=image_size, max_scale=max_scale
     )
   return Plan(lay(train, train_count), lay(held_out, held_out_count), skipped)
 
 
 def read_crops(crops: Iterable[Crop], *, image_size: int) -> np.ndarray:
-  """Reads crops in the given order, decoding each photograph once.
-
-  Returns:
-    uint8 RGB, (n, image_size, image_size, 3).
+  """uint8 RGB (n, image_size, image_size, 3); a photograph is decoded once.
 
   Raises:
     ValueError: a photograph is gone or no longer holds its crop.
@@ -189,13 +182,8 @@ def write_manifest(
   disk.write(path, text.getvalue().encode(errors='surrogateescape'))
 
 
-def read_manifest(
-  path: str | os.PathLike,
-) -> tuple[list[Crop], np.ndarray]:
-  """Reads what `write_manifest` wrote.
-
-  Returns:
-    The crops by sample index, and their scores, float32 (N,).
+def read_manifest(path: str | os.PathLike) -> tuple[list[Crop], np.ndarray]:
+  """The crops by sample index, and their scores, float32 (N,).
 
   Raises:
     ValueError: it is not a manifest.
@@ -221,7 +209,7 @@ def read_manifest(
   return crops, np.asarray(scores, np.float32)
 
 
-def _examine(source: str) -> _Photograph | None:
+def _examine(seed: int, source: str) -> _Photograph | None:
   """Decodes one file; None where it cannot be read."""
   try:
     with images.open_source(source) as f:
@@ -231,7 +219,8 @@ def _examine(source: str) -> _Photograph | None:
   except disk.BROKEN as e:
     logging.debug('%s: %s', source, e)
     return None
-  return _Photograph(source, digest, height, width)
+  lot = hashlib.sha256(f'{seed}:{digest}'.encode()).hexdigest()
+  return _Photograph(lot, source, height, width)
 
 
 def _distinct(
@@ -239,38 +228,31 @@ def _distinct(
   sources: list[str],
   folder: str,
   key: str,
-) -> dict[str, _Photograph]:
-  """The readable photographs by digest."""
+) -> list[_Photograph]:
+  """The readable photographs by lot; of identical ones the first."""
   photographs = [found[name] for name in sources if found[name] is not None]
   if not photographs:
     raise ValueError(
       f'No readable image in {folder}: all {len(sources)} are corrupt. '
       f'Mend --config.data.{key}.'
     )
-  return {p.digest: p for p in reversed(photographs)}
-
-
-def _draw(seed: int, digest: str) -> str:
-  """A photograph's lot: uniform, and the same on every machine."""
-  return hashlib.sha256(f'{seed}:{digest}'.encode()).hexdigest()
+  return sorted({p.lot: p for p in reversed(photographs)}.values())
 
 
 def _lay_crops(
-  photographs: dict[str, _Photograph],
+  photographs: list[_Photograph],
   count: int,
   *,
   image_size: int,
   max_scale: float,
-  seed: int,
 ) -> list[Crop]:
   """`count` crops, as evenly over the photographs as the division goes."""
   crops = []
-  ranked = sorted(photographs, key=lambda key: _draw(seed, key))
-  for i, key in enumerate(ranked):
-    source, digest, height, width = photographs[key]
-    rng = np.random.default_rng(int(_draw(seed, digest), 16))
+  each, more = divmod(count, len(photographs))
+  for i, (lot, source, height, width) in enumerate(photographs):
+    rng = np.random.default_rng(int(lot, 16))
     most = min(height, width, math.floor(max_scale * image_size))
-    for _ in range(count // len(ranked) + (i < count % len(ranked))):
+    for _ in range(each + (i < more)):
       size = int(rng.integers(min(image_size, most), most, endpoint=True))
       top = int(rng.integers(height - size, endpoint=True))
       left = int(rng.integers(width - size, endpoint=True))
@@ -278,13 +260,10 @@ def _lay_crops(
   return crops
 
 
-def _lay_whole(
-  photographs: dict[str, _Photograph], count: int, *, seed: int
-) -> list[Crop]:
+def _lay_whole(photographs: list[_Photograph], count: int) -> list[Crop]:
   """The largest centered square of each of at most `count` photographs."""
-  ranked = sorted(photographs, key=lambda key: _draw(seed, key))
   crops = []
-  for source, _, height, width in map(photographs.get, ranked[:count]):
+  for _, source, height, width in photographs[:count]:
     size = min(height, width)
     crops.append(Crop(source, (height - size) // 2, (width - size) // 2, size))
   return crops

@@ -24,22 +24,10 @@ from chimera.system import disk
 # Real photographs in scikit-image's wheel. motorcycle_right is the scene of
 # motorcycle_left and microaneurysms a part of retina: they would leak.
 PHOTOGRAPHS = (
-  'astronaut.png',
-  'brick.png',
-  'camera.png',
-  'cell.png',
-  'chelsea.png',
-  'clock_motion.png',
-  'coffee.png',
-  'coins.png',
-  'grass.png',
-  'gravel.png',
-  'hubble_deep_field.jpg',
-  'ihc.png',
-  'moon.png',
-  'motorcycle_left.png',
-  'retina.jpg',
-  'rocket.jpg',
+  *('astronaut.png', 'brick.png', 'camera.png', 'cell.png', 'chelsea.png'),
+  *('clock_motion.png', 'coffee.png', 'coins.png', 'grass.png', 'gravel.png'),
+  *('hubble_deep_field.jpg', 'ihc.png', 'moon.png', 'motorcycle_left.png'),
+  *('retina.jpg', 'rocket.jpg'),
 )
 BUNDLED = 'skimage:'  # marks the source of a bundled photograph
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
@@ -53,7 +41,7 @@ _ALONE = threading.Lock()
 
 
 def load_photograph(source: str) -> np.ndarray:
-  """Reads an image as people see it.
+  """uint8 RGB (height, width, 3) of an image, as people see it.
 
   EXIF rotation is applied; alpha is composited over white; gray, palette and
   CMYK become RGB; 16-bit gray is scaled (65535 becomes 255), not clipped.
@@ -62,9 +50,6 @@ def load_photograph(source: str) -> np.ndarray:
     source: absolute path, or 'skimage:' and the name of a bundled photograph,
       or an archive's path, '!' and the name in it.
 
-  Returns:
-    uint8 RGB, (height, width, 3).
-
   Raises:
     ValueError: it is not a readable image, or has more than `MAX_PIXELS`.
   """
@@ -72,9 +57,8 @@ def load_photograph(source: str) -> np.ndarray:
     with open_source(source) as f:
       return decode(f)
   except disk.BROKEN as e:
-    raise ValueError(
-      f'{source} is not a readable image: {disk.reason(e)}.'
-    ) from e
+    said = disk.reason(e)
+    raise ValueError(f'{source} is not a readable image: {said}.') from e
 
 
 def open_source(source: str) -> BinaryIO:
@@ -84,7 +68,9 @@ def open_source(source: str) -> BinaryIO:
     one of `disk.BROKEN`: there is no such file.
   """
   if source.startswith(BUNDLED):
-    source = os.path.join(_bundled_folder(), source.removeprefix(BUNDLED))
+    # Where scikit-image keeps its data, without importing it.
+    (home,) = importlib.util.find_spec('skimage').submodule_search_locations
+    source = os.path.join(home, 'data', source.removeprefix(BUNDLED))
   elif member := archives.split(source):
     return io.BytesIO(archives.read(*member))
   # Whoever opens a pipe waits for ever.
@@ -158,23 +144,20 @@ def is_path_params(source: str) -> bool:
 
 
 def load_path_params(path: str, *, chunk: int = 4096) -> np.ndarray:
-  """Lets in path_params (delta, chi, radius) that were made elsewhere.
+  """Lets in path_params that were made elsewhere: float32 (N, H, W, 3).
+
+  That is delta in [-pi, pi], chi in [-pi/4, pi/4], radius in [0, pi/2].
 
   Args:
-    path: `.npy` (memory-mapped where it is float32), `.npz` (one array, or
-      'latents') or `.pkl` holding {'latents': array}. Nothing is executed: a
-      pickle that names any global but those of a plain array is refused.
+    path: see `arrays.read`: nothing in it is executed.
     chunk: samples checked at a time.
-
-  Returns:
-    float32 (N, H, W, 3): delta in [-pi, pi], chi in [-pi/4, pi/4], radius in
-    [0, pi/2].
 
   Raises:
     ValueError: not what its name claims, or a wrong shape, dtype or range.
   """
   try:
     latents = arrays.read(path)
+    _check_path_params(latents, chunk)
   except FileNotFoundError as e:
     raise ValueError(f'No such file: {path}. Mend --config.data.source.') from e
   except disk.BROKEN as e:
@@ -182,28 +165,17 @@ def load_path_params(path: str, *, chunk: int = 4096) -> np.ndarray:
       f'{path} must hold path_params and nothing that runs: {disk.reason(e)}. '
       'Mend --config.data.source.'
     ) from e
-  _check_path_params(path, latents, chunk)
   if latents.dtype == np.float32:
     return latents
   logging.info('%s holds %s, rounded to float32.', path, latents.dtype)
   return latents.astype(np.float32)
 
 
-def _bundled_folder() -> str:
-  """Where scikit-image keeps its data, without importing it."""
-  spec = importlib.util.find_spec('skimage')
-  return os.path.join(spec.submodule_search_locations[0], 'data')
-
-
 def list_sources(source: str, flag: str) -> list[str]:
-  """Every image of a source, sorted.
-
-  Args:
-    source: 'photos', a folder, a .zip or a .tar.
-    flag: of the command line, which named it.
+  """Every image of 'photos', a folder, a .zip or a .tar, sorted.
 
   Raises:
-    ValueError: there is no such thing, or no image in it.
+    ValueError: there is none, and the `flag` that named it.
   """
   if source == 'photos':
     return [BUNDLED + name for name in PHOTOGRAPHS]
@@ -250,18 +222,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
   return image.convert('RGB')
 
 
-def _check_path_params(path: str, latents: np.ndarray, chunk: int) -> None:
+def _check_path_params(latents: np.ndarray, chunk: int) -> None:
   """Shape, dtype, finiteness and ranges, a chunk at a time."""
   if latents.ndim != 4 or latents.shape[-1] != 3 or 0 in latents.shape:
-    raise ValueError(
-      f'path_params must have shape (N, H, W, 3), got {latents.shape} in '
-      f'{path}. Mend --config.data.source.'
-    )
+    raise ValueError(f'their shape is (N, H, W, 3), got {latents.shape}')
   if latents.dtype.kind != 'f':
-    raise ValueError(
-      f'path_params must be float32, got {latents.dtype} in {path}. '
-      'Mend --config.data.source.'
-    )
+    raise ValueError(f'they are float32, got {latents.dtype}')
   # delta, chi, radius, in radians; float32(pi) is a little above pi.
   low = np.array([-math.pi, -math.pi / 4, 0.0]) - 1e-5
   high = np.array([math.pi, math.pi / 4, math.pi / 2]) + 1e-5
@@ -270,7 +236,6 @@ def _check_path_params(path: str, latents: np.ndarray, chunk: int) -> None:
     least, most = part.min(0), part.max(0)
     if not (np.all(least >= low) and np.all(most <= high)):
       raise ValueError(
-        'path_params must be finite, delta in [-pi, pi], chi in [-pi/4, pi/4], '
-        f'radius in [0, pi/2], got {least.tolist()} to {most.tolist()} in '
-        f'{path}. Mend --config.data.source.'
+        'they are finite, delta in [-pi, pi], chi in [-pi/4, pi/4], radius in '
+        f'[0, pi/2], got {least.tolist()} to {most.tolist()}'
       )

@@ -131,7 +131,7 @@ def survey(config: ml_collections.ConfigDict, workdir: str) -> Survey:
     paths, train_N, held_out = stage_1.split_path_params(config)
     return Survey(len(train_N), len(held_out), paths.shape[1:3])
   logging.info('Looking at the photographs of %s.', c.data.source)
-  plan = stage_1.lay_out(config)
+  plan = crops_lib.plan_crops(**config.data)
   grid = (c.data.image_size // c.optics.cell,) * 2
   sources = map(_sources, (plan.train, plan.held_out))
   return Survey(

@@ -74,11 +74,8 @@ def pin_mean(z_BxHxW: jax.Array, mean_B: jax.Array) -> jax.Array:
   """sigmoid(z + b), with each image's b such that its mean is as asked.
 
   b is found by bisection, then by one Newton step, through which alone the
-  gradient flows: at the root it is that of the implicit function.
-
-  Args:
-    z_BxHxW: logits; |z| at most 4.
-    mean_B: in [0.1, 0.9].
+  gradient flows: at the root it is that of the implicit function. |z| is at
+  most 4, the mean in [0.1, 0.9].
   """
   target_B = jnp.log(mean_B / (1 - mean_B))
   fixed_BxHxW = jax.lax.stop_gradient(z_BxHxW)
@@ -86,25 +83,17 @@ def pin_mean(z_BxHxW: jax.Array, mean_B: jax.Array) -> jax.Array:
   def bisect(_, bounds):
     low_B, high_B = bounds
     middle_B = (low_B + high_B) / 2
-    seen_B = jnp.mean(
-      jax.nn.sigmoid(fixed_BxHxW + middle_B[:, None, None]), axis=(1, 2)
-    )
-    over_B = seen_B > mean_B
-    return (
-      jnp.where(over_B, low_B, middle_B),
-      jnp.where(over_B, middle_B, high_B),
-    )
+    seen_BxHxW = jax.nn.sigmoid(fixed_BxHxW + middle_B[:, None, None])
+    over_B = jnp.mean(seen_BxHxW, axis=(1, 2)) > mean_B
+    low_B = jnp.where(over_B, low_B, middle_B)
+    return low_B, jnp.where(over_B, middle_B, high_B)
 
+  bounds = (
+    target_B - jnp.max(fixed_BxHxW, axis=(1, 2)),
+    target_B - jnp.min(fixed_BxHxW, axis=(1, 2)),
+  )
   low_B, high_B = jax.lax.stop_gradient(
-    jax.lax.fori_loop(
-      0,
-      _BISECTIONS,
-      bisect,
-      (
-        target_B - jnp.max(fixed_BxHxW, axis=(1, 2)),
-        target_B - jnp.min(fixed_BxHxW, axis=(1, 2)),
-      ),
-    )
+    jax.lax.fori_loop(0, _BISECTIONS, bisect, bounds)
   )
   b_B = (low_B + high_B) / 2
   s_BxHxW = jax.nn.sigmoid(z_BxHxW + b_B[:, None, None])
@@ -144,13 +133,9 @@ class Optics(nn.Module):
     self.paint = nn.Conv(3 * self.cell**2, (3, 3))
 
   def encode(self, images_BxSxSx3: jax.Array) -> jax.Array:
-    """Modulates light by the image.
+    """path_params (B, S / cell, S / cell, 3), within `poincare`'s ranges.
 
-    Args:
-      images_BxSxSx3: RGB in [-1, 1]; S a multiple of cell.
-
-    Returns:
-      path_params (B, S / cell, S / cell, 3) within `poincare`'s ranges.
+    They are light modulated by RGB in [-1, 1]; S is a multiple of cell.
     """
     _, height, width, _ = images_BxSxSx3.shape
     if height % self.cell or width % self.cell:
@@ -168,14 +153,9 @@ class Optics(nn.Module):
       share = pin_mean(_carrier(z) * z, mean_B)
     else:
       share = nn.sigmoid(z)
-    return jnp.stack(
-      [
-        poincare.DELTA_MAX * jnp.tanh(delta),
-        poincare.CHI_MAX * jnp.tanh(chi),
-        poincare.RADIUS_MAX * share,
-      ],
-      axis=-1,
-    )
+    delta = poincare.DELTA_MAX * jnp.tanh(delta)
+    chi = poincare.CHI_MAX * jnp.tanh(chi)
+    return jnp.stack([delta, chi, poincare.RADIUS_MAX * share], axis=-1)
 
   def decode(self, paths_BxHxWxC: jax.Array) -> jax.Array:
     """Paints what the observer sees, as RGB in [-1, 1]."""

@@ -33,22 +33,16 @@ def transmittance(
 ) -> tuple[jax.Array, jax.Array]:
   """Re t and Im t of one polarization state, both in [-1, 1].
 
-  Args:
-    delta: retardance, radians.
-    chi: ellipticity, radians, of the same shape.
+  Of its retardance and its ellipticity, in radians.
   """
   return jnp.cos(delta / 2), jnp.sin(delta / 2) * jnp.sin(2 * chi)
 
 
 def observe(paths_BxHxWxC: jax.Array) -> jax.Array:
-  """What the observer sees of each path.
+  """What the observer sees of (delta, chi, radius), radians; shape (..., 4).
 
-  Args:
-    paths_BxHxWxC: (delta, chi, radius), radians; radius at most RADIUS_MAX.
-
-  Returns:
-    (..., 4): mean of Re t and Im t in [-1, 1], their standard deviations in
-    [0, 1), along the path.
+  Along each path: the means of Re t and Im t in [-1, 1], their standard
+  deviations in [0, 1).
   """
   delta, chi, radius = jnp.moveaxis(paths_BxHxWxC, -1, 0)
   square = radius**2
@@ -64,15 +58,9 @@ def observe(paths_BxHxWxC: jax.Array) -> jax.Array:
     imaginary**2 * (2 - mixed) * mixed
     + (cos_delta * along + cos_4chi * across - cos_delta * cos_4chi * both) / 4
   )
-  return jnp.stack(
-    [
-      real * (1 - half),
-      imaginary * (1 - mixed),
-      _deviation(real_variance),
-      _deviation(imaginary_variance),
-    ],
-    axis=-1,
-  )
+  means = [real * (1 - half), imaginary * (1 - mixed)]
+  variances = [real_variance, imaginary_variance]
+  return jnp.stack([*means, *map(_deviation, variances)], axis=-1)
 
 
 def normalize(paths_BxHxWxC: jax.Array) -> jax.Array:

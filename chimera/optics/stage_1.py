@@ -60,8 +60,7 @@ def prepare(
   Args:
     config: the run's.
     workdir: of the run.
-    inherit: reads the optics' variables from `config.init_from`; not needed
-      where that is empty.
+    inherit: reads the optics' variables from `config.init_from`, if not empty.
 
   Raises:
     ValueError: the data cannot be used, or the workdir was made by others.
@@ -76,11 +75,19 @@ def prepare(
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk.writing(path) as f:
       if images.is_path_params(config.data.source):
-        _let_in(config, home, f)
+        crops, held_out, parts = _let_in(config, home)
       else:
-        _see(config, home, f, inherit)
+        crops, held_out, parts = _see(config, home, inherit)
+      gradients = _write(f, (len(crops), *held_out['paths'].shape[1:]), parts)
+      crops_lib.write_manifest(home / 'crops.csv', crops, gradients)
+      with disk.writing(home / 'held_out.npz') as held:
+        np.savez(held, **held_out)
+      files = {f'optics/{name}': home / name for name in _FILES}
+      # It still has another name.
+      files |= {'latents.npy': pathlib.Path(f.name)}
       f.flush()
-      _seal(home, f.name)
+      digests = {k: disk.digest(p) for k, p in files.items() if p.exists()}
+      disk.write_sealed(home / _DIGESTS, digests)
   crops, gradients_N = crops_lib.read_manifest(home / 'crops.csv')
   with np.load(home / 'held_out.npz', allow_pickle=False) as held_out:
     held_out = dict(held_out)
@@ -98,11 +105,9 @@ def prepare(
 def split_path_params(
   config: ml_collections.ConfigDict,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Opens and splits path_params that were made elsewhere.
+  """(all path_params, train_N: those to train on, the held-out path_params).
 
-  Returns:
-    All of the source's path_params, train_N, the indices of those to train on,
-    and the held-out path_params.
+  They were made elsewhere.
 
   Raises:
     ValueError: they cannot be used.
@@ -136,25 +141,6 @@ def split_path_params(
       '--config.data.held_out_source.'
     )
   return paths, train_N, held_out
-
-
-def lay_out(
-  config: ml_collections.ConfigDict,
-  report: Callable[[int, int], None] | None = None,
-) -> crops_lib.Plan:
-  """The crops of the config's photographs; see `crops.plan_crops`."""
-  return crops_lib.plan_crops(
-    config.data.source,
-    held_out_source=config.data.held_out_source,
-    held_out_fraction=config.data.held_out_fraction,
-    image_size=config.data.image_size,
-    train_count=config.data.train_count,
-    held_out_count=config.data.held_out_count,
-    crop=config.data.crop,
-    max_scale=config.data.max_scale,
-    seed=config.data.seed,
-    progress=report,
-  )
 
 
 def _settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -196,39 +182,40 @@ def _check_settings(
       )
 
 
+# What is written of a run: the training set's crops, what held_out.npz holds,
+# and the training set's path_params with their crops' gradients, in parts.
+_Parts = Iterator[tuple[np.ndarray, np.ndarray]]
+_Made = tuple[list[crops_lib.Crop], dict[str, np.ndarray], _Parts]
+
+
 def _see(
   config: ml_collections.ConfigDict,
   home: pathlib.Path,
-  f: BinaryIO,
   inherit: Callable[[str], Any] | None,
-) -> None:
-  """From photographs to everything in `optics/` and the .npy."""
+) -> _Made:
+  """From photographs, by optics that learn from them where there are none."""
   size, chunk = config.data.image_size, config.optics.chunk
   with progress.bar('Photographs') as report:
-    plan = lay_out(config, lambda done, total: report(done, '', total))
+    plan = crops_lib.plan_crops(
+      **config.data, progress=lambda done, total: report(done, '', total)
+    )
   held_out = crops_lib.read_crops(plan.held_out, image_size=size)
   home.mkdir(parents=True, exist_ok=True)
   if not (home / 'optics.json').exists():
     _learn(config, home, plan, held_out, inherit)
   model, variables = training.load_optics(str(home.parent))
-  gradients = []
 
-  def encode_all() -> Iterator[np.ndarray]:
+  def parts() -> _Parts:
     with progress.bar('path_params', len(plan.train)) as report:
       for start in range(0, len(plan.train), chunk):
         crops = plan.train[start : start + chunk]
         part = crops_lib.read_crops(crops, image_size=size)
-        gradients.append(training.gradients(part, chunk))
-        yield training.encode_images(model, variables, part, chunk)
+        paths = training.encode_images(model, variables, part, chunk)
+        yield paths, training.gradients(part, chunk)
         report(start + len(crops), '')
 
-  _stream(f, len(plan.train), encode_all())
-  crops_lib.write_manifest(
-    home / 'crops.csv', plan.train, np.concatenate(gradients)
-  )
   paths = training.encode_images(model, variables, held_out, chunk)
-  with disk.writing(home / 'held_out.npz') as held:
-    np.savez(held, paths=paths, images=held_out)
+  return plan.train, {'paths': paths, 'images': held_out}, parts()
 
 
 def _learn(
@@ -250,13 +237,11 @@ def _learn(
   else:
     most = max(1, (_POOL_MB << 20) // (3 * size**2))
     pool = plan.train[:: -(-len(plan.train) // most)]
+    how = ('steps', 'batch_size', 'learning_rate', 'noise')
     variables, loss = training.train_optics(
       model,
       crops_lib.read_crops(pool, image_size=size),
-      steps=config.optics.steps,
-      batch_size=config.optics.batch_size,
-      learning_rate=config.optics.learning_rate,
-      noise=config.optics.noise,
+      **{key: config.optics[key] for key in how},
       seed=config.seed,
     )
     learned = {'train_loss': loss}
@@ -264,10 +249,9 @@ def _learn(
     model, variables, held_out_NxSxSx3, config.optics.chunk
   )
   logging.info(
-    'Optics: held-out PSNR %.2f dB, rank correlation of mean radius and '
-    'gradient magnitude %.3f.',
-    figures['psnr'],
-    figures['correlation'],
+    'Optics: held-out PSNR %(psnr).2f dB, rank correlation of mean radius and '
+    'gradient magnitude %(correlation).3f.',
+    figures,
   )
   flat = jax.device_get(traverse_util.flatten_dict(variables, sep='/'))
   disk.write(home / 'optics.safetensors', safetensors.numpy.save(flat))
@@ -279,44 +263,28 @@ def _learn(
   disk.write_json(home / 'optics.json', meta)
 
 
-def _let_in(
-  config: ml_collections.ConfigDict, home: pathlib.Path, f: BinaryIO
-) -> None:
-  """From path_params that were made elsewhere to all of these."""
+def _let_in(config: ml_collections.ConfigDict, home: pathlib.Path) -> _Made:
+  """From path_params that were made elsewhere."""
   source, chunk = config.data.source, config.optics.chunk
   paths, train_N, held_out = split_path_params(config)
   home.mkdir(parents=True, exist_ok=True)
-  with disk.writing(home / 'held_out.npz') as held:
-    np.savez(held, paths=held_out)
-  crops_lib.write_manifest(
-    home / 'crops.csv',
-    [crops_lib.Crop(f'{source}[{i}]', 0, 0, paths.shape[1]) for i in train_N],
-    np.full(len(train_N), np.nan),
-  )
   disk.write_json(home / 'optics.json', {'settings': _settings(config)})
-  parts = (
-    paths[train_N[start : start + chunk]]
-    for start in range(0, len(train_N), chunk)
-  )
-  _stream(f, len(train_N), parts)
+  side = paths.shape[1]
+  crops = [crops_lib.Crop(f'{source}[{i}]', 0, 0, side) for i in train_N]
+  parts = (train_N[i : i + chunk] for i in range(0, len(train_N), chunk))
+  parts = ((paths[part], np.full(len(part), np.nan)) for part in parts)
+  return crops, {'paths': held_out}, parts
 
 
-def _stream(f: BinaryIO, count: int, parts: Iterator[np.ndarray]) -> None:
-  """Writes `count` samples as .npy, a part at a time."""
-  for i, part in enumerate(parts):
-    if i == 0:
-      shape = (count, *part.shape[1:])
-      header = {'descr': '<f4', 'fortran_order': False, 'shape': shape}
-      np.lib.format.write_array_header_1_0(f, header)
-    f.write(np.ascontiguousarray(part, '<f4').data)
-
-
-def _seal(home: pathlib.Path, latents: str) -> None:
-  """Writes the digests of everything; latents.npy still has another name."""
-  files = {f'optics/{name}': home / name for name in _FILES}
-  files |= {'latents.npy': pathlib.Path(latents)}
-  digests = {k: disk.digest(path) for k, path in files.items() if path.exists()}
-  disk.write_sealed(home / _DIGESTS, digests)
+def _write(f: BinaryIO, shape: tuple[int, ...], parts: _Parts) -> np.ndarray:
+  """Writes path_params as .npy, a part at a time; the gradients of all."""
+  header = {'descr': '<f4', 'fortran_order': False, 'shape': shape}
+  np.lib.format.write_array_header_1_0(f, header)
+  gradients = []
+  for paths, part in parts:
+    f.write(np.ascontiguousarray(paths, '<f4').data)
+    gradients.append(part)
+  return np.concatenate(gradients)
 
 
 def _verify(home: pathlib.Path) -> None:

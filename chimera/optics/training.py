@@ -91,27 +91,48 @@ def train_optics(
   return variables, float(loss)
 
 
+def _in_chunks(f: Callable[..., jax.Array]) -> Callable[..., np.ndarray]:
+  """f(..., x_N) as f(..., x_N, chunk); the last chunk is filled up for it."""
+
+  @functools.wraps(f)
+  def run(*args: Any) -> np.ndarray:
+    *before, x_N, chunk = args
+    chunk = min(chunk, len(x_N))
+    parts = []
+    for start in range(0, len(x_N), chunk):
+      part = np.asarray(x_N[start : start + chunk])
+      # Lest f compile again.
+      padding = [(0, chunk - len(part))] + [(0, 0)] * (part.ndim - 1)
+      parts.append(np.asarray(f(*before, np.pad(part, padding)))[: len(part)])
+    return np.concatenate(parts)
+
+  return run
+
+
+@_in_chunks
+@functools.partial(jax.jit, static_argnums=0)
 def encode_images(
-  model: optics.Optics, variables: Any, images_NxSxSx3: np.ndarray, chunk: int
-) -> np.ndarray:
+  model: optics.Optics, variables: Any, images_NxSxSx3: jax.Array
+) -> jax.Array:
   """path_params float32 (N, H, W, 3) of uint8 images, a chunk at a time."""
-  return _in_chunks(
-    functools.partial(_encode, model, variables), images_NxSxSx3, chunk
-  )
+  x = optics.to_float(images_NxSxSx3)
+  return model.apply(variables, x, method='encode')
 
 
+@_in_chunks
+@functools.partial(jax.jit, static_argnums=0)
 def decode_paths(
-  model: optics.Optics, variables: Any, paths_NxHxWxC: np.ndarray, chunk: int
-) -> np.ndarray:
+  model: optics.Optics, variables: Any, paths_NxHxWxC: jax.Array
+) -> jax.Array:
   """float32 images in [-1, 1] of path_params, a chunk at a time."""
-  return _in_chunks(
-    functools.partial(_decode, model, variables), paths_NxHxWxC, chunk
-  )
+  return model.apply(variables, paths_NxHxWxC, method='decode')
 
 
-def gradients(images_NxSxSx3: np.ndarray, chunk: int) -> np.ndarray:
+@_in_chunks
+@jax.jit
+def gradients(images_NxSxSx3: jax.Array) -> jax.Array:
   """Mean gradient magnitude of each of uint8 images, a chunk at a time."""
-  return _in_chunks(_gradients, images_NxSxSx3, chunk)
+  return optics.gradient_magnitude(optics.to_float(images_NxSxSx3))
 
 
 def examine(
@@ -140,41 +161,10 @@ def load_optics(workdir: str) -> tuple[optics.Optics, Any]:
   try:
     meta = json.loads((home / 'optics.json').read_text())
     flat = safetensors.numpy.load((home / 'optics.safetensors').read_bytes())
-    return optics.Optics(**meta['architecture']), traverse_util.unflatten_dict(
-      flat, sep='/'
-    )
+    variables = traverse_util.unflatten_dict(flat, sep='/')
+    return optics.Optics(**meta['architecture']), variables
   except (safetensors.SafetensorError, *disk.BROKEN) as e:
     raise ValueError(
       f'{home} must hold trained optics, got {e!r}: make them anew in another '
       '--workdir with `python -m chimera.main prepare-latents`.'
     ) from e
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(model, variables, images_BxSxSx3):
-  return model.apply(
-    variables, optics.to_float(images_BxSxSx3), method='encode'
-  )
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(model, variables, paths_BxHxWxC):
-  return model.apply(variables, paths_BxHxWxC, method='decode')
-
-
-@jax.jit
-def _gradients(images_BxSxSx3):
-  return optics.gradient_magnitude(optics.to_float(images_BxSxSx3))
-
-
-def _in_chunks(
-  f: Callable[[np.ndarray], jax.Array], x_N: np.ndarray, chunk: int
-) -> np.ndarray:
-  """f of each chunk; the last one is filled up, lest f compile again."""
-  chunk = min(chunk, len(x_N))
-  parts = []
-  for start in range(0, len(x_N), chunk):
-    part = np.asarray(x_N[start : start + chunk])
-    padding = [(0, chunk - len(part))] + [(0, 0)] * (part.ndim - 1)
-    parts.append(np.asarray(f(np.pad(part, padding)))[: len(part)])
-  return np.concatenate(parts)

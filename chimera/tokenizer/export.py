@@ -51,21 +51,14 @@ class Parts(NamedTuple):
 
   tokenizer: models.Tokenizer  # the module
   params: Any  # its parameters
-  # the module; None for a tokenizer of path_params
-  optics: optics.Optics | None
+  optics: optics.Optics | None  # the module; None where it sees path_params
   variables: Any  # its variables, likewise
 
 
 def encode(parts: Parts, x_BxHxWxC: jax.Array) -> jax.Array:
-  """Tokens.
+  """tokens_Bxhxw, int32, of RGB images, uint8 or float in [-1, 1].
 
-  Args:
-    parts: of the tokenizer.
-    x_BxHxWxC: RGB images, uint8 or float in [-1, 1]; without optics,
-      path_params.
-
-  Returns:
-    tokens_Bxhxw, int32.
+  Without optics, of path_params.
   """
   if parts.optics is not None:
     if x_BxHxWxC.dtype == jnp.uint8:
@@ -91,45 +84,35 @@ def decode(parts: Parts, tokens_Bxhxw: jax.Array) -> jax.Array:
 
 
 class Tokenizer:
-  """A loaded tokenizer: images to tokens and back, for any batch.
-
-  Attributes:
-    parts: what it is made of.
-    meta: what tokenizer.json says.
-    image_size: S, pixels, what it was trained for.
-    grid: (h, w) of an image's tokens.
-    codes: V; tokens are in [0, V).
-    code_dim: D, width of a code.
-    codebook_digest: SHA-256 of the codebook, or of what stands for it: tokens
-      of one digest are of one language.
-  """
+  """A loaded tokenizer: images to tokens and back, for any batch."""
 
   def __init__(self, parts: Parts, meta: dict[str, Any]):
     self.parts = parts
-    self.meta = meta
-    self.image_size = meta['image_size']
-    self.grid = tuple(meta['grid'])
-    self.codes = parts.tokenizer.codes
-    self.code_dim = parts.tokenizer.quantizer.dim
+    self.meta = meta  # what tokenizer.json says
+    self.image_size = meta['image_size']  # S, pixels, what it was trained for
+    self.grid = tuple(meta['grid'])  # (h, w) of an image's tokens
+    self.codes = parts.tokenizer.codes  # V; tokens are in [0, V)
+    self.code_dim = parts.tokenizer.quantizer.dim  # D, width of a code
+    # SHA-256 of the codebook, or of what stands for it: tokens of one digest
+    # are of one language.
     self.codebook_digest = meta['codebook_digest']
     self._encode, self._decode = _compiled(parts.tokenizer, parts.optics)
     self._arrays = jax.tree.map(jnp.asarray, (parts.params, parts.variables))
 
   def encode(self, images_BxSxSx3: Any) -> jax.Array:
-    """tokens_Bxhxw int32 in [0, codes).
+    """tokens_Bxhxw, int32 in [0, codes).
 
-    Args:
-      images_BxSxSx3: RGB of image_size, uint8 or float in [-1, 1]. A tokenizer
-        of path_params takes path_params (B, H, W, 3).
+    Of RGB of image_size, uint8 or float in [-1, 1]. A tokenizer of path_params
+    takes path_params (B, H, W, 3).
 
     Raises:
       ValueError: another shape or dtype.
     """
-    want = tuple(self.meta['input_shape'])
+    height, width, channels = self.meta['input_shape']
     shape, dtype = np.shape(images_BxSxSx3), images_BxSxSx3.dtype
-    if len(shape) != 4 or tuple(shape[1:]) != want:
+    if len(shape) != 4 or shape[1:] != (height, width, channels):
       raise ValueError(
-        f'images must have shape (B, {want[0]}, {want[1]}, {want[2]}), got '
+        f'images must have shape (B, {height}, {width}, {channels}), got '
         f'{shape}: crop or resize them.'
       )
     if dtype != np.uint8 and not jnp.issubdtype(dtype, jnp.floating):
@@ -139,20 +122,15 @@ class Tokenizer:
     return self._encode(*self._arrays, images_BxSxSx3)
 
   def decode(self, tokens_Bxhxw: Any) -> jax.Array:
-    """Images (B, S, S, 3), float32 in [-1, 1].
-
-    Args:
-      tokens_Bxhxw: any integers in [0, codes).
+    """Images (B, S, S, 3), float32 in [-1, 1], of any integers in [0, codes).
 
     Raises:
       ValueError: another shape or dtype, or no token of this codebook.
     """
     shape, dtype = np.shape(tokens_Bxhxw), tokens_Bxhxw.dtype
-    if len(shape) != 3 or tuple(shape[1:]) != self.grid:
-      raise ValueError(
-        f'tokens must have shape (B, {self.grid[0]}, {self.grid[1]}), got '
-        f'{shape}.'
-      )
+    h, w = self.grid
+    if len(shape) != 3 or shape[1:] != (h, w):
+      raise ValueError(f'tokens must have shape (B, {h}, {w}), got {shape}.')
     if not jnp.issubdtype(dtype, jnp.integer):
       raise ValueError(f'tokens must be integers, got dtype = {dtype}.')
     if isinstance(tokens_Bxhxw, np.ndarray) and tokens_Bxhxw.size:
@@ -241,14 +219,6 @@ def load(folder: str | os.PathLike) -> Tokenizer:
   home = pathlib.Path(folder)
   try:
     meta = disk.read_sealed(home / META)
-  except FileNotFoundError as e:
-    raise ValueError(
-      f'No tokenizer in {home}: name one with --tokenizer, or make one with '
-      '`python -m chimera.main export`.'
-    ) from e
-  except (OSError, ValueError) as e:
-    raise _broken(home / META, e) from e
-  try:
     if meta['format'] != FORMAT:
       raise ValueError(f'format {meta["format"]}, and this reads {FORMAT}')
     if broken := disk.changed(home, meta['files']):
@@ -262,15 +232,16 @@ def load(folder: str | os.PathLike) -> Tokenizer:
       tree.get('optics'),
     )
     return Tokenizer(parts, meta)
+  except FileNotFoundError as e:
+    raise ValueError(
+      f'No tokenizer in {home}: name one with --tokenizer, or make one with '
+      '`python -m chimera.main export`.'
+    ) from e
   except (safetensors.SafetensorError, *disk.BROKEN) as e:
-    raise _broken(home, e) from e
-
-
-def _broken(path: pathlib.Path, error: Exception) -> ValueError:
-  return ValueError(
-    f'{path} is not a whole tokenizer ({error}): make it anew with `python -m '
-    'chimera.main export`.'
-  )
+    raise ValueError(
+      f'{home} is not a whole tokenizer ({e}): make it anew with `python -m '
+      'chimera.main export`.'
+    ) from e
 
 
 def _lower(

@@ -58,13 +58,8 @@ def detokenize(folder: str, tokenizer: str, out: str) -> None:
       path.parent.mkdir(parents=True, exist_ok=True)
       _save(path, picture)
       report(i + 1, '')
-  logging.info(
-    '%d picture(s) of %d crop(s) of %d pixels in %s.',
-    len(meta['sources']),
-    len(tokens),
-    loaded.image_size,
-    home,
-  )
+  counts = len(meta['sources']), len(tokens), loaded.image_size
+  logging.info('%d picture(s) of %d crop(s) of %d pixels in %s.', *counts, home)
 
 
 def reconstruct(paths: Sequence[str], tokenizer: str, out: str) -> None:
@@ -88,18 +83,16 @@ def reconstruct(paths: Sequence[str], tokenizer: str, out: str) -> None:
     )
     mse = np.mean((picture.astype(np.float64) - back) ** 2)
     psnr = 10 * np.log10(255**2 / max(mse, 1e-9))
-    whole = height % loaded.image_size == width % loaded.image_size == 0
+    size = loaded.image_size
+    whole = height % size == width % size == 0
+    sizes = width, height, columns, rows, size
     name = os.path.basename(path).removeprefix(images.BUNDLED)
     target = home / f'{name}.png'
     _save(target, _beside(picture, optics, back))
     logging.info(
       '%s: %d x %d pixels, %d x %d tiles of %d%s; PSNR %.2f dB; see %s',
       path,
-      width,
-      height,
-      columns,
-      rows,
-      loaded.image_size,
+      *sizes,
       '' if whole else ', mirrored beyond the right and lower edge',
       psnr,
       target,
@@ -121,7 +114,7 @@ def _look_and_tokenize(
   model, variables = loaded.parts.optics, loaded.parts.variables
   paths = training.encode_images(model, variables, tiles, _BATCH)
   seen = training.decode_paths(model, variables, paths, _BATCH)
-  tokens = np.concatenate(list(tokens_lib.encode_each(loaded, tiles, _BATCH)))
+  tokens = np.stack(list(tokens_lib.encode_each(loaded, tiles, _BATCH)))
   return images.to_uint8(seen), np.stack(list(_decode_each(loaded, tokens)))
 
 

@@ -40,8 +40,7 @@ _AHEAD = 32  # photographs decoded before they are needed
 class Tokens(NamedTuple):
   """What a folder of tokens holds."""
 
-  # a row a crop; a read-only memory map where it is one shard
-  tokens_Nxhxw: np.ndarray
+  tokens_Nxhxw: np.ndarray  # a read-only memory map where it is one shard
   meta: dict[str, Any]  # what tokens.json says
 
 
@@ -49,12 +48,6 @@ def tokenize(
   source: str, tokenizer: str, out: str, config: ml_collections.ConfigDict
 ) -> None:
   """Tokenizes every image of `source` into `out`, or goes on with it.
-
-  Args:
-    source: a folder or an archive of images, or 'photos'.
-    tokenizer: folder of an exported tokenizer.
-    out: folder.
-    config: tokens.crop, tokens.batch_size and tokens.shard are read.
 
   Raises:
     ValueError: no image there, no tokenizer, or `out` holds other tokens or is
@@ -64,7 +57,11 @@ def tokenize(
     raise ValueError('tokenize needs a folder for its tokens: give --out=DIR.')
   loaded = open_tokenizer(tokenizer)
   sources = images.list_sources(source, 'FOLDER')
-  names = _names(source, sources)
+  # The photographs' paths within the folder or the archive.
+  within = os.path.abspath(source)
+  within = os.path.join(within, '') if os.path.isdir(within) else f'{within}!'
+  within = images.BUNDLED if source == 'photos' else within
+  names = [path.removeprefix(within) for path in sources]
   home = pathlib.Path(out)
   request = {
     'format': FORMAT,
@@ -109,9 +106,8 @@ def load(folder: str | os.PathLike) -> Tokens:
       raise ValueError(f'{tokens.shape} tokens, not as {META} says')
     return Tokens(tokens, meta)
   except FileNotFoundError as e:
-    hint = ''
-    if (home / PARTIAL).exists():
-      hint = ' yet: give the same tokenize command again'
+    yet = ' yet: give the same tokenize command again'
+    hint = yet if (home / PARTIAL).exists() else ''
     raise ValueError(f'No tokens in {home}{hint} ({e.filename}).') from e
   except (OSError, ValueError, KeyError, TypeError, IndexError) as e:
     raise ValueError(
@@ -158,11 +154,7 @@ def open_tokenizer(tokenizer: str) -> export.Tokenizer:
 def check_size(
   path: str, picture: np.ndarray, loaded: export.Tokenizer
 ) -> None:
-  """Refuses a picture without a cell.
-
-  Raises:
-    ValueError: it is smaller.
-  """
+  """ValueError where a picture is smaller than a cell."""
   height, width = picture.shape[:2]
   cell = loaded.parts.optics.cell
   if min(height, width) < cell:
@@ -170,16 +162,6 @@ def check_size(
       f'{path} must be at least a cell of {cell} pixels, got {width} x '
       f'{height}: give a larger image.'
     )
-
-
-def _names(source: str, sources: list[str]) -> list[str]:
-  """The photographs' paths within the folder or the archive."""
-  if source == 'photos':
-    return [name.removeprefix(images.BUNDLED) for name in sources]
-  home = os.path.abspath(source)
-  if os.path.isdir(source):
-    return [os.path.relpath(path, home) for path in sources]
-  return [path.removeprefix(f'{home}!') for path in sources]
 
 
 def _begin(
@@ -221,84 +203,55 @@ def _stream(
   batch_size: int,
 ) -> None:
   """From the photographs that are not done to shards on disk."""
-  seen = len(done['sources']) + len(done['skipped'])
-  first = sum(s['rows'] * s['columns'] for s in done['sources'])
-  # Crops of the next photograph that stand in a shard already.
-  ahead = done['count'] - first
-  found: list[dict[str, Any]] = []  # by photograph; one skipped has no 'first'
-  waiting: list[np.ndarray] = []  # tokens that are in no shard yet
+  first, seen = done['count'], len(done['sources']) + len(done['skipped'])
+  # One that is not whole in the shards is read again, with all after it.
+  for source in done['sources']:
+    if source['first'] + source['rows'] * source['columns'] > done['count']:
+      first, seen = source['first'], names.index(source['file'])
+      break
+  again = set(names[seen:])
+  done['sources'] = [s for s in done['sources'] if s['file'] not in again]
+  done['skipped'] = [name for name in done['skipped'] if name not in again]
+  ahead = done['count'] - first  # its crops that stand in a shard already
 
-  def crops() -> Iterator[np.ndarray]:
-    nonlocal first, ahead
+  def crops(first: int) -> Iterator[np.ndarray]:
     read = _read_ahead(sources[seen:], loaded, done['crop'])
-    for name, (tiles, facts) in zip(names[seen:], read):
-      found.append({'file': name, **facts})
+    for i, (name, (tiles, facts)) in enumerate(zip(names[seen:], read), seen):
       if facts:
-        found[-1]['first'] = first
+        done['sources'].append({'file': name, **facts, 'first': first})
         first += len(tiles)
-        yield from tiles[ahead:]
-        ahead = 0
-
-  def settle() -> None:
-    """What is whole in the shards counts as done."""
-    while found and _end(found[0]) <= done['count']:
-      entry = found.pop(0)
-      if 'first' in entry:
-        done['sources'].append(entry)
+        yield from tiles
       else:
-        done['skipped'].append(entry['file'])
-
-  def close(count: int) -> None:
-    """Writes the next shard, then what is done with it."""
-    rows = np.concatenate(waiting)
-    waiting[:] = [rows[count:]]
-    file = f'tokens-{len(done["shards"]):05d}.npy'
-    data = _npy(rows[:count].astype(done['dtype']))
-    if not done['count']:
-      # A shard without a journal would be anyone's.
-      disk.write_sealed(home / PARTIAL, done)
-    disk.write(home / file, data)
-    done['shards'].append(
-      {'file': file, 'count': count, 'sha256': disk.digest(data)}
-    )
-    done['count'] += count
-    settle()
-    disk.write_sealed(home / PARTIAL, done)
+        done['skipped'].append(name)
+      report(i + 1, '')
 
   with progress.bar('Photographs', len(sources)) as report:
-    for part in encode_each(loaded, crops(), batch_size):
-      waiting.append(part)
-      while sum(map(len, waiting)) >= done['shard']:
-        close(done['shard'])
-      report(len(done['sources']) + len(done['skipped']) + len(found), '')
-  left = sum(map(len, waiting))
-  if not done['count'] + left:
+    todo = itertools.islice(crops(first), ahead, None)
+    rows = encode_each(loaded, todo, batch_size)
+    while shard := list(itertools.islice(rows, done['shard'])):
+      buffer = io.BytesIO()
+      np.save(buffer, np.stack(shard).astype(done['dtype']), allow_pickle=False)
+      data, file = buffer.getvalue(), f'tokens-{len(done["shards"]):05d}.npy'
+      if not done['count']:
+        # A shard without a journal would be anyone's.
+        disk.write_sealed(home / PARTIAL, done)
+      disk.write(home / file, data)
+      entry = {'file': file, 'count': len(shard), 'sha256': disk.digest(data)}
+      done['shards'].append(entry)
+      done['count'] += len(shard)
+      disk.write_sealed(home / PARTIAL, done)
+  if not done['count']:
     raise ValueError(
       f'None of {len(sources)} image(s) is readable and at least a cell of '
       f'{loaded.parts.optics.cell} pixels: mend the folder.'
     )
-  if left:
-    close(left)
-  settle()
-  if done['skipped']:
-    logging.warning(
-      'Skipped %d unreadable or too small image(s), the first is %s',
-      len(done['skipped']),
-      done['skipped'][0],
-    )
+  if skipped := done['skipped']:
+    message = 'Skipped %d unreadable or too small image(s), the first is %s'
+    logging.warning(message, len(skipped), skipped[0])
   disk.write_sealed(home / META, done)
   (home / PARTIAL).unlink()
-  logging.info(
-    '%d crop(s) of %d photograph(s) in %s.',
-    done['count'],
-    len(done['sources']),
-    home,
-  )
-
-
-def _end(entry: dict[str, Any]) -> int:
-  """The crop after a photograph's last; a skipped one has none."""
-  return entry.get('first', 0) + entry.get('rows', 0) * entry.get('columns', 0)
+  counts = done['count'], len(done['sources'])
+  logging.info('%d crop(s) of %d photograph(s) in %s.', *counts, home)
 
 
 def _read_ahead(
@@ -322,12 +275,7 @@ def _read_ahead(
       tiles, rows, columns = images.center(picture, size)[None], 1, 1
     else:
       tiles, rows, columns = cut(picture, size)
-    return tiles, {
-      'height': height,
-      'width': width,
-      'rows': rows,
-      'columns': columns,
-    }
+    return tiles, dict(height=height, width=width, rows=rows, columns=columns)
 
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     waiting = [pool.submit(read, path) for path in sources[:_AHEAD]]
@@ -340,15 +288,14 @@ def _read_ahead(
 def encode_each(
   loaded: export.Tokenizer, crops: Iterable[np.ndarray], batch_size: int
 ) -> Iterator[np.ndarray]:
-  """Tokens (n, h, w), a batch at a time, the next one computed meanwhile."""
-  waiting = None
-  for batch, count in batches(crops, batch_size):
-    tokens = loaded.encode(batch)
-    if waiting is not None:
-      yield np.asarray(waiting[0])[: waiting[1]]
-    waiting = tokens, count
-  if waiting is not None:
-    yield np.asarray(waiting[0])[: waiting[1]]
+  """Tokens (h, w) of each crop; the next batch is computed meanwhile."""
+  encoded = (
+    (loaded.encode(batch), count) for batch, count in batches(crops, batch_size)
+  )
+  # What is taken from the device is one behind what was sent there.
+  pairs = itertools.pairwise(itertools.chain(encoded, [None]))
+  for (tokens, count), _ in pairs:
+    yield from np.asarray(tokens)[:count]
 
 
 def batches(
@@ -359,9 +306,3 @@ def batches(
   while part := list(itertools.islice(rows, size)):
     filling = [np.zeros_like(part[0])] * (size - len(part))
     yield np.stack([*part, *filling]), len(part)
-
-
-def _npy(x: np.ndarray) -> bytes:
-  buffer = io.BytesIO()
-  np.save(buffer, x, allow_pickle=False)
-  return buffer.getvalue()
