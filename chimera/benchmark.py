@@ -57,17 +57,13 @@ def _bare(path: pathlib.Path) -> tuple[float, float]:
 
 def _prepare(path: pathlib.Path, chunk: int) -> tuple[float, float]:
   """Seconds and peak MB of all that prepare-curriculum does here."""
-  from chimera.school import curriculum as curriculum_lib
   from chimera.school import curriculum_file
 
   latents = np.load(path, mmap_mode='r')
+  there = path.with_name('curriculum_bins_benchmark.pkl')
   start = time.perf_counter()
-  scores = curriculum_lib.score(latents, metric='mean_radius', chunk=chunk)
-  curriculum_file.save_curriculum(
-    path.with_name('curriculum_bins_benchmark.pkl'),
-    curriculum_lib.bin_samples(scores),
-    digest=curriculum_lib.digest(latents, scores),
-    metric='mean_radius',
+  curriculum_file.prepare_curriculum(
+    there, latents, metric='mean_radius', chunk=chunk, afresh=True
   )
   return time.perf_counter() - start, _peak_mb()
 

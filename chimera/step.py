@@ -27,8 +27,6 @@ from chimera.optics import poincare
 from chimera.school import lessons as lessons_lib
 from chimera.system import axes
 
-Metrics = dict[str, jax.Array]
-
 
 def train_step(
   state: state_lib.CloneState,
@@ -36,7 +34,7 @@ def train_step(
   shard: lessons_lib.Shard,
   *,
   spec: state_lib.StepSpec,
-) -> tuple[state_lib.CloneState, Metrics]:
+) -> tuple[state_lib.CloneState, learning.Metrics]:
   """One cycle of one clone: its state, and metrics by their tags.
 
   Metrics of K terms are arrays, named by what their tags begin with.
@@ -313,7 +311,7 @@ def make_train_step(
   *,
   cycles: int = 1,
   resident: bool = True,
-) -> Callable[..., tuple[state_lib.CloneState, Metrics]]:
+) -> Callable[..., tuple[state_lib.CloneState, learning.Metrics]]:
   """Compiles `cycles` cycles of all clones: (state, mission, shard) -> ...
 
   Leading axes of state and mission: devices, then the clones of each device.
@@ -366,7 +364,7 @@ def _pool(net, weight, fallback, spec) -> state_lib.TrainState:
   )
 
 
-def _of_agents(pid: pid_lib.State, q: q_learning.State) -> Metrics:
+def _of_agents(pid: pid_lib.State, q: q_learning.State) -> learning.Metrics:
   return {
     'pid/error': pid.error_K,
     'pid/integral': pid.integral_K,
@@ -378,7 +376,7 @@ def _of_agents(pid: pid_lib.State, q: q_learning.State) -> Metrics:
   }
 
 
-def _of_meld(learned, destination, start, counts_V) -> Metrics:
+def _of_meld(learned, destination, start, counts_V) -> learning.Metrics:
   gradient = learned.gradients['generator']
   return {
     'grads/rms': optax.tree.norm(gradient) / np.sqrt(optax.tree.size(gradient)),
