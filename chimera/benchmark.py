@@ -62,7 +62,7 @@ def _prepare(path: pathlib.Path, chunk: int) -> tuple[float, float]:
   latents = np.load(path, mmap_mode='r')
   there = path.with_name('curriculum_bins_benchmark.pkl')
   start = time.perf_counter()
-  curriculum_file.prepare_curriculum(
+  curriculum_file.make_or_check(
     there, latents, metric='mean_radius', chunk=chunk, afresh=True
   )
   return time.perf_counter() - start, _peak_mb()

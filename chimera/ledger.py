@@ -56,7 +56,7 @@ def create_config(
   name, _, scale = method.partition('@')
   if name not in METHODS:
     raise ValueError(
-      f'A method must be one of {", ".join(METHODS)}, got {name}: mend '
+      f'A method must be one of {", ".join(METHODS)}, got {name}: fix '
       '--methods.'
     )
   variant, changes = METHODS[name]

@@ -57,10 +57,10 @@ def _train(job: Job) -> None:
   train.train(job.config, job.workdir, _prepare(job), job.watch)
 
 
-def _rehearse(job: Job) -> None:
+def _dry_run(job: Job) -> None:
   from chimera.doctor import dry_run as dry_run_lib
 
-  dry_run_lib.rehearse(job.config, job.workdir)
+  dry_run_lib.run(job.config, job.workdir)
 
 
 def _prepare_curriculum(job: Job) -> None:
@@ -141,14 +141,14 @@ _ARGUMENTS = {
 # They read a workdir or a tokenizer and neither claim nor bind it.
 _READERS = (*_ARGUMENTS, 'mission-control', 'doctor')
 # They need a checkpoint, and go by its config.
-_JUDGES = ('evaluate', 'export')
+_OF_CHECKPOINTS = ('evaluate', 'export')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command, of a line that begins with the program's name.
 
   The exit code is 0; 1 where the doctor found something; 2 where the user can
-  mend it; 128 + the signal that ended it: 130 (SIGINT), 143 (SIGTERM), 129
+  fix it; 128 + the signal that ended it: 130 (SIGINT), 143 (SIGTERM), 129
   (SIGHUP).
   """
   argv = sys.argv if argv is None else argv
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     command, job = parse(argv)
     _set_up_logging(debug)
-    if command in _JUDGES:
+    if command in _OF_CHECKPOINTS:
       preflight.adopt(job.config, job.workdir, job.named)
     preflight.check_config(job.config)
     with job.watch, compiled.kept():
@@ -189,11 +189,11 @@ def _run(command: str, job: Job) -> int:
     return COMMANDS[command](job) or 0
   preflight.check_data(job.config)
   preflight.check_workdir(job.config, job.workdir)
-  preflight.check_origin(job.config, job.workdir)
+  preflight.check_init_from(job.config, job.workdir)
   if job.dry_run:
-    _rehearse(job)
+    _dry_run(job)
     return 0
-  if command in _JUDGES:
+  if command in _OF_CHECKPOINTS:
     preflight.check_trained(job.workdir)
   with preflight.claim_workdir(job.config, job.workdir):
     COMMANDS[command](job)

@@ -48,7 +48,7 @@ def train_step(
 
   # The agents act.
   lambda_K, epsilon, q = agents_act(rngs[1], state, mission, spec)
-  learning_rate = q.trim * spec.schedule(step)
+  learning_rate = q.lr_scale * spec.schedule(step)
 
   # Learn: the critic and the generator, from one forward pass.
   gradients, seen, metrics = axes.one_by_one(
@@ -372,7 +372,7 @@ def _of_agents(pid: pid_lib.State, q: q_learning.State) -> learning.Metrics:
     'agent/reward': q.reward,
     'agent/state': q.state,
     'agent/action': q.action,
-    'agent/trim': q.trim,
+    'agent/trim': q.lr_scale,
   }
 
 

@@ -34,7 +34,7 @@ def prepare_curriculum(
   afresh: bool = False,
 ) -> dict[int, list[int]]:
   """Scores, sorts and bins latents.npy, or loads the curriculum it finds."""
-  bins, scores_N = curriculum_file.prepare_curriculum(
+  bins, scores_N = curriculum_file.make_or_check(
     os.path.join(workdir, f'curriculum_bins_{config.basename}.pkl'),
     data.paths_NxHxWxC,
     metric=config.school.metric,
@@ -74,9 +74,9 @@ def train(
   bins = prepare_curriculum(config, workdir, data)
   devices = engine_lib.choose_devices(config.devices, len(config.clone_names))
   spec, born = newborn(config, data, bins)
-  keeper = checkpoint.Checkpointer(config, workdir, bins)
+  checkpointer = checkpoint.Checkpointer(config, workdir, bins)
   rollbacks = rollbacks_lib.Rollbacks(workdir, config.train.rollbacks)
-  done, host, specialists = set_out(config, keeper, rollbacks, born)
+  done, host, specialists = set_out(config, checkpointer, rollbacks, born)
   if done:
     logging.info('Resuming from cycle %d.', done)
   elif config.init_from:
@@ -95,19 +95,19 @@ def train(
     with disk.spared('evaluation.json'):
       exam_lib.save_figures(workdir, exam.figures, record)
 
-  def judge(done: int, tokenizers: tuple[Any, Any]) -> exam_lib.Exam:
+  def evaluate(done: int, tokenizers: tuple[Any, Any]) -> exam_lib.Exam:
     with observers.during('evaluating'):
       exam = examine(*tokenizers)
       record_figures(exam, done)
       sheet = exam_lib.save_preview(workdir, exam, done)
-      observers.judged(done, exam, sheet)
-    keeper.judged(done, exam.figures)
+      observers.evaluated(done, exam, sheet)
+    checkpointer.evaluated(done, exam.figures)
     return exam
 
   with observers, contextlib.ExitStack() as deferred:
     observers.introduce(held_out, scores_N, done)
-    if not keeper.extra['is_judged']:
-      exam = judge(done, (host.master, specialists))
+    if not checkpointer.extra['is_evaluated']:
+      exam = evaluate(done, (host.master, specialists))
     elif is_over:
       exam = examine(host.master, specialists)
       record_figures(exam, done)
@@ -129,24 +129,24 @@ def train(
         seen = engine_lib.fetch(metrics)
         observers.saw(done, seen)
         if has_diverged(config, done, seen, rollbacks):
-          done, host, _ = set_out(config, keeper, rollbacks, born)
+          done, host, _ = set_out(config, checkpointer, rollbacks, born)
           logging.warning('Rolled back to cycle %d, with another key.', done)
           observers.rewind(done)
           engine.place(host, done)
           continue
       if is_last:
-        keeper.extra['rows'] = results.summarize(config, bins, seen)
+        checkpointer.extra['rows'] = results.summarize(config, bins, seen)
       engine.deal_if_due(done)
       if done % config.train.eval_every == 0 or is_last:
-        keeper.extra['is_judged'] = False
+        checkpointer.extra['is_evaluated'] = False
         if watch.signum is None:
           with watch.interruptible():
-            exam = judge(
+            exam = evaluate(
               done, engine_lib.fetch((engine.state.master, specialists))
             )
-      if watch.signum is not None or keeper.is_due(done):
+      if watch.signum is not None or checkpointer.is_due(done):
         with observers.during('saving'):
-          keeper.save(
+          checkpointer.save(
             done, *engine_lib.fetch((engine.state, specialists)), watch
           )
       watch.stop(
@@ -154,7 +154,7 @@ def train(
       )
     if not is_over:
       host = engine_lib.fetch(engine.state)
-  rows = keeper.extra['rows']
+  rows = checkpointer.extra['rows']
   subject = report.Subject(
     tokenizer=spec.tokenizer,
     params=jax.tree.map(lambda x: x[0], host.master.params),
@@ -172,7 +172,7 @@ def train(
     results.save_tokenizer(config, workdir, spec, host.master, data, cycles)
   except OSError as e:
     raise OSError(
-      f'The tokenizer is not exported: {e}. All cycles are saved: mend that, '
+      f'The tokenizer is not exported: {e}. All cycles are saved: fix that, '
       'and give the same command again.'
     ) from e
   return exam_lib.flat(exam.figures)
@@ -180,15 +180,15 @@ def train(
 
 def set_out(
   config: ml_collections.ConfigDict,
-  keeper: checkpoint.Checkpointer,
+  checkpointer: checkpoint.Checkpointer,
   rollbacks: rollbacks_lib.Rollbacks,
   born: state_lib.CloneState,
 ) -> tuple[int, state_lib.CloneState, Any]:
   """From where the run goes on: the newest whole checkpoint, else birth."""
-  if restored := keeper.restore(born):
+  if restored := checkpointer.restore(born):
     done, host, specialists = restored
   else:
-    keeper.begin()
+    checkpointer.begin()
     host = init_from.inherit(config, born) if config.init_from else born
     done, specialists = 0, None
   key = rollbacks.key_data(config.seed)

@@ -3,7 +3,7 @@
 #
 # Starts launch/local.sh again after what a run does not bring on itself: a
 # SIGTERM (143), a kill -9 or want of memory (137), an abort of XLA's (134), a
-# hang-up (129). It ends when the run does (0), when there is something to mend
+# hang-up (129). It ends when the run does (0), when there is something to fix
 # (2), at Ctrl-C (130), at a SIGTERM or a hang-up of its own, which it passes on
 # to the run and whose checkpoint it waits for, and after three deaths in a row,
 # each within a minute or without a new checkpoint in the workdir: what always

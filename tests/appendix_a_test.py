@@ -192,7 +192,7 @@ def appendix_a(config, spec, bins, paths, total_steps):
         * np.exp(-float(q_agents[i].decisions) / spec.q.epsilon_decay),
       )
       # 4. Update the clone's optimizer with the agent's decision
-      learning_rate = q_agents[i].trim * spec.schedule(step)
+      learning_rate = q_agents[i].lr_scale * spec.schedule(step)
       # 5. Execute a single, independent training step for this clone
       ramp = min(1.0, step / spec.loss.adv_ramp)
       updated, (terms_K, varentropy_B, tokens, z, share) = wgan_gp_train_step(

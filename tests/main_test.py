@@ -113,7 +113,7 @@ def test_variants_add_up(ran):
 
 def test_a_dry_run_runs_nothing_and_leaves_no_workdir(ran, monkeypatch):
   calls = []
-  monkeypatch.setattr(main, '_rehearse', lambda job: calls.append(job.workdir))
+  monkeypatch.setattr(main, '_dry_run', lambda job: calls.append(job.workdir))
   assert _main(CONFIG, '--dry-run') == 0
   assert _main(CONFIG, 'train', '--dry-run', '--workdir=w') == 0
   assert calls == ['runs/chimera', 'w']
@@ -205,7 +205,7 @@ def test_an_inception_that_is_none_is_one_line(ran, tmp_path, capfd):
   assert _main(*argv) == 2
   [line] = capfd.readouterr().err.splitlines()
   assert line.startswith('Error: eval.inception must be a jax.export of')
-  assert line.endswith('mend --config.eval.inception.')
+  assert line.endswith('fix --config.eval.inception.')
   assert not ran
   assert not pathlib.Path('w').exists()
 

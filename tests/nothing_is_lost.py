@@ -497,7 +497,7 @@ def _flips(home, setting, count, rng):
   lines.clear()
   check(
     checkpoints.restore(checkpoint.saved(target))[0] == 8 and not lines,
-    'not mended',
+    'not fixed',
   )
   for what, times in sorted(tally.items()):
     print(f'{times:4d} {what}')

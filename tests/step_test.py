@@ -164,7 +164,7 @@ def test_a_cycle_is_traced_once_and_the_donated_state_is_gone(four, trajectory):
   assert not any(x.is_deleted() for x in jax.tree.leaves(four.mission))
 
 
-def test_a_q_agent_is_judged_by_what_its_clone_brought_to_the_mean(
+def test_a_q_agent_is_evaluated_by_what_its_clone_brought_to_the_mean(
   four, trajectory
 ):
   """Loss of the mean over that of the mean without this clone's step, ^ 4."""
@@ -237,7 +237,7 @@ def test_the_meld_touches_neither_critics_nor_agents(four, trajectory):
     for name in ('critic', 'pid', 'school'):
       assert alike_trees(getattr(state, name), getattr(expected, name)), name
     # What a Q-agent is told of is the meld; what it has decided is not.
-    for name in ('trim', 'settled', 'action', 'decisions'):
+    for name in ('lr_scale', 'settled', 'action', 'decisions'):
       assert alike_trees(getattr(state.q, name), getattr(expected.q, name))
 
 
@@ -391,7 +391,7 @@ def test_the_rate_is_the_schedule_without_q_and_every_fourth_cycle_melds():
   rows = program.run(8)
   for step, (before, metrics, state) in enumerate(rows):
     assert_finite((metrics, state))
-    np.testing.assert_array_equal(state.q.trim, 1)
+    np.testing.assert_array_equal(state.q.lr_scale, 1)
     np.testing.assert_allclose(metrics['agent/lr'], program.spec.schedule(step))
     assert alike(state.master)
     if step % 4 == 3:

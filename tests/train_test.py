@@ -211,7 +211,7 @@ def test_the_last_checkpoint_holds_the_best_and_the_table(finished):
   kept.restore(target)
   extra = kept.extra
   assert extra['best'] == {'cycle': 6, 'score': figures['master/path_l1']}
-  assert extra['is_judged']
+  assert extra['is_evaluated']
   assert [row['name'] for row in extra['rows']] == list(config.clone_names)
 
 
@@ -227,7 +227,7 @@ def test_a_signal_in_the_last_evaluation_is_made_up_for_once(
 
   def not_judged(self, born):
     restored = restore(self, born)
-    self.extra['is_judged'] = False
+    self.extra['is_evaluated'] = False
     return restored
 
   monkeypatch.setattr(checkpoint.Checkpointer, 'restore', not_judged)

@@ -17,7 +17,7 @@ TRENDS = ('rapidly improving', 'improving', 'stagnated', 'worsening')
 # Between them: change of the loss a cycle, as a share of the loss.
 RAPID = 5e-3
 STILL = 5e-4
-# Trims between which the learning rate counts as low, as configured and high:
+# Scales between which the learning rate counts as low, as configured and high:
 # a state of the trend alone cannot tell where to stop.
 LOW, HIGH = 0.85, 1.15
 # Of the reward: what stagnation costs, what ascent costs beside its slope, and
@@ -42,7 +42,7 @@ class Spec:
 
 
 class Mission(NamedTuple):
-  """Bounds of one clone's trim of the learning rate, float32."""
+  """Bounds of one clone's scale of the learning rate, float32."""
 
   low: jax.Array  # least
   high: jax.Array  # greatest. Both 1 switch the agent off.
@@ -54,14 +54,14 @@ class State(NamedTuple):
   table_SxA: jax.Array  # value of each action in each state, float32
   history_W: jax.Array  # the last W losses, the newest last, float32
   filled: jax.Array  # how many of them were observed, int32
-  trim: jax.Array  # of the learning rate, float32
-  settled: jax.Array  # the trim that no exploration moved, float32
+  lr_scale: jax.Array  # multiplies the learning rate, float32
+  settled: jax.Array  # the lr_scale that no exploration moved, float32
   # `trend + 4 zone`: index into `TRENDS` of the last trend, and whether the
-  # trim settled low (0), as configured (1) or high (2), int32
+  # lr_scale settled low (0), as configured (1) or high (2), int32
   state: jax.Array
   action: jax.Array  # the one that is held, int32
   reward: jax.Array  # of the last one that was held to its end, float32
-  usual: jax.Array  # running mean of the rewards, float32
+  baseline: jax.Array  # running mean of the rewards, float32
   decisions: jax.Array  # how many were taken, int32
 
 
@@ -72,12 +72,12 @@ def init(*, window: int, actions: int) -> State:
     table_SxA=jnp.zeros((3 * len(TRENDS), actions), jnp.float32),
     history_W=jnp.zeros(window, jnp.float32),
     filled=none,
-    trim=jnp.float32(1.0),
+    lr_scale=jnp.float32(1.0),
     settled=jnp.float32(1.0),
     state=none,
     action=none,
     reward=zero,
-    usual=zero,
+    baseline=zero,
     decisions=none,
   )
 
@@ -102,10 +102,10 @@ def act(
   cycle: jax.Array,
   epsilon: jax.Array,
 ) -> State:
-  """Every `every` cycles chooses a multiplier and moves the trim by it.
+  """Every `every` cycles chooses a multiplier and moves the scale by it.
 
   Epsilon-greedy. A random action is a trial: the next decision starts from
-  where the trim was before it, else exploration alone would walk the learning
+  where the scale was before it, else exploration alone would walk the learning
   rate from bound to bound. Actions of equal value, as all are at first, are
   taken the gentlest first: by how near their multiplier is to 1.
 
@@ -114,7 +114,7 @@ def act(
   judges it is its own work only where the window is no longer. `epsilon` is the
   chance of a random one (`exploration`).
   """
-  multiplier_A = jnp.asarray(actions, state.trim.dtype)
+  multiplier_A = jnp.asarray(actions, state.lr_scale.dtype)
   chex.assert_shape(multiplier_A, state.table_SxA.shape[1:])
   explore_rng, action_rng = jax.random.split(rng)
   # Far below the least reward that tells two actions apart.
@@ -125,12 +125,12 @@ def act(
     jax.random.randint(action_rng, (), 0, len(actions)),
     jnp.argmax(state.table_SxA[state.state] + preference_A),
   ).astype(jnp.int32)
-  trim = state.settled * multiplier_A[action]
-  trim = jnp.clip(trim, mission.low, mission.high)
+  lr_scale = state.settled * multiplier_A[action]
+  lr_scale = jnp.clip(lr_scale, mission.low, mission.high)
   decides = (cycle % every == 0) & (state.filled == state.history_W.shape[0])
   return state._replace(
-    trim=jnp.where(decides, trim, state.trim),
-    settled=jnp.where(decides & ~explores, trim, state.settled),
+    lr_scale=jnp.where(decides, lr_scale, state.lr_scale),
+    settled=jnp.where(decides & ~explores, lr_scale, state.settled),
     action=jnp.where(decides, action, state.action),
     decisions=state.decisions + decides,
   )
@@ -151,7 +151,7 @@ def observe(
     u       <- u + rate (r - u)
 
   with r the reward of the window's trend, s' the state it leads to, and u the
-  usual reward: a loss falls at any sane rate, and the first action that is
+  baseline: a loss falls at any sane rate, and the first action that is
   tried must not earn that. Watkins and Dayan, "Q-learning", 1992,
   https://doi.org/10.1007/BF00992698; the baseline as in Wan et al., "Learning
   and planning in average-reward Markov decision processes", 2021,
@@ -171,13 +171,13 @@ def observe(
   due = ((cycle + 1) % every == 0) & (filled == window)
   judges = due & (state.decisions > 0)
   at = (state.state, state.action)
-  usual = jnp.where(state.decisions > 1, state.usual, reward)
+  baseline = jnp.where(state.decisions > 1, state.baseline, reward)
   future = jnp.max(state.table_SxA[next_state])
-  error = reward - usual + discount * future - state.table_SxA[at]
+  error = reward - baseline + discount * future - state.table_SxA[at]
   learned = state._replace(
     table_SxA=state.table_SxA.at[at].add(rate * error),
     reward=reward,
-    usual=usual + rate * (reward - usual),
+    baseline=baseline + rate * (reward - baseline),
   )
   state = jax.tree.map(lambda a, b: jnp.where(judges, a, b), learned, state)
   return state._replace(
@@ -228,7 +228,7 @@ def trend(history_W: jax.Array) -> jax.Array:
 
 
 def state_of(slope: jax.Array, settled: jax.Array) -> jax.Array:
-  """`trend + 4 zone`, int32: the slope's class and the settled trim's zone."""
+  """`trend + 4 zone`, int32: the slope's class and the settled scale's zone."""
   bounds = jnp.array([-RAPID, -STILL, STILL], slope.dtype)
   zone = (settled > LOW).astype(jnp.int32) + (settled > HIGH)
   return jnp.searchsorted(bounds, slope).astype(jnp.int32) + 4 * zone

@@ -43,7 +43,7 @@ def learn(
     x_hat, codes, tokens = spec.tokenizer.apply({'params': params}, x)
     return (x_hat, codes), tokens
 
-  def judge(params: Any, x: jax.Array) -> jax.Array:
+  def score(params: Any, x: jax.Array) -> jax.Array:
     return spec.critic.apply({'params': params}, x)
 
   def objective(x_hat: jax.Array, x_adv: jax.Array, codes: Any):
@@ -52,7 +52,7 @@ def learn(
       x_hat,
       x_adv,
       codes,
-      functools.partial(judge, critic_params),
+      functools.partial(score, critic_params),
       names=spec.terms,
       commitment=spec.loss.commitment,
       temperature=spec.loss.temperature,
@@ -72,7 +72,7 @@ def learn(
     losses.critic_loss, has_aux=True
   )(
     critic_params,
-    judge,
+    score,
     x,
     x_hat,
     epsilon_B,

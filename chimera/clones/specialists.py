@@ -25,7 +25,7 @@ class Mission(NamedTuple):
   # 1.0 where its class follows the tracked varentropy, else 0.0
   enrols: 'jax.Array'
   pid: 'pid_lib.Mission'  # base weights, targets and gains, each (K,)
-  q: 'q_learning.Mission'  # bounds of the learning rate's trim
+  q: 'q_learning.Mission'  # bounds of the learning rate's scale
 
 
 def base_weights(config: Mapping[str, Any], name: str) -> dict[str, float]:

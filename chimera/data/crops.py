@@ -234,7 +234,7 @@ def _distinct(
   if not photographs:
     raise ValueError(
       f'No readable image in {folder}: all {len(sources)} are corrupt. '
-      f'Mend --config.data.{key}.'
+      f'Fix --config.data.{key}.'
     )
   return sorted({p.lot: p for p in reversed(photographs)}.values())
 

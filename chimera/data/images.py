@@ -159,11 +159,11 @@ def load_path_params(path: str, *, chunk: int = 4096) -> np.ndarray:
     latents = arrays.read(path)
     _check_path_params(latents, chunk)
   except FileNotFoundError as e:
-    raise ValueError(f'No such file: {path}. Mend --config.data.source.') from e
+    raise ValueError(f'No such file: {path}. Fix --config.data.source.') from e
   except disk.BROKEN as e:
     raise ValueError(
       f'{path} must hold path_params and nothing that runs: {disk.reason(e)}. '
-      'Mend --config.data.source.'
+      'Fix --config.data.source.'
     ) from e
   if latents.dtype == np.float32:
     return latents
@@ -190,15 +190,15 @@ def list_sources(source: str, flag: str) -> list[str]:
     try:
       sources = archives.members(source, SUFFIXES)
     except ValueError as e:
-      raise ValueError(f'{e} Mend {flag}.') from e
+      raise ValueError(f'{e} Fix {flag}.') from e
   else:
     raise ValueError(
       "Images come from 'photos', a folder, a .zip or a .tar, got no such "
-      f'folder: {source}. Mend {flag}.'
+      f'folder: {source}. Fix {flag}.'
     )
   if not sources:
     raise ValueError(
-      f'No readable image ({", ".join(SUFFIXES)}) in {source}. Mend {flag}.'
+      f'No readable image ({", ".join(SUFFIXES)}) in {source}. Fix {flag}.'
     )
   return sources
 

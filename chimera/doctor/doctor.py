@@ -50,7 +50,7 @@ def describe(diagnosis: Diagnosis) -> str:
     head = f'One thing is wrong with {diagnosis.workdir}:'
   else:
     head = (
-      f'{count} things are wrong with {diagnosis.workdir}. Mend the first one '
+      f'{count} things are wrong with {diagnosis.workdir}. Fix the first one '
       'first: those below it may follow from it.'
     )
   wrap = textwrap.TextWrapper(

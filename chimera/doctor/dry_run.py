@@ -46,7 +46,7 @@ class Survey(NamedTuple):
   unreadable: int = 0  # files that would be skipped
 
 
-def rehearse(config: ml_collections.ConfigDict, workdir: str) -> None:
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Writes to stdout what `train` would take, as far as it is known.
 
   Raises:

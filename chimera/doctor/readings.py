@@ -121,7 +121,7 @@ def read_run(workdir: str, defaults: Mapping[str, Any]) -> Run:
   for name in ('config.json', history.NAME):
     if not (home / name).is_file():
       raise ValueError(
-        f'A run has its {name}, got none in {workdir}: mend --workdir.'
+        f'A run has its {name}, got none in {workdir}: fix --workdir.'
       )
   try:
     written = preflight.keys(
@@ -130,7 +130,7 @@ def read_run(workdir: str, defaults: Mapping[str, Any]) -> Run:
   except (ValueError, AttributeError) as e:
     raise ValueError(
       f'{home / "config.json"} must be the JSON that train wrote, got {e!r}: '
-      'mend --workdir.'
+      'fix --workdir.'
     ) from e
   preflight.check_age(workdir, written)
   settings = dict(sorted({**defaults, **written}.items()))
@@ -144,7 +144,7 @@ def read_run(workdir: str, defaults: Mapping[str, Any]) -> Run:
   if not taught:
     raise ValueError(
       f'{home / history.NAME} must have the row of a log cycle, got none: '
-      'train on, or mend --workdir.'
+      'train on, or fix --workdir.'
     )
   side = settings['data.image_size'] // settings['optics.cell']
   shape = side, side, 3

@@ -32,7 +32,7 @@ WORSE = 'Worse than the reference'
 # Log cycles in which a trim that stays at its bound is pinned there.
 _PINNED = 6
 _WRONG_RATE = 3.0  # factor from the reference's that is suspect
-_FAR = math.log(10.0)  # error of a term that no weight will mend
+_FAR = math.log(10.0)  # error of a term that no weight will fix
 _MOST = 4.99  # error at which the PID counts no further
 _STUCK = 'A weight at its limit is a constant: nothing is controlled any more.'
 
@@ -258,11 +258,11 @@ def _agents(case: case_lib.Case) -> Iterator[case_lib.Finding]:
     low, high = (s[f'specialists.{name}.q.{k}'] for k in ('low', 'high'))
     if low == high:
       continue
-    trim = run.of_clones('agent/trim')[:, i]
+    lr_scale = run.of_clones('agent/trim')[:, i]
     reward = run.of_clones('agent/reward')[:, i]
     action = run.of_clones('agent/action')[:, i]
     for bound, word in ((low, 'least'), (high, 'greatest')):
-      at_bound = np.abs(trim[half] / bound - 1) < 0.01
+      at_bound = np.abs(lr_scale[half] / bound - 1) < 0.01
       if len(at_bound) >= _PINNED and at_bound.all():
         signs.append(f'{name} keeps its {word} trim, {bound:g}')
         pinned.add(word)
@@ -277,7 +277,7 @@ def _agents(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   trims = np.array(
     [case.usual(k) for k in case.reference.bands if k.startswith('trim_')]
   )
-  turns = ['where the loss does not fall, mend that first']
+  turns = ['where the loss does not fall, fix that first']
   if 'least' in pinned:
     turns.append('lower --config.train.learning_rate')
   if 'greatest' in pinned:

@@ -155,7 +155,7 @@ def load_network(path: str) -> Features:
   def refuse(what: str) -> ValueError:
     return ValueError(
       'eval.inception must be a jax.export of (n, 299, 299, 3) float32 to (n, '
-      f'F), got {path}, {what}: mend --config.eval.inception.'
+      f'F), got {path}, {what}: fix --config.eval.inception.'
     )
 
   try:

@@ -47,7 +47,7 @@ class Schedule:
   schedule: str
 
   def __call__(self, step: jax.Array) -> jax.Array:
-    """Before the Q-agent's trim."""
+    """Before the Q-agent's lr_scale."""
     if self.schedule == 'constant':
       return optax.warmup_constant_schedule(
         0.0, self.learning_rate, self.warmup

@@ -310,7 +310,7 @@ def _learning(
 ) -> list[Line]:
   """The learning rate and the agent that trims it."""
   rate = _number(student.learning_rate, '.2e')
-  trim = f'x{_number(student.trim, ".2f")}'
+  trim = f'x{_number(student.lr_scale, ".2f")}'
   action = f'x{_number(student.action, ".2f")}' if student.action else '-'
   reward = _number(student.reward, '+.1f')
   if len(reward) > 4:

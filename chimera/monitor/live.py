@@ -282,7 +282,7 @@ def watch(workdir: str) -> None:
     if not os.path.isfile(os.path.join(workdir, name)):
       raise ValueError(
         f'A run that can be watched has its {name}, got none in {workdir}: '
-        'mend --workdir.'
+        'fix --workdir.'
       )
   with open(os.path.join(workdir, 'config.json'), encoding='utf-8') as f:
     config = json.load(f)

@@ -131,7 +131,9 @@ class Observers:
       self._compile_seconds = None
     self._tell(done, dict(zip(names, clones)), master)
 
-  def judged(self, done: int, exam: exam_lib.Exam, sheet: np.ndarray) -> None:
+  def evaluated(
+    self, done: int, exam: exam_lib.Exam, sheet: np.ndarray
+  ) -> None:
     """An evaluation, and the contact sheet that was saved of it."""
     of = {
       name: {f'{metrics.HELD_OUT}{k}': v for k, v in row.items()}

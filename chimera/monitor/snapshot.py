@@ -51,7 +51,7 @@ class Student(NamedTuple):
   dominant: int | None  # index of the weight that stands highest over its base
   pid: tuple[float, float, float] | None  # its P, I and D, each in log weight
   learning_rate: float | None  # now
-  trim: float | None  # the Q-agent's part in it
+  lr_scale: float | None  # the Q-agent's part in it
   trend: str  # the Q-agent's state, in words; what it does where it has none
   zone: str  # of its trim, in words
   action: float | None  # the last multiplier
@@ -252,7 +252,7 @@ def _student(
     dominant=dominant,
     pid=pid,
     learning_rate=seen.get('agent/lr'),
-    trim=seen.get('agent/trim'),
+    lr_scale=seen.get('agent/trim'),
     trend=trend,
     zone=zone,
     action=action,

@@ -122,7 +122,7 @@ class Optics(nn.Module):
   def setup(self) -> None:
     if self.radius not in RADII:
       raise ValueError(
-        f'radius must be one of {RADII}, got radius = {self.radius!r}: mend '
+        f'radius must be one of {RADII}, got radius = {self.radius!r}: fix '
         '--config.optics.radius.'
       )
     self.look = nn.Conv(self.width, (self.cell,) * 2, (self.cell,) * 2)
@@ -141,7 +141,7 @@ class Optics(nn.Module):
     if height % self.cell or width % self.cell:
       raise ValueError(
         f'image_size must be a multiple of cell = {self.cell}, got '
-        f'{height} x {width}: mend --config.data.image_size.'
+        f'{height} x {width}: fix --config.data.image_size.'
       )
     h = self.look(images_BxSxSx3)
     for block in self.modulate:

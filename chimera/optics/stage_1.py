@@ -119,13 +119,13 @@ def split_path_params(
     if not images.is_path_params(config.data.held_out_source):
       raise ValueError(
         'held_out_source must hold path_params as source does, got '
-        f'{config.data.held_out_source}: mend --config.data.held_out_source.'
+        f'{config.data.held_out_source}: fix --config.data.held_out_source.'
       )
     others = images.load_path_params(config.data.held_out_source, chunk=chunk)
     if others.shape[1:] != paths.shape[1:]:
       raise ValueError(
         'held_out_source must have the grid of source, got '
-        f'{others.shape[1:]} and {paths.shape[1:]}: mend '
+        f'{others.shape[1:]} and {paths.shape[1:]}: fix '
         '--config.data.held_out_source.'
       )
     held_out = others[: config.data.held_out_count]

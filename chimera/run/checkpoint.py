@@ -34,9 +34,9 @@ class Checkpointer:
   """The checkpoints of a run, and in `extra` what they hold beside the state:
 
   `config` and `curriculum`, digests of what the run is bound to; `best`, cycle
-  and held-out path_l1 of the best evaluation so far; `is_judged`, False where
-  the evaluation of this cycle is still to come; `rows` of the last table, once
-  the last cycle is done.
+  and held-out path_l1 of the best evaluation so far; `is_evaluated`, False
+  where that of this cycle is still to come; `rows` of the last table, once the
+  last cycle is done.
   """
 
   def __init__(
@@ -59,7 +59,7 @@ class Checkpointer:
     self.extra: dict[str, Any] = {
       **self._bound,
       'best': {'cycle': None, 'score': None},
-      'is_judged': True,
+      'is_evaluated': True,
       'rows': [],
     }
 
@@ -80,12 +80,12 @@ class Checkpointer:
     self.extra = extra
     return done, tree['state'], tree['specialists']
 
-  def judged(self, done: int, figures: dict[str, dict[str, float]]) -> None:
+  def evaluated(self, done: int, figures: dict[str, dict[str, float]]) -> None:
     """An evaluation; the best is that of the master's least path_l1."""
     score, best = figures['master']['path_l1'], self.extra['best']['score']
     if score < (math.inf if best is None else best):  # NaN never is
       self.extra['best'] = {'cycle': done, 'score': score}
-    self.extra['is_judged'] = True
+    self.extra['is_evaluated'] = True
 
   def is_due(self, done: int) -> bool:
     """Whether a checkpoint is to be made of this cycle."""

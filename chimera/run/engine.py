@@ -127,7 +127,7 @@ def choose_devices(count: int, clones: int) -> list[jax.Device]:
   if count not in (0, *fit):
     raise ValueError(
       f'devices must be one of {", ".join(map(str, fit))}, for {clones} clones '
-      f'on at most {len(there)}, got devices = {count}: mend --config.devices '
+      f'on at most {len(there)}, got devices = {count}: fix --config.devices '
       '(0 chooses).'
     )
   return there[: count or fit[-1]]

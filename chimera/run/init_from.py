@@ -1,7 +1,7 @@
 """Where a run starts from: newborn, or what another run has learned.
 
 The School and the schedules are always those of the new run. That the
-architectures agree, `preflight.check_origin` has seen.
+architectures agree, `preflight.check_init_from` has seen.
 """
 
 import json
@@ -38,7 +38,7 @@ def inherit(
   )
   if restored is None:
     raise ValueError(
-      f'There must be a trained tokenizer, got none in {folder}: mend '
+      f'There must be a trained tokenizer, got none in {folder}: fix '
       '--config.init_from.'
     )
   names = ('step', 'rng', 'school', 'dropped', 'health')
@@ -66,7 +66,7 @@ def from_tokenizer(
     if np.shape(new) != old.shape[1:]:
       raise ValueError(
         f'{jax.tree_util.keystr(path)} must be {old.shape[1:]}, got '
-        f'{np.shape(new)} in {folder}: mend --config.init_from.'
+        f'{np.shape(new)} in {folder}: fix --config.init_from.'
       )
     return np.broadcast_to(np.asarray(new, old.dtype), old.shape)
 
@@ -93,7 +93,7 @@ def school_of(
     samples = len(np.load(home / 'latents.npy', mmap_mode='r'))
   except (OSError, ValueError, KeyError) as e:
     raise ValueError(
-      f'{folder} must be a whole workdir, got {e!r}: mend --config.init_from.'
+      f'{folder} must be a whole workdir, got {e!r}: fix --config.init_from.'
     ) from e
   # The sizes of the bins follow from the number of samples alone.
   bins = curriculum.bin_samples(np.arange(samples, dtype=np.float32))

@@ -1,7 +1,7 @@
 """What a config and a workdir must satisfy before anything compiles.
 
 Each check raises ValueError in one line: the rule, the value, the flag that
-mends it. The rules of single values are in `rules.py`.
+fixes it. The rules of single values are in `rules.py`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -89,7 +89,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     if not any(key.startswith(block) for key in values):
       raise ValueError(
         'Each of clone_names must have a block in config.specialists, got none '
-        f'for {name}: add it to the config file, or mend --config.clone_names.'
+        f'for {name}: add it to the config file, or fix --config.clone_names.'
       )
     known |= {block + key: rule for key, rule in rules.OF_SPECIALIST.items()}
   check_keys(values, known)
@@ -112,7 +112,7 @@ def check_data(config: ml_collections.ConfigDict) -> None:
     source = config.data[key]
     if images.is_path_params(source):
       if not os.path.isfile(source):
-        raise ValueError(f'No such file: {source}. Mend --config.data.{key}.')
+        raise ValueError(f'No such file: {source}. Fix --config.data.{key}.')
     elif source or key == 'source':
       images.list_sources(source, f'--config.data.{key}')
   if config.eval.inception:
@@ -177,7 +177,7 @@ def check_age(workdir: str, values: Mapping[str, Any]) -> None:
   )
 
 
-def check_origin(config: ml_collections.ConfigDict, workdir: str) -> None:
+def check_init_from(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Refuses an `init_from` that this config cannot go on from.
 
   A workdir that has checkpoints goes on from them and needs it no more.
@@ -190,14 +190,14 @@ def check_origin(config: ml_collections.ConfigDict, workdir: str) -> None:
   if sees and 'optics.cell' not in there:
     raise ValueError(
       f'To train on images, --config.init_from must have optics, got {folder}, '
-      'which is of path_params: mend --config.data.source.'
+      'which is of path_params: fix --config.data.source.'
     )
   here = keys(json.loads(config.to_json()))
   for key, value in there.items():
     if here[key] != value and (sees or not key.startswith('optics.')):
       raise ValueError(
         f'{key} must be as in --config.init_from={folder}, {value!r}, got '
-        f'{here[key]!r}: mend --config.{key}.'
+        f'{here[key]!r}: fix --config.{key}.'
       )
 
 

@@ -29,7 +29,7 @@ class Rollbacks:
     except (ValueError, TypeError, RecursionError) as e:
       raise ValueError(
         f'{self._path} must be a list of what made the run go back, but {e}: '
-        'mend by deleting it.'
+        'fix by deleting it.'
       ) from e
 
   def add(self, reason: str) -> None:

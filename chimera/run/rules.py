@@ -219,8 +219,8 @@ OF_SPECIALIST = {
 
 
 def check(key: str, rule: Rule, value: Any) -> None:
-  """Holds a value to its rule; a ValueError names the flag that mends it."""
+  """Holds a value to its rule; a ValueError names the flag that fixes it."""
   if not rule.holds(value):
     raise ValueError(
-      f'{key} must be {rule.text}, got {key} = {value!r}: mend --config.{key}.'
+      f'{key} must be {rule.text}, got {key} = {value!r}: fix --config.{key}.'
     )

@@ -99,12 +99,12 @@ def bin_samples(scores_N: np.ndarray) -> dict[int, list[int]]:
   samples = len(scores_N)
   if samples < BINS:
     raise ValueError(
-      f'The School needs at least {BINS} samples, got {samples}: mend '
+      f'The School needs at least {BINS} samples, got {samples}: fix '
       '--config.data.train_count or --config.data.source.'
     )
   if not np.all(np.isfinite(scores_N) & (scores_N >= 0)):
     raise ValueError(
-      'Scores must be finite and not negative: the latents are broken; mend '
+      'Scores must be finite and not negative: the latents are broken; fix '
       'with `python -m chimera.main prepare-latents`.'
     )
   # The bits of a float32 >= 0 sort like the float, and the index below them

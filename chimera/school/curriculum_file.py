@@ -83,7 +83,7 @@ def _files(
   }
 
 
-def prepare_curriculum(
+def make_or_check(
   path: str | os.PathLike,
   latents_NxHxWxC: np.ndarray,
   *,

@@ -65,7 +65,7 @@ def lesson_length(
   if batch_size > min(sizes):
     raise ValueError(
       'batch_size must be at most the samples of the smallest lesson '
-      f'({min(sizes)}), got batch_size = {batch_size}: mend '
+      f'({min(sizes)}), got batch_size = {batch_size}: fix '
       '--config.train.batch_size or --config.data.train_count.'
     )
   return max(sizes)

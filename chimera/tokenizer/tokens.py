@@ -243,7 +243,7 @@ def _stream(
   if not done['count']:
     raise ValueError(
       f'None of {len(sources)} image(s) is readable and at least a cell of '
-      f'{loaded.parts.optics.cell} pixels: mend the folder.'
+      f'{loaded.parts.optics.cell} pixels: fix the folder.'
     )
   if skipped := done['skipped']:
     message = 'Skipped %d unreadable or too small image(s), the first is %s'

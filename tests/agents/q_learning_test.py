@@ -69,23 +69,23 @@ def _observe(state, loss, cycle=9, rate=0.5, discount=0.9):
   )
 
 
-def _gains_by_speed(trim: jax.Array) -> jax.Array:
-  return 0.002 * trim
+def _gains_by_speed(lr_scale: jax.Array) -> jax.Array:
+  return 0.002 * lr_scale
 
 
-def _gains_by_care(trim: jax.Array) -> jax.Array:
-  return 0.002 / trim
+def _gains_by_care(lr_scale: jax.Array) -> jax.Array:
+  return 0.002 / lr_scale
 
 
-def _best_at_one(trim: jax.Array) -> jax.Array:
-  return 0.002 * (1 - jnp.log(trim) ** 2)
+def _best_at_one(lr_scale: jax.Array) -> jax.Array:
+  return 0.002 * (1 - jnp.log(lr_scale) ** 2)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _train(
   progress: Callable[[jax.Array], jax.Array], seed: int, bounds=(0.5, 2.0)
 ) -> tuple[q_learning.State, jax.Array]:
-  """2000 cycles of a loss that falls by exp(progress(trim)) in each.
+  """2000 cycles of a loss that falls by exp(progress(lr_scale)) in each.
 
   With 0.1 % of noise, and 1 again whenever an action begins.
   """
@@ -99,13 +99,13 @@ def _train(
     state = _act(state, rngs[0], _bounds(*bounds), cycle=t, epsilon=epsilon)
     noise = 1e-3 * jax.random.normal(rngs[1])
     loss = jnp.where(t % 10 == 0, 1.0, loss)
-    loss *= jnp.exp(noise - progress(state.trim))
+    loss *= jnp.exp(noise - progress(state.lr_scale))
     state = _observe(state, loss, cycle=t, rate=0.2)
-    return (state, loss), state.trim
+    return (state, loss), state.lr_scale
 
   start = q_learning.init(window=10, actions=5), jnp.float32(1.0)
-  (state, _), trims = lax.scan(cycle, start, jnp.arange(2000))
-  return state, trims
+  (state, _), scales = lax.scan(cycle, start, jnp.arange(2000))
+  return state, scales
 
 
 # "Each clone also possesses an independent Q-Learning agent."
@@ -139,7 +139,7 @@ def test_q_agent_moves_the_learning_rate_and_never_a_loss_weight():
       pid, _mission(0.3, 0.002, 0.5), loss[None], **DEFAULTS
     )
     lambda_K = pid_lib.act(pid, _mission())
-    return (pid, _observe(q, loss, cycle=10 * t + 9)), (q.trim, lambda_K)
+    return (pid, _observe(q, loss, cycle=10 * t + 9)), (q.lr_scale, lambda_K)
 
   start = pid_lib.init(1), _q()
   (idle, idle_K), (busy, busy_K) = (
@@ -205,14 +205,16 @@ def test_action_of_the_highest_value_multiplies_the_learning_rate(action: int):
   table = jnp.zeros((12, 5)).at[6, action].set(1.0).at[5].set(9.0)
   state = _act(_q(table_SxA=table))
   assert int(state.action) == action
-  np.testing.assert_allclose(state.trim, ACTIONS[action], rtol=1e-6)
+  np.testing.assert_allclose(state.lr_scale, ACTIONS[action], rtol=1e-6)
 
 
 def test_exploring_selects_each_of_the_multipliers_about_alike():
   states = jax.vmap(lambda rng: _act(_q(), rng, epsilon=1.0))(
     jax.random.split(jax.random.key(0), 1000)
   )
-  counts = [(np.asarray(states.trim) == np.float32(a)).sum() for a in ACTIONS]
+  counts = [
+    (np.asarray(states.lr_scale) == np.float32(a)).sum() for a in ACTIONS
+  ]
   assert sum(counts) == 1000
   # Binomial: 200 +- 13.
   assert 140 < min(counts) <= max(counts) < 260
@@ -221,7 +223,7 @@ def test_exploring_selects_each_of_the_multipliers_about_alike():
 def test_ignorant_agent_leaves_the_learning_rate_alone():
   state = _act(_q())
   assert ACTIONS[int(state.action)] == 1.0
-  assert float(state.trim) == 1.0
+  assert float(state.lr_scale) == 1.0
   assert int(state.decisions) == 1
 
 
@@ -237,25 +239,25 @@ def test_actions_accumulate_and_stay_between_the_bounds():
     (0, [0.8, 0.64, 0.512, 0.5]),
   ):
     state = _q(table_SxA=jnp.zeros((12, 5)).at[:, action].set(1.0))
-    for trim in expected:
+    for lr_scale in expected:
       state = _act(state)
-      np.testing.assert_allclose(state.trim, trim, rtol=1e-6)
+      np.testing.assert_allclose(state.lr_scale, lr_scale, rtol=1e-6)
 
 
 def test_bounds_of_one_switch_the_agent_off():
-  state, trims = _train(_gains_by_speed, 0, (1.0, 1.0))
-  np.testing.assert_array_equal(trims, np.ones(2000))
+  state, scales = _train(_gains_by_speed, 0, (1.0, 1.0))
+  np.testing.assert_array_equal(scales, np.ones(2000))
   assert int(state.decisions) == 199
 
 
 def test_random_action_is_a_trial_that_the_next_decision_starts_before():
   for seed in range(20):
     tried = _act(_q(), jax.random.key(seed), epsilon=1.0)
-    if float(tried.trim) != 1.0:
+    if float(tried.lr_scale) != 1.0:
       break
   assert float(tried.settled) == 1.0
   # Nothing was learned of it, so the next decision takes it back.
-  assert float(_act(tried, cycle=20).trim) == 1.0
+  assert float(_act(tried, cycle=20).lr_scale) == 1.0
 
 
 def test_exploration_decays_by_e_in_fifty_decisions():
@@ -344,8 +346,8 @@ def test_ascent_yields_a_large_negative_reward(slope, reward):
 def test_agent_discovers_the_best_engine_speed():
   # Best at 1, and half of it at either bound.
   for seed in range(3):
-    _, trims = _train(_best_at_one, seed)
-    assert 0.75 < np.exp(np.log(trims[1000:]).mean()) < 1.33
+    _, scales = _train(_best_at_one, seed)
+    assert 0.75 < np.exp(np.log(scales[1000:]).mean()) < 1.33
 
 
 # "The Perceptual Specialist might learn that a slower, more careful speed is
@@ -389,14 +391,14 @@ def test_held_action_is_valued_by_reward_above_the_usual_and_what_follows():
     history_W=jnp.array([5.0, 1.015, 1.005, 0.995]),
     action=jnp.int32(3),
     decisions=jnp.int32(7),
-    usual=jnp.float32(0.5),
+    baseline=jnp.float32(0.5),
   )
   after = _observe(state, 0.985)
-  # 0.4 + 0.5 * (2 - 0.5 + 0.9 * 1 - 0.4) = 1.4; usual 0.5 + 0.5 * 1.5.
+  # 0.4 + 0.5 * (2 - 0.5 + 0.9 * 1 - 0.4) = 1.4; baseline 0.5 + 0.5 * 1.5.
   expected = table.at[6, 3].set(1.4)
   np.testing.assert_allclose(after.table_SxA, expected, rtol=1e-4)
   np.testing.assert_allclose(after.reward, 2.0, rtol=1e-4)
-  np.testing.assert_allclose(after.usual, 1.25, rtol=1e-4)
+  np.testing.assert_allclose(after.baseline, 1.25, rtol=1e-4)
   assert int(after.state) == 4
 
 
@@ -404,7 +406,7 @@ def test_first_reward_is_what_is_usual():
   state = _q(decisions=jnp.int32(1), action=jnp.int32(0))
   after = _observe(state, 0.9)
   np.testing.assert_array_equal(after.table_SxA, np.zeros((12, 5)))
-  assert float(after.usual) == float(after.reward) > 0
+  assert float(after.baseline) == float(after.reward) > 0
 
 
 def test_nothing_is_learned_in_the_midst_of_a_held_action():

@@ -31,7 +31,7 @@ def test_a_run_that_goes_on_has_a_note_and_no_finding(tmp_path):
   assert 'cycle 600 of 1000' in diagnosis.notes[0]
 
 
-def test_a_short_run_is_judged_by_what_must_never_be(tmp_path):
+def test_a_short_run_is_evaluated_by_what_must_never_be(tmp_path):
   def clone(i, name):
     return {'loss/base': 0.7, 'critic/penalty': 4.0}
 
@@ -71,7 +71,7 @@ def test_causes_come_before_what_follows_from_them(tmp_path):
   diagnosis = doctor.diagnose(workdir)
   assert _names(diagnosis) == [symptoms.CONSTANT, symptoms.COLLAPSED]
   text = doctor.describe(diagnosis)
-  assert 'Mend the first one first' in ' '.join(text.split())
+  assert 'Fix the first one first' in ' '.join(text.split())
   assert text.index('1. Images') < text.index('2. Collapsed')
 
 

@@ -71,7 +71,7 @@ def rehearsed(tmp_path, capsys):
   step = tmp_path / 'w' / 'checkpoints' / '30'
   step.mkdir(parents=True)
   (step / 'digests.json').write_text('{}')
-  dry_run.rehearse(config, str(tmp_path / 'w'))
+  dry_run.run(config, str(tmp_path / 'w'))
   return capsys.readouterr().out, tmp_path / 'w'
 
 

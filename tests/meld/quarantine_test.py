@@ -230,13 +230,13 @@ def test_agents_that_are_not_finite_begin_anew(clinic):
   state, _ = clinic.poisoned('params', [], 0)
   state.pid.integral_K[1, 2] = NAN
   state.q.table_SxA[3, 0, 0] = INF
-  state.q.trim[3] = NAN
+  state.q.lr_scale[3] = NAN
   state, metrics = clinic.run(state)
   assert_finite(state)
   np.testing.assert_array_equal(metrics['healthy'], [True, True, True, False])
   for x in jax.tree.leaves((state.pid, state.q.table_SxA, state.q.decisions)):
     np.testing.assert_array_equal(x[[1, 3]], 0)
-  np.testing.assert_array_equal(state.q.trim[[1, 3]], 1)
+  np.testing.assert_array_equal(state.q.lr_scale[[1, 3]], 1)
   assert np.all(state.pid.error_K[[0, 2]].any(-1))
 
 

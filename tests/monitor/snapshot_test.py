@@ -90,7 +90,7 @@ def test_an_agent_that_has_not_decided_says_so():
   assert off.pid is None
 
 
-def test_a_run_is_finished_when_its_last_cycle_is_judged():
+def test_a_run_is_finished_when_its_last_cycle_is_evaluated():
   rows = seen.rows()
   assert seen.snapshot(rows, now=88.0).note == 'last heard of 12s ago'
   assert seen.snapshot([]).note == 'waiting for the first log cycle'

@@ -329,7 +329,7 @@ def test_what_is_saved_comes_back_with_all_beside_it(
 ):
   checkpointer = checkpoint.Checkpointer(config, str(tmp_path), bins)
   assert checkpointer.restore(born) is None
-  checkpointer.judged(6, {'master': {'path_l1': 0.25}})
+  checkpointer.evaluated(6, {'master': {'path_l1': 0.25}})
   checkpointer.extra['rows'] = [{'name': 'a'}]
   specialists = jax.tree.map(lambda x: x + 1, born.generator.params)
   checkpointer.save(6, born, specialists, preemption.Watch())
@@ -382,7 +382,7 @@ def test_the_best_is_the_least_and_never_nan(tmp_path):
   config.train.checkpoint_every = 100
   checkpointer = checkpoint.Checkpointer(config, str(tmp_path), {})
   for cycle, score in ((1, float('nan')), (2, 0.5), (3, 0.6), (4, 0.5)):
-    checkpointer.judged(cycle, {'master': {'path_l1': score}})
+    checkpointer.evaluated(cycle, {'master': {'path_l1': score}})
   assert checkpointer.extra['best'] == {'cycle': 2, 'score': 0.5}
   assert [c for c in range(1, 41) if checkpointer.is_due(c)] == [2, 40]
   config.train.keep_best = False

@@ -46,6 +46,6 @@ def test_shards_are_dealt_at_rotations_and_enrolments():
 def test_devices_divide_the_clones_and_none_told_are_the_most(clones, fit):
   assert len(engine.choose_devices(0, clones)) == int(fit[-1])
   wrong = {5: 5, 8: 8}.get(clones, 2)
-  with pytest.raises(ValueError, match=r'mend --config\.devices') as e:
+  with pytest.raises(ValueError, match=r'fix --config\.devices') as e:
     engine.choose_devices(wrong, clones)
   assert f'one of {fit}, for {clones} clones' in str(e.value)

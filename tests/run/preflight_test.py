@@ -123,7 +123,7 @@ def test_a_value_that_breaks_its_rule_is_one_line_with_its_flag(
   message = str(e.value)
   assert rule in message
   assert repr(value) in message
-  assert message.endswith(f'mend --config.{key.replace("__", ".")}.')
+  assert message.endswith(f'fix --config.{key.replace("__", ".")}.')
   assert '\n' not in message
 
 
@@ -294,7 +294,7 @@ def test_a_run_of_an_earlier_chimera_is_refused_in_a_line_that_helps(tmp_path):
   before = _snapshot(tmp_path)
   readers = (
     lambda: preflight.check_workdir(_config(), workdir),
-    lambda: preflight.check_origin(_config(init_from=workdir), 'w'),
+    lambda: preflight.check_init_from(_config(init_from=workdir), 'w'),
     lambda: live.watch(workdir),
     lambda: doctor.diagnose(workdir),
   )
@@ -309,7 +309,7 @@ def test_a_run_of_an_earlier_chimera_is_refused_in_a_line_that_helps(tmp_path):
       read()
     assert f'--config.init_from={workdir}/tokenizer.' in str(e.value)
     assert '\n' not in str(e.value)
-  preflight.check_origin(_config(init_from=f'{workdir}/tokenizer'), 'w')
+  preflight.check_init_from(_config(init_from=f'{workdir}/tokenizer'), 'w')
 
 
 def test_what_an_earlier_chimera_prepared_is_still_good(tmp_path):
@@ -367,8 +367,8 @@ def test_a_run_starts_from_its_own_kind(tmp_path, make):
   workdir = str(tmp_path / 'w')
   config = _config(init_from=folder, data__image_size=128, train__batch_size=4)
   preflight.check_config(config)
-  preflight.check_origin(config, workdir)
-  preflight.check_origin(_config(), workdir)
+  preflight.check_init_from(config, workdir)
+  preflight.check_init_from(_config(), workdir)
   for key, there, here in (
     ('model__codes', 1024, 512),
     ('model__width', 64, 32),
@@ -377,11 +377,13 @@ def test_a_run_starts_from_its_own_kind(tmp_path, make):
   ):
     value = here.strip("'") if isinstance(here, str) else here
     with pytest.raises(ValueError, match='must be as in') as e:
-      preflight.check_origin(_config(init_from=folder, **{key: value}), workdir)
+      preflight.check_init_from(
+        _config(init_from=folder, **{key: value}), workdir
+      )
     key = key.replace('__', '.')
     assert str(e.value) == (
       f'{key} must be as in --config.init_from={folder}, {there}, got {here}: '
-      f'mend --config.{key}.'
+      f'fix --config.{key}.'
     )
 
 
@@ -392,16 +394,18 @@ def test_a_run_starts_from_an_elder_of_its_own_quantizer(tmp_path):
     _exported(tmp_path / 'a', tokenizer={**network, 'levels': [4, 5]}),
     _trained_elder(tmp_path / 'b', **fsq),
   ):
-    preflight.check_origin(_config(init_from=elder, model__codes=2, **fsq), 'w')
+    preflight.check_init_from(
+      _config(init_from=elder, model__codes=2, **fsq), 'w'
+    )
     for changes, text in (
       ({}, r"model\.quantizer must be as in .*, 'fsq', got 'vq'"),
       (fsq | {'model__levels': (5, 4)}, r'\[4, 5\], got \[5, 4\]'),
     ):
       with pytest.raises(ValueError, match=text):
-        preflight.check_origin(_config(init_from=elder, **changes), 'w')
+        preflight.check_init_from(_config(init_from=elder, **changes), 'w')
   elder = _exported(tmp_path / 'c')
   with pytest.raises(ValueError, match="'vq', got 'fsq'"):
-    preflight.check_origin(_config(init_from=elder, **fsq), 'w')
+    preflight.check_init_from(_config(init_from=elder, **fsq), 'w')
 
 
 @pytest.mark.parametrize(
@@ -418,39 +422,39 @@ def test_a_run_starts_from_an_elder_of_its_own_quantizer(tmp_path):
 def test_a_workdir_binds_its_critics_and_agents_too(tmp_path, key, value):
   elder = _trained_elder(tmp_path / 'elder')
   with pytest.raises(ValueError, match=key.replace('__', r'\.')):
-    preflight.check_origin(_config(init_from=elder, **{key: value}), 'w')
+    preflight.check_init_from(_config(init_from=elder, **{key: value}), 'w')
   export = _exported(tmp_path / 'export')
-  preflight.check_origin(_config(init_from=export, **{key: value}), 'w')
+  preflight.check_init_from(_config(init_from=export, **{key: value}), 'w')
 
 
 def test_images_need_an_origin_with_optics_and_path_params_do_not(tmp_path):
   blind = _exported(tmp_path / 'blind', optics=None)
   with pytest.raises(ValueError, match='must have optics'):
-    preflight.check_origin(_config(init_from=blind), 'w')
-  preflight.check_origin(
+    preflight.check_init_from(_config(init_from=blind), 'w')
+  preflight.check_init_from(
     _config(init_from=blind, data__source='a.npy', optics__cell=2), 'w'
   )
   elder = _trained_elder(tmp_path / 'elder', data__source='a.npy')
   with pytest.raises(ValueError, match='must have optics'):
-    preflight.check_origin(_config(init_from=elder), 'w')
+    preflight.check_init_from(_config(init_from=elder), 'w')
 
 
 @pytest.mark.parametrize('text', ['{', '[]', '{"tokenizer": 3}', '{}'])
 def test_an_origin_that_is_none_is_refused_in_a_line(tmp_path, text):
   (tmp_path / 'tokenizer.json').write_text(text)
   with pytest.raises(ValueError, match='is not readable') as e:
-    preflight.check_origin(_config(init_from=str(tmp_path)), 'w')
+    preflight.check_init_from(_config(init_from=str(tmp_path)), 'w')
   assert '\n' not in str(e.value)
   for nothing in (tmp_path / 'none', tmp_path.parent):
     with pytest.raises(ValueError, match='a workdir with checkpoints'):
-      preflight.check_origin(_config(init_from=str(nothing)), 'w')
+      preflight.check_init_from(_config(init_from=str(nothing)), 'w')
 
 
 def test_a_resumed_run_needs_its_origin_no_more(tmp_path):
   config = _config(init_from=str(tmp_path / 'gone'))
   _trained(tmp_path, config)
   preflight.check_workdir(config, str(tmp_path))
-  preflight.check_origin(config, str(tmp_path))
+  preflight.check_init_from(config, str(tmp_path))
   with pytest.raises(ValueError, match='init_from'):
     preflight.check_workdir(_config(init_from='other'), str(tmp_path))
 

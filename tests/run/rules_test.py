@@ -65,6 +65,6 @@ def test_a_broken_rule_is_one_line_with_the_value_and_its_flag():
   with pytest.raises(ValueError, match='must be') as e:
     rules.check('train.keep', rules.at_least(1), 0)
   assert str(e.value) == (
-    'train.keep must be at least 1, got train.keep = 0: mend '
+    'train.keep must be at least 1, got train.keep = 0: fix '
     '--config.train.keep.'
   )

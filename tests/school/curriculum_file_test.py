@@ -172,7 +172,7 @@ def test_a_missing_curriculum_or_tie_is_refused(tmp_path):
 def test_preparing_makes_then_knows_then_refuses_then_makes_anew(tmp_path):
   path = tmp_path / 'c.pkl'
   prepare = functools.partial(
-    curriculum_file.prepare_curriculum, path, metric='mean_radius', chunk=16
+    curriculum_file.make_or_check, path, metric='mean_radius', chunk=16
   )
   bins, scores = prepare(_latents(40))
   written = path.stat().st_mtime_ns
@@ -193,7 +193,7 @@ def test_whatever_ends_a_first_save_the_same_command_makes_it(
 ):
   path = tmp_path / 'c.pkl'
   prepare = functools.partial(
-    curriculum_file.prepare_curriculum, path, metric='mean_radius', chunk=16
+    curriculum_file.make_or_check, path, metric='mean_radius', chunk=16
   )
   replace = os.replace
   for allowed in range(2):

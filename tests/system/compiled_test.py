@@ -1,4 +1,4 @@
-"""The compilation cache: on by default, and mended where it is broken."""
+"""The compilation cache: on by default, and fixed where it is broken."""
 
 import os
 import pathlib
@@ -53,9 +53,9 @@ def test_a_broken_entry_is_removed_and_written_anew(tmp_path):
       (folder / name).write_bytes(data[: len(data) // 2])
     elif name.startswith('jit__lambda'):
       (folder / name).write_bytes(b'')
-  mended = _run(XDG_CACHE_HOME=str(tmp_path)).stderr
-  assert mended.count('A broken entry of the compilation cache') == 2
-  assert 'Error reading' not in mended
+  fixed = _run(XDG_CACHE_HOME=str(tmp_path)).stderr
+  assert fixed.count('A broken entry of the compilation cache') == 2
+  assert 'Error reading' not in fixed
   assert _entries(folder).keys() == whole.keys()
   assert {
     k: len(v) > 100 for k, v in _entries(folder).items()
