@@ -1,8 +1,8 @@
 """What XLA compiled once, kept for the user's next run.
 
 JAX's persistent cache, on by default. An entry that cannot be read (a full
-disk, a kill in mid-write) JAX reports at every start and never writes anew; here
-its report removes the entry, before JAX comes to write it.
+disk, a kill in mid-write) JAX reports at every start and never writes anew.
+Here its report removes the entry, before JAX comes to write it.
 https://docs.jax.dev/en/latest/persistent_compilation_cache.html
 """
 
