@@ -99,7 +99,7 @@ def test_what_one_run_compiled_is_gone_before_the_next(tmp_path, monkeypatch):
   def run(config, workdir, data):
     return {'master/path_l1': float(step(1.0))}
 
-  monkeypatch.setattr(stage_1, 'prepare', lambda config, workdir: None)
+  monkeypatch.setattr(stage_1, 'prepare', lambda *_: None)
   monkeypatch.setattr(train, 'train', run)
   lines = list(ledger.run(tmp_path, ['default'], [0, 1], {}))
   assert [line['figures'] for line in lines] == [{'master/path_l1': 2.0}] * 2
