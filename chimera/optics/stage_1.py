@@ -83,7 +83,7 @@ def prepare(
       with disk.writing(home / 'held_out.npz') as held:
         np.savez(held, **held_out)
       files = {f'optics/{name}': home / name for name in _FILES}
-      # It still has another name.
+      # latents.npy still has another name.
       files |= {'latents.npy': pathlib.Path(f.name)}
       f.flush()
       digests = {k: disk.digest(p) for k, p in files.items() if p.exists()}
