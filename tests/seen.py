@@ -74,7 +74,8 @@ def pictures():
 
 
 def snapshot(rows, pictures=None, now=76.0, **config):
-  return snapshot_lib.snapshot_of(rows, {**CONFIG, **config}, pictures, now)
+  config = {**CONFIG, **config}
+  return snapshot_lib.snapshot_of(rows, config, pictures, now, title='a run')
 
 
 def lines(snapshot, width, height):

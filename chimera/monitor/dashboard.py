@@ -1,11 +1,11 @@
 """The live dashboard: a column for each specialist, and the master below.
 
-The design document's section 7. A snapshot is plain data, drawn by a pure
-function. Nothing here knows of a device, and nothing here imports JAX, so that
-another process can watch at once.
+The design document's section 7. A snapshot, drawn by a pure function. Nothing
+here imports JAX, so that another process can watch at once.
 """
 
 from collections.abc import Sequence
+import functools
 import itertools
 import math
 
@@ -31,21 +31,13 @@ _width = Segment.get_line_length
 _fit = Segment.adjust_line_length
 
 
-# What stands on a line.
-
-
 def sparkline(
   values: Sequence[float], width: int, reach: float | None = None
 ) -> str:
-  """The newest `width` values as bars.
+  """The newest `width` values as bars, a cell each.
 
-  A value that is not finite is a '!'; values all alike lie low.
-
-  Args:
-    values: in their order.
-    width: cells.
-    reach: the bars go from -reach to reach; None is from the least value to
-      the greatest.
+  They go from the least value to the greatest, or from -reach to reach. A value
+  that is not finite is a '!'; values all alike lie low.
   """
   values = values[-width:] if width > 0 else ()
   finite = [v for v in values if math.isfinite(v)]
@@ -65,19 +57,14 @@ def _text(text: str, style: str = '') -> Segment:
   return Segment(text, rich.style.Style.parse(style))
 
 
-def _gray(text: str) -> Segment:
-  return _text(text, 'bright_black')
-
-
-def _bold(text: str) -> Segment:
-  return _text(text, 'bold')
+_gray = functools.partial(_text, style='bright_black')
+_bold = functools.partial(_text, style='bold')
 
 
 def _ends(left: Line, right: Line, width: int) -> Line:
   """Both ends of a line; the left one gives way."""
-  return _fit(left, max(0, width - _width(right))) + _fit(
-    right, min(width, _width(right))
-  )
+  taken = min(width, _width(right))
+  return _fit(left, width - taken) + _fit(right, taken)
 
 
 def _words(words: Sequence[str], width: int) -> str:
@@ -114,9 +101,8 @@ def _log(ratio: float | None) -> float:
 def _gauge(ratio: float | None, limit: float, half: int) -> Line:
   """A weight over its base on a log scale, from the middle outwards."""
   share = _log(ratio) / max(limit, 1e-9)
-  filled = 0
-  if math.isfinite(share):
-    filled = round(half * max(-1.0, min(1.0, share)))
+  share = 0.0 if math.isnan(share) else max(-1.0, min(1.0, share))
+  filled = round(half * share)
   below, above = max(-filled, 0), max(filled, 0)
   return [
     _gray('─' * (half - below)),
@@ -125,9 +111,6 @@ def _gauge(ratio: float | None, limit: float, half: int) -> Line:
     _text('━' * above, 'red'),
     _gray('─' * (half - above)),
   ]
-
-
-# The picture as a whole.
 
 
 def render(
@@ -141,7 +124,8 @@ def render(
   pictures.
   """
   rule = [_gray('─' * width)]
-  head = [_header(snapshot, width), rule]
+  title = [_bold(' Chimera'), _gray(f'  {snapshot.title}')]
+  head = [_ends(title, [_text(f'{snapshot.note} ')], width), rule]
   drawn = [
     (student, chr(ord('A') + i), _HUES[i % len(_HUES)])
     for i, student in enumerate(snapshot.students)
@@ -160,14 +144,6 @@ def render(
   lines.append(_progress(snapshot, width))
   fitted = [_fit(line, width) for line in lines[-height:]]
   return SegmentLines(fitted, new_lines=True)
-
-
-def _header(snapshot: snapshot_lib.Snapshot, width: int) -> Line:
-  return _ends(
-    [_bold(' Chimera'), _gray(f'  {snapshot.title}')],
-    [_text(f'{snapshot.note} ')],
-    width,
-  )
 
 
 def _columns(
@@ -191,10 +167,8 @@ def _columns(
   for start in range(0, len(drawn), across):
     if lines:
       lines.append([_gray('─' * width)])
-    columns = [
-      _column(*one, limit, wide - 2, tall)
-      for one in drawn[start : start + across]
-    ]
+    some = drawn[start : start + across]
+    columns = [_column(*one, limit, wide - 2, tall) for one in some]
     for row in zip(*columns):
       line: Line = []
       for i, cells in enumerate(row):
@@ -210,9 +184,8 @@ def _summary(
 ) -> Line:
   """One specialist in a line, with its name where there is room."""
   top = '-'
-  if student.dominant is not None:
-    weight = student.weights[student.dominant]
-    top = f'{weight.term} x{_number(weight.ratio, ".2f")}'
+  if student.dominant:
+    top = f'{student.dominant.term} x{_number(student.dominant.ratio, ".2f")}'
   line = [
     _text(f' {letter} ', f'bold {hue}'),
     _bold(f'{_short(_last(student.g_loss), ".4f")} '),
@@ -247,35 +220,24 @@ def _column(
       mission = _words(student.mission, width - len(bins) - 1)
     head = [name, [_text(bins), _gray(f' {mission}')]]
   forms, cells = (('.4f', '+.3f'), 7) if tall else (('.3f', '+.2f'), 5)
-  losses = [
-    [
-      _gray(f'{label:7}'),
-      _bold(f'{_short(_last(values), form):>{cells}} '),
-      _text(sparkline(values, width - cells - 8), hue),
-    ]
-    for label, values, form in zip(
-      ('g-loss', 'critic'), (student.g_loss, student.critic), forms
-    )
-  ]
+  losses = []
+  both = {'g-loss': student.g_loss, 'critic': student.critic}
+  for (label, values), form in zip(both.items(), forms):
+    number = _bold(f'{_short(_last(values), form):>{cells}} ')
+    bars = _text(sparkline(values, width - cells - 8), hue)
+    losses.append([_gray(f'{label:7}'), number, bars])
   gap = [[]] if tall else []
-  return [
-    *head,
-    *gap,
-    *losses,
-    *gap,
-    *_lambdas(student, limit, width, tall),
-    *gap,
-    *_learning(student, width, tall),
-  ]
+  lambdas = _lambdas(student, limit, width, tall)
+  learning = _learning(student, width, tall)
+  return [*head, *gap, *losses, *gap, *lambdas, *gap, *learning]
 
 
 def _lambdas(
   student: snapshot_lib.Student, limit: float, width: int, tall: bool
 ) -> list[Line]:
   """The dominant weight with its P, I and D, and the whole row."""
-  top, ratio, pid = None, '-', ''
-  if student.dominant is not None:
-    top = student.weights[student.dominant]
+  top, ratio, pid = student.dominant, '-', ''
+  if top:
     ratio = f'x{_number(top.ratio, ".2f")}'
     pid = 'PID off'
   if student.pid is not None:
@@ -286,22 +248,17 @@ def _lambdas(
   if _width(name) + 2 <= width:
     name.insert(0, _gray('λ '))
   if not tall:
-    bars = sparkline(
-      [_log(w.ratio) for w in student.weights], width - 7, reach=limit
-    )
+    logs = [_log(weight.ratio) for weight in student.weights]
+    bars = sparkline(logs, width - 7, reach=limit)
     return [name, [_text(f'{ratio:6} '), _text(bars, 'red')], [_text(pid)]]
   lines = [_ends(name, [_bold(ratio)], width), [_text(pid)]]
   longest = max(len(w.term) for w in student.weights)
   half = max(1, (width - longest - 7) // 2)
   for weight in student.weights:
     style = 'bold' if weight is top else 'bright_black'
-    lines.append(
-      [
-        _text(f'{weight.term:{longest}}', style),
-        _text(f' {_number(weight.ratio, ".2f"):>4} '),
-        *_gauge(weight.ratio, limit, half),
-      ]
-    )
+    term = _text(f'{weight.term:{longest}}', style)
+    number = _text(f' {_number(weight.ratio, ".2f"):>4} ')
+    lines.append([term, number, *_gauge(weight.ratio, limit, half)])
   return lines
 
 
@@ -396,19 +353,15 @@ def _below(
     return master[:height]
   side = max(map(_width, master)) + 3
   beside = gallery.draw(snapshot.pictures, snapshot.turn, width - side, height)
-  under = gallery.draw(
-    snapshot.pictures, snapshot.turn, width - 1, height - len(master)
+  rest = height - len(master)
+  under = gallery.draw(snapshot.pictures, snapshot.turn, width - 1, rest)
+  area, other = (
+    max(map(_width, lines), default=0) * len(lines) for lines in (beside, under)
   )
-  if max(map(_width, beside), default=0) * len(beside) < max(
-    map(_width, under), default=0
-  ) * len(under):
+  if area < other:
     return [*master, *([_text(' '), *line] for line in under)]
-  lines = []
-  for i in range(height):
-    left = master[i] if i < len(master) else []
-    right = beside[i] if i < len(beside) else []
-    lines.append([*_fit(left, side), *right])
-  return lines
+  pairs = itertools.zip_longest(master, beside, fillvalue=[])
+  return [[*_fit(left, side), *right] for left, right in pairs][:height]
 
 
 def _progress(snapshot: snapshot_lib.Snapshot, width: int) -> Line:

@@ -19,17 +19,9 @@ def draw(
 ) -> list[list[Segment]]:
   """Originals and what one tokenizer makes of them, as large as they go.
 
-  Each tokenizer has its turn. The two stand beside or below each other,
-  whichever shows more: a larger picture is worth more than another one.
-
-  Args:
-    pictures: of the last evaluation.
-    turn: counts up; says whose pictures are shown.
-    width: cells.
-    height: lines.
-
-  Returns:
-    The lines, none where not one picture fits.
+  Each tokenizer has its `turn`, which counts up. The two stand beside or below
+  each other in `height` lines of `width` cells, whichever shows more: a larger
+  picture is worth more than another one. No lines where not one picture fits.
   """
   names = list(pictures.by_name)
   name = names[turn % len(names)]
@@ -45,11 +37,9 @@ def draw(
   if best is None:
     return []
   _, is_beside, side, count = best
-  spread = (
-    np.linspace(0, len(pictures.originals) - 1, count).round().astype(int)
-  )
+  spread = np.linspace(0, len(pictures.originals) - 1, count).round()
   first, second = (
-    [[Segment(label, _FAINT)], *_strip([tiles[i] for i in spread], side)]
+    [[Segment(label, _FAINT)], *_strip([tiles[int(i)] for i in spread], side)]
     for label, tiles in (
       (f'originals, cycle {pictures.cycle}', pictures.originals),
       (name, pictures.by_name[name]),

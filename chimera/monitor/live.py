@@ -34,11 +34,8 @@ _EVERY = 2  # of them, between two drawings
 class Look:
   """A run as it stands: called with the time, the snapshot.
 
-  Args:
-    workdir: of the run.
-    config: as config.json holds it.
-    rows: of the history, growing and thinned; None reads them, as the file
-      grows.
+  `config` is as config.json holds it; `rows` are of the history, growing and
+  thinned, and None reads them as the file grows.
   """
 
   def __init__(
@@ -52,7 +49,7 @@ class Look:
     self._rows = [] if rows is None else rows
     self._reads = rows is None
     self._stamp: tuple[float, int] | None = None
-    self._doing: tuple[str, float, str] | None = None
+    self._doing = '', 0.0, ''
     self._sheet: tuple[str, float] | None = None
     self._pictures: snapshot_lib.Pictures | None = None
 
@@ -63,34 +60,30 @@ class Look:
   def __call__(self, now: float) -> snapshot_lib.Snapshot:
     if self._reads:
       self._poll()
-    note = ''
-    if self._doing:
-      doing, since, more = self._doing
-      spent = progress.format_seconds(max(0.0, now - since))
-      note = f'{doing}, {spent}{more}'
+    doing, since, more = self._doing
+    spent = progress.format_seconds(max(0.0, now - since))
     return snapshot_lib.snapshot_of(
       list(self._rows),  # the run appends to it meanwhile
       self._config,
       self._newest_pictures(),
       now,
       title=self._workdir,
-      note=note,
+      note=f'{doing}, {spent}{more}' if doing else '',
     )
 
   def _poll(self) -> None:
     status = os.stat(os.path.join(self._workdir, history.NAME))
     stamp = status.st_mtime, status.st_size
     if stamp != self._stamp:
-      self._rows = history.newest(self._workdir)
-      self._stamp = stamp
+      self._rows, self._stamp = history.newest(self._workdir), stamp
 
   def _newest_pictures(self) -> snapshot_lib.Pictures | None:
     paths = glob.glob(os.path.join(self._workdir, 'previews', '*.png'))
+    if not paths:
+      return None
+    newest = max(paths)
     # A sheet that is being written is whole at the next look.
     with contextlib.suppress(OSError, SyntaxError, ValueError):
-      newest = max(paths, default=None)
-      if newest is None:
-        return None
       stamp = newest, os.stat(newest).st_mtime
       if stamp != self._sheet:
         self._pictures = read_sheet(newest, self._config)
@@ -112,17 +105,12 @@ def read_sheet(
   names = [*config['clone_names'], 'master']
   if not {*names, 'original'} <= set(rows):
     return None
-  tiles_RxCxTxTx3 = sheets.tiles(path)
-
-  def row(name: str) -> tuple[snapshot_lib.Tile, ...]:
-    return tuple(
-      snapshot_lib.Tile(len(tile), tile.tobytes())
-      for tile in tiles_RxCxTxTx3[rows.index(name)]
-    )
-
-  return snapshot_lib.Pictures(
-    cycle, row('original'), {name: row(name) for name in names}
-  )
+  row_of = {
+    name: tuple(snapshot_lib.Tile(len(tile), tile.tobytes()) for tile in tiles)
+    for name, tiles in zip(rows, sheets.tiles(path))
+  }
+  of_names = {name: row_of[name] for name in names}
+  return snapshot_lib.Pictures(cycle, row_of['original'], of_names)
 
 
 class Live:
@@ -130,13 +118,13 @@ class Live:
 
   While it is up, what is written to stdout and stderr, by XLA too, goes to the
   log. It gives the terminal back however the block ends; where it fails itself,
-  it goes, with one warning. Without a terminal it does nothing.
+  it goes, with one warning. Without a terminal, or not `wanted`, it does
+  nothing.
 
   Args:
     look: the snapshot of a time; called on the thread.
     log: path of the file that takes what is written meanwhile; None leaves
       stdout and stderr as they are.
-    wanted: False does nothing.
   """
 
   def __init__(
@@ -165,20 +153,17 @@ class Live:
   def __enter__(self) -> 'Live':
     if not (self._wanted and has_terminal()):
       return self
-    log = None
-    if self._log is not None:
-      try:
-        log = open(self._log, 'ab')
-      except OSError as e:
-        logging.warning('Mission control is off: %s', e)
-        return self
+    try:
+      log = None if self._log is None else open(self._log, 'ab')
+    except OSError as e:
+      logging.warning('Mission control is off: %s', e)
+      return self
     atexit.register(self._restore)
     self._last_act.enter_context(preemption.last_act(self._restore))
     sys.stdout.flush()
     sys.stderr.flush()
-    self._terminal = os.fdopen(
-      os.dup(1), 'w', encoding='utf-8', errors='replace'
-    )
+    fd = os.dup(1)
+    self._terminal = os.fdopen(fd, 'w', encoding='utf-8', errors='replace')
     self._console = rich.console.Console(
       file=self._terminal,
       force_terminal=True,

@@ -19,19 +19,9 @@ from chimera.monitor import snapshot as snapshot_lib
 from chimera.run import preflight
 from chimera.system import progress
 
-# Tags without a slash that are those of a term's metrics.
-_OF_TERMS = ('loss', 'lambda')
-
 
 class Observers:
-  """Who is told what happens: the dashboard, TensorBoard and the history.
-
-  Args:
-    config: the run's.
-    workdir: the run's.
-    spec: of the step.
-    first: cycle from which the run goes on.
-  """
+  """Who is told what happens, of a run that goes on from the cycle `first`."""
 
   def __init__(
     self,
@@ -48,14 +38,10 @@ class Observers:
     self._since = time.time()
     self._history = history.History(workdir, first)
     self._history_is_whole = True
-    self._look = live.Look(
-      workdir, json.loads(config.to_json()), self._history.rows
-    )
-    self._live = live.Live(
-      self._look,
-      os.path.join(workdir, 'train.log'),
-      wanted=config.train.dashboard,
-    )
+    as_saved = json.loads(config.to_json())
+    self._look = live.Look(workdir, as_saved, self._history.rows)
+    log = os.path.join(workdir, 'train.log')
+    self._live = live.Live(self._look, log, wanted=config.train.dashboard)
     self._workdir = workdir
     self._open = contextlib.ExitStack()
 
@@ -75,20 +61,15 @@ class Observers:
     self, held_out: evaluate.HeldOut, scores_N: np.ndarray, first: int
   ) -> None:
     """Once: what the run is."""
-    self._board.introduce(
-      {
-        k: v
-        for k, v in preflight.keys(self._config).items()
-        if not k.startswith('specialists.')  # a hundred columns; see the text
-      },
-      {
-        'config': self._config.to_dict(),
-        'protocol': protocol.protocol(
-          self._config, held_out, self._config.train.cycles
-        ),
-      },
-      self._spec.terms,
-    )
+    config = self._config
+    hparams = {
+      k: v
+      for k, v in preflight.keys(config).items()
+      if not k.startswith('specialists.')  # a hundred columns; see the text
+    }
+    record = protocol.protocol(config, held_out, config.train.cycles)
+    texts = {'config': config.to_dict(), 'protocol': record}
+    self._board.introduce(hparams, texts, self._spec.terms)
     self._board.histograms(first, {'school/complexity': scores_N})
 
   def compiling(self, devices: int) -> None:
@@ -120,16 +101,16 @@ class Observers:
   def saw(self, done: int, seen: dict[str, np.ndarray]) -> None:
     """A log cycle."""
     rate = self._progress.update(done, f'loss {seen["loss/base"].mean():.4f}')
-    names = self._config.clone_names
-    clones = [
-      clone_scalars(seen, i, self._spec.terms) for i in range(len(names))
-    ]
+    clones = {
+      name: clone_scalars(seen, i, self._spec.terms)
+      for i, name in enumerate(self._config.clone_names)
+    }
     master = master_scalars(seen, rate, self._spec)
     if self._compile_seconds is not None:
       # In the row whose rate it is a part of.
       master['perf/compile_seconds'] = self._compile_seconds
       self._compile_seconds = None
-    self._tell(done, dict(zip(names, clones)), master)
+    self._tell(done, clones, master)
 
   def evaluated(
     self, done: int, exam: exam_lib.Exam, sheet: np.ndarray
@@ -143,9 +124,8 @@ class Observers:
     self._tell(done, {n: of[n] for n in names if n in of}, of['master'])
     of_clones, of_master = exam_lib.reconstructions(self._config, exam)
     self._board.images(done, of_clones, {**of_master, 'contact_sheet': sheet})
-    self._board.histograms(
-      done, {'codebook/usage': exam_lib.even_shares(exam.counts_V)}
-    )
+    usage = exam_lib.even_shares(exam.counts_V)
+    self._board.histograms(done, {'codebook/usage': usage})
 
   def _tell(
     self,
@@ -153,9 +133,8 @@ class Observers:
     clones: dict[str, dict[str, float]],
     master: dict[str, float],
   ) -> None:
-    self._board.write(
-      done, [clones.get(n, {}) for n in self._config.clone_names], master
-    )
+    of_clones = [clones.get(n, {}) for n in self._config.clone_names]
+    self._board.write(done, of_clones, master)
     try:
       self._history.append(done, clones, master)
     except OSError as e:

@@ -1,8 +1,7 @@
 """report.html: a finished run on one page that needs nothing but itself.
 
-The curves of the clones, contact sheets, the codebook as patches, the bins from
-easy to hard, the last table and the protocol. Curves come from history.jsonl,
-sheets from previews/, figures from evaluation.json; every picture is inline.
+Curves come from history.jsonl, sheets from previews/, figures from
+evaluation.json; every picture is inline.
 """
 
 import base64
@@ -77,11 +76,9 @@ class Subject(NamedTuple):
   tokenizer: models.Tokenizer  # the module
   params: Any  # the master's
   eyes: evaluate.Eyes | None  # the optics; None where the data are path_params
-  # uses of each code by the master on the held-out samples
-  counts_V: np.ndarray
+  counts_V: np.ndarray  # uses of each code by the master, held out
   paths_NxHxWxC: np.ndarray  # path_params of the training set
-  # which crop of which photograph each of them is
-  crops: Sequence[crops_lib.Crop]
+  crops: Sequence[crops_lib.Crop]  # which crop each of them is
   scores_N: np.ndarray  # their complexity
   bins: Mapping[int, Sequence[int]]  # sample indices by bin, easy to hard
 
@@ -95,7 +92,7 @@ def write(
   image_size: int,
   chunk: int,
 ) -> str:
-  """Writes report.html.
+  """Writes report.html, and returns its path.
 
   Args:
     workdir: with history.jsonl, evaluation.json and previews/.
@@ -104,25 +101,25 @@ def write(
     base: base weight of each loss term.
     image_size: pixels, side of a crop.
     chunk: codes decoded at a time.
-
-  Returns:
-    The path.
   """
   workdir = pathlib.Path(workdir)
   seen = history.read(str(workdir))
   figures, protocol = exam.read_figures(workdir)
   colors = curves.palette([row['name'] for row in rows])
   title = f'Chimera: {workdir.resolve().name}'
+  as_json = html.escape(json.dumps(protocol, indent=2))
   body = [
     f'<h1>{html.escape(title)}</h1>',
-    _lead(protocol),
+    f'<p>{protocol["cycles"]} cycles, {protocol["images_seen"]} images seen, '
+    f'seed {protocol["seed"]}. All held-out figures are means over '
+    f'{protocol["count"]} samples, {html.escape(protocol["split"])}.</p>',
     _cards(figures['master']),
     _section('Summary', _summary(rows, figures, colors)),
     _section('Curves', _curves(seen, figures, colors, base)),
     _section('Contact sheets', _sheets(workdir / 'previews')),
     _section('Codebook', _codebook(subject, chunk)),
     _section('Curriculum', _curriculum(subject, rows, colors, image_size)),
-    _section('Protocol', _protocol(protocol)),
+    _section('Protocol', [f'<pre>{as_json}</pre>']),
   ]
   page = (
     '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -142,20 +139,17 @@ def codebook(
   *,
   chunk: int,
 ) -> np.ndarray:
-  """Each code as a patch: what a grid of nothing but it decodes to.
+  """patches_VxPxPx3, uint8: what a grid of nothing but a code decodes to.
 
-  Returns:
-    patches_VxPxPx3, uint8, the innermost 2x2 tokens, away from the border.
+  Of each grid the innermost 2x2 tokens, away from the border.
   """
   decode = jax.jit(functools.partial(tokenizer.apply, method='detokenize'))
   patches = []
   for start in range(0, tokenizer.codes, chunk):
     # The last chunk is filled up, so that one shape is compiled.
     ids_X = np.arange(start, start + min(chunk, tokenizer.codes))
-    tokens_Xxhxw = jnp.broadcast_to(
-      jnp.asarray(ids_X % tokenizer.codes, jnp.int32)[:, None, None],
-      (len(ids_X), _GRID, _GRID),
-    )
+    ids_Xx1x1 = jnp.asarray(ids_X % tokenizer.codes, jnp.int32)[:, None, None]
+    tokens_Xxhxw = jnp.tile(ids_Xx1x1, (1, _GRID, _GRID))
     pixels = evaluate.draw(decode({'params': params}, tokens_Xxhxw), eyes)
     side = pixels.shape[1] // _GRID
     inner = slice((_GRID // 2 - 1) * side, (_GRID // 2 + 1) * side)
@@ -166,14 +160,6 @@ def codebook(
 def _section(title: str, parts: Iterable[str]) -> str:
   inside = '\n'.join(parts)
   return f'<section><h2>{html.escape(title)}</h2>\n{inside}\n</section>'
-
-
-def _lead(protocol: Mapping[str, Any]) -> str:
-  return (
-    f'<p>{protocol["cycles"]} cycles, {protocol["images_seen"]} images seen, '
-    f'seed {protocol["seed"]}. All held-out figures are means over '
-    f'{protocol["count"]} samples, {html.escape(protocol["split"])}.</p>'
-  )
 
 
 def _cards(master: Mapping[str, float]) -> str:
@@ -188,7 +174,7 @@ def _cards(master: Mapping[str, float]) -> str:
 
 def _summary(
   rows: Sequence[Mapping[str, Any]],
-  figures: Mapping[str, Mapping[str, float]],
+  figures: metrics.Figures,
   colors: Mapping[str, str],
 ) -> Iterable[str]:
   clones = [summary.clone_cells(row) for row in rows]
@@ -221,7 +207,7 @@ def _summary(
 
 def _curves(
   seen: Sequence[history.Row],
-  figures: Mapping[str, Mapping[str, float]],
+  figures: metrics.Figures,
   colors: Mapping[str, str],
   base: Mapping[str, float],
 ) -> Iterable[str]:
@@ -231,13 +217,13 @@ def _curves(
   )
   yield f'<p>{legend}</p>'
   for title, svg in curves.draw(seen, figures, colors, base):
-    yield _picture('image/svg+xml', svg, title)
+    yield f'<figure>{_image("svg+xml", svg, title)}</figure>'
 
 
 def _sheets(folder: pathlib.Path) -> Iterable[str]:
   paths = sorted(folder.glob('*.png'))
   picks = np.linspace(0, len(paths) - 1, min(len(paths), _SHEETS))
-  chosen = [paths[i] for i in sorted(set(picks.round().astype(int).tolist()))]
+  chosen = [paths[i] for i in picks.round().astype(int)]
   yield (
     '<p>Held-out samples, from easy to hard. The specialists are shown by '
     'their own weights before the meld. The last row is the absolute error of '
@@ -246,14 +232,11 @@ def _sheets(folder: pathlib.Path) -> Iterable[str]:
     'evaluations, the last one first.</p>'
   )
   for path in reversed(chosen):
-    title = f'Cycle {int(path.stem)}'
-    yield _picture('image/png', path.read_bytes(), title, title)
+    yield _captioned(path.read_bytes(), f'Cycle {int(path.stem)}')
 
 
 def _codebook(subject: Subject, chunk: int) -> Iterable[str]:
-  patches = codebook(
-    subject.tokenizer, subject.params, subject.eyes, chunk=chunk
-  )
+  patches = codebook(*subject[:3], chunk=chunk)
   order_V = np.argsort(-subject.counts_V, kind='stable')
   used = int(np.sum(subject.counts_V > 0))
   yield (
@@ -265,7 +248,7 @@ def _codebook(subject: Subject, chunk: int) -> Iterable[str]:
       title = f'{len(ids)} codes {name} on the held-out samples'
       columns = 32 if len(patches) > 256 else 16
       picture = sheets.glue(patches[ids], columns=columns, gap=1)
-      yield _picture('image/png', _png(picture), title, title, 'pixels')
+      yield _captioned(_png(picture), title, 'pixels')
 
 
 def _curriculum(
@@ -284,19 +267,15 @@ def _curriculum(
     f'<p>Training samples of each bin, {what}; within a bin too they go from '
     'easy to hard. Beside it the clones whose lessons begin with it.</p>'
   )
-  for i, (b, ids) in enumerate(bins.items()):
+  for (b, ids), strip in zip(bins.items(), np.split(tiles, len(bins))):
     scores = subject.scores_N[ids]
-    students = ' '.join(
-      _name(row['name'], colors) for row in rows if b in row['bins']
-    )
-    strip = sheets.glue(
-      tiles[i * _SAMPLES : (i + 1) * _SAMPLES], columns=_SAMPLES, gap=2
-    )
+    students = (_name(r['name'], colors) for r in rows if b in r['bins'])
+    picture = _png(sheets.glue(strip, columns=_SAMPLES, gap=2))
     yield (
       f'<div class="bin"><div><b>{b}</b> {html.escape(curriculum.BIN_NAMES[b])}'
       f'<small>{len(ids)} samples, score {scores.min():.3f} to '
-      f'{scores.max():.3f}</small>{students}</div>'
-      f'{_image("image/png", _png(strip), f"Samples of bin {b}", "pixels")}'
+      f'{scores.max():.3f}</small>{" ".join(students)}</div>'
+      f'{_image("png", picture, f"Samples of bin {b}", "pixels")}'
       '</div>'
     )
 
@@ -315,10 +294,6 @@ def _samples(
   paths = np.stack([subject.paths_NxHxWxC[i] for i in ids_X])
   pictures = evaluate.draw(poincare.normalize(paths), subject.eyes)
   return pictures, 'as the optics draw them' if subject.eyes else 'as colors'
-
-
-def _protocol(protocol: Mapping[str, Any]) -> Iterable[str]:
-  yield f'<pre>{html.escape(json.dumps(protocol, indent=2))}</pre>'
 
 
 def _table(
@@ -353,12 +328,10 @@ def _image(kind: str, data: bytes, alt: str, style: str = '') -> str:
   text = base64.b64encode(data).decode('ascii')
   return (
     f'<img class="{style}" alt="{html.escape(alt)}" '
-    f'src="data:{kind};base64,{text}">'
+    f'src="data:image/{kind};base64,{text}">'
   )
 
 
-def _picture(
-  kind: str, data: bytes, alt: str, caption: str = '', style: str = ''
-) -> str:
-  under = f'<figcaption>{html.escape(caption)}</figcaption>' if caption else ''
-  return f'<figure>{under}{_image(kind, data, alt, style)}</figure>'
+def _captioned(png: bytes, title: str, style: str = '') -> str:
+  caption = f'<figcaption>{html.escape(title)}</figcaption>'
+  return f'<figure>{caption}{_image("png", png, title, style)}</figure>'

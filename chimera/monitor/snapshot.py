@@ -1,11 +1,12 @@
 """What is known of a run: a snapshot, made of its history and its config.
 
-Plain data, for the dashboard to draw. Nothing here knows of a device, and
-nothing here imports JAX, so that another process can watch at once.
+Plain data, for the dashboard to draw. Nothing here imports JAX, so that another
+process can watch at once.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 import math
+import operator
 from typing import Any, NamedTuple
 
 from chimera.clones import specialists
@@ -26,17 +27,10 @@ _TURN = 3.0  # seconds that each tokenizer's pictures stay
 
 
 class Weight(NamedTuple):
-  """One lambda: its loss term, what it is, what it is at rest."""
+  """One lambda."""
 
-  term: str
-  value: float | None
-  base: float
-
-  @property
-  def ratio(self) -> float | None:
-    if self.value is None or self.base <= 0:
-      return None
-    return self.value / self.base
+  term: str  # of the loss
+  ratio: float | None  # what it is over what it is at rest
 
 
 class Student(NamedTuple):
@@ -48,7 +42,7 @@ class Student(NamedTuple):
   g_loss: tuple[float, ...]  # the newest values, the last one last
   critic: tuple[float, ...]  # likewise, of the critic's loss
   weights: tuple[Weight, ...]  # the lambda row
-  dominant: int | None  # index of the weight that stands highest over its base
+  dominant: Weight | None  # the one that stands highest over its base
   pid: tuple[float, float, float] | None  # its P, I and D, each in log weight
   learning_rate: float | None  # now
   lr_scale: float | None  # the Q-agent's part in it
@@ -110,18 +104,13 @@ def snapshot_of(
   pictures: Pictures | None,
   now: float,
   *,
-  title: str = '',
+  title: str,
   note: str = '',
 ) -> Snapshot:
-  """What a run's history comes to.
+  """What a run's history comes to at a time.
 
-  Args:
-    rows: of the history.
-    config: as config.json holds it.
-    pictures: see `Look`.
-    now: seconds since 1970.
-    title: names the run; its basename where empty.
-    note: what it is doing; where empty, what the rows tell of that.
+  `config` is as config.json holds it; without a `note` of what the run is doing
+  the rows tell of that.
   """
   cycle = rows[-1].cycle if rows else 0
   cycles = config['train']['cycles']
@@ -133,21 +122,16 @@ def snapshot_of(
     left = max(0.0, (cycles - cycle) / rate - passed)
   seen = any('eval/path_l1' in row.master for row in rows)
   blind = seen and not any('eval/psnr' in row.master for row in rows)
+  shown = [m for m in metrics.shown('dashboard') if m.is_of_paths == blind]
   return Snapshot(
-    title=title or config['basename'],
+    title=title,
     note=note or _heard(rows, cycles, now),
     cycle=cycle,
     cycles=cycles,
-    students=tuple(
-      _student(rows, config, name) for name in config['clone_names']
-    ),
+    students=tuple(_student(rows, config, n) for n in config['clone_names']),
     limit=config['pid']['limit'],
     kind='path_params' if blind else 'pixels',
-    figures=tuple(
-      _held_out(rows, metric)
-      for metric in metrics.shown('dashboard')
-      if metric.is_of_paths == blind
-    ),
+    figures=tuple(_held_out(rows, m) for m in shown),
     master=history.latest(rows[-_RATES:]),
     codes=terms_lib.codes_of(config['model']),
     perplexity=_newest(rows, 'codebook/perplexity'),
@@ -211,10 +195,10 @@ def _newest(
 def _held_out(rows: Sequence[history.Row], metric: metrics.Metric) -> Figure:
   cycles, values = history.series(rows, metric.tag)
   finite = [(v, c) for v, c in zip(values, cycles) if math.isfinite(v)]
-  best, at = (None, None)
-  if finite:
-    best, at = metric.best_of(finite, key=lambda pair: pair[0])
-  return Figure(metric, tuple(values[-_SERIES:]), best, at)
+  best = metric.best_of(
+    finite, key=operator.itemgetter(0), default=(None, None)
+  )
+  return Figure(metric, tuple(values[-_SERIES:]), *best)
 
 
 def _student(
@@ -225,27 +209,23 @@ def _student(
   block = config['specialists'][name]
   emphasis = block['emphasis']
   terms = terms_lib.of(terms_lib.kind_of(config['model']))
-  mission = sorted(
-    (t for t in emphasis if t in terms and emphasis[t] > 1),
-    key=lambda t: -emphasis[t],
-  )
+  mission = [t for t in emphasis if t in terms and emphasis[t] > 1]
+  bases = specialists.base_weights(config, name)
+  lambdas = {t: seen.get(f'lambda/{t}') for t in bases if t in terms}
   weights = tuple(
-    Weight(term, seen.get(f'lambda/{term}'), base)
-    for term, base in specialists.base_weights(config, name).items()
-    if term in terms
+    Weight(t, None if value is None or bases[t] <= 0 else value / bases[t])
+    for t, value in lambdas.items()
   )
-  known = [
-    k for k, w in enumerate(weights) if w.ratio and math.isfinite(w.ratio)
-  ]
-  dominant = max(known, key=lambda k: weights[k].ratio) if known else None
+  known = [w for w in weights if w.ratio and math.isfinite(w.ratio)]
+  dominant = max(known, key=lambda w: w.ratio, default=None)
   pid = None
-  if dominant is not None and config['pid']['enabled']:
-    pid = _pid_of(seen, block['pid'], weights[dominant].term)
+  if dominant and config['pid']['enabled']:
+    pid = _pid_of(seen, block['pid'], dominant.term)
   trend, zone, action, reward = _agent(seen, config)
   return Student(
     name=name,
     bins=summary.format_bins(block['bins']),
-    mission=tuple(mission),
+    mission=tuple(sorted(mission, key=lambda t: -emphasis[t])),
     g_loss=_newest(rows, 'loss/total', name),
     critic=_newest(rows, 'critic/loss', name),
     weights=weights,
@@ -271,11 +251,7 @@ def _pid_of(
     for part in ('error', 'integral', 'derivative')
   )
   kick = derivative if derivative > 0 else EASE * derivative
-  return (
-    gains['proportional'] * error,
-    integral,
-    gains['derivative'] * kick,
-  )
+  return gains['proportional'] * error, integral, gains['derivative'] * kick
 
 
 def _agent(

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from absl import logging
@@ -32,8 +33,7 @@ def silence_tensorflow() -> None:
 def layout(terms: Sequence[str]) -> 'layout_pb2.Layout':
   """The custom-scalars page; each tag in it is a pattern for `re.match`.
 
-  Args:
-    terms: names of the loss terms, a chart each.
+  Each of the loss terms has a chart.
   """
   from tensorboard.plugins.custom_scalar import layout_pb2
 
@@ -72,12 +72,7 @@ def layout(terms: Sequence[str]) -> 'layout_pb2.Layout':
 
 
 class Writers:
-  """TensorBoard: one run a clone in its own folder, the master's in workdir.
-
-  Args:
-    workdir: made where it is not there.
-    clone_names: names of the runs.
-  """
+  """A run a clone in a folder of its name, the master's in the workdir."""
 
   def __init__(self, workdir: str, clone_names: Sequence[str]):
     self._master = _Run(workdir, 'the master')
@@ -98,20 +93,16 @@ class Writers:
       texts: what is shown as JSON, by tag.
       terms: names of the loss terms.
     """
+    single = bool | int | float | str
+    hparams = {k: v for k, v in hparams.items() if isinstance(v, single)}
+    # Markdown: an indented block is code.
+    texts = {
+      tag: textwrap.indent(json.dumps(values, indent=2), '    ')
+      for tag, values in texts.items()
+    }
     self._master.call(_write_layout, terms)
-    self._master.call(
-      'write_hparams',
-      {
-        k: v
-        for k, v in hparams.items()
-        if isinstance(v, bool | int | float | str)
-      },
-    )
-    self._master.call(
-      'write_texts',
-      0,
-      {tag: _as_code(values) for tag, values in texts.items()},
-    )
+    self._master.call('write_hparams', hparams)
+    self._master.call('write_texts', 0, texts)
 
   def write(
     self,
@@ -142,15 +133,12 @@ class Writers:
     if finite := {tag: x for tag, x in finite.items() if x.size}:
       self._master.call('write_histograms', step, finite)
 
-  def close(self) -> None:
-    for run in (self._master, *self._clones):
-      run.close()
-
   def __enter__(self) -> 'Writers':
     return self
 
   def __exit__(self, *_: Any) -> None:
-    self.close()
+    for run in (self._master, *self._clones):
+      run.close()
 
   def _runs(
     self, of_clones: Sequence[Mapping[str, Any]], of_master: Mapping[str, Any]
@@ -174,12 +162,8 @@ class _Run:
 
     self._name = name
     self._failures = (
-      OSError,
-      ValueError,
-      TypeError,
-      RuntimeError,
-      tf.errors.OpError,
-      asynclib.AsyncError,
+      *(OSError, ValueError, TypeError, RuntimeError),
+      *(tf.errors.OpError, asynclib.AsyncError),
     )
     self._on = True
     self._pool = asynclib.Pool(name, max_workers=1)
@@ -210,30 +194,15 @@ class _Run:
       f(*args)
     except self._failures as e:
       self._on = False
-      logging.warning(
-        'TensorBoard: %s is written no longer, training goes on: %s',
-        self._name,
-        _reason(e),
-      )
-
-
-def _reason(e: Exception) -> str:
-  """One line, without the operation's name that TensorFlow wraps it in."""
-  return ' '.join(re.sub(r'{{.*?}}|\[Op:.*', '', str(e)).split())
+      # One line, without the operation's name that TensorFlow wraps it in.
+      reason = ' '.join(re.sub(r'{{.*?}}|\[Op:.*', '', str(e)).split())
+      message = 'TensorBoard: %s is written no longer, training goes on: %s'
+      logging.warning(message, self._name, reason)
 
 
 def _write_layout(writer: Any, terms: Sequence[str]) -> None:
   from tensorboard.plugins.custom_scalar import metadata
 
-  tag = metadata.CONFIG_SUMMARY_TAG
-  writer.write_summaries(
-    0,
-    {tag: layout(terms).SerializeToString()},
-    {tag: metadata.create_summary_metadata()},
-  )
-
-
-def _as_code(values: Mapping[str, Any]) -> str:
-  """Markdown: an indented block, line by line."""
-  text = json.dumps(values, indent=2)
-  return '\n'.join(f'    {line}' for line in text.splitlines())
+  page = {metadata.CONFIG_SUMMARY_TAG: layout(terms).SerializeToString()}
+  what = {metadata.CONFIG_SUMMARY_TAG: metadata.create_summary_metadata()}
+  writer.write_summaries(0, page, what)

@@ -81,7 +81,7 @@ def test_an_evaluation_is_remembered_of_whom_it_was(told, config, tmp_path):
     np.zeros((2, 3, 4, 4, 3), np.uint8),
     sheets.Sheet(4, 0, 0, 0, ('original', 'master'), (0, 4, 9)),
   )
-  told.judged(6, found, np.zeros((8, 12, 3), np.uint8))
+  told.evaluated(6, found, np.zeros((8, 12, 3), np.uint8))
   [row] = history.read(str(tmp_path))
   assert row.cycle == 6
   assert row.clones == {

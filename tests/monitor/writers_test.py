@@ -243,9 +243,9 @@ def test_a_missing_clone_is_refused(tmp_path):
 def test_the_writers_leave_stderr_clean(tmp_path):
   program = (
     'from chimera.monitor import writers\n'
-    f'w = writers.Writers({str(tmp_path)!r}, ("a",))\n'
-    'w.introduce({"seed": 0}, {"config": {"seed": 0}}, ("l1",))\n'
-    'w.write(1, [{"x": 1.0}], {"y": 1.0}); w.close()'
+    f'with writers.Writers({str(tmp_path)!r}, ("a",)) as w:\n'
+    '  w.introduce({"seed": 0}, {"config": {"seed": 0}}, ("l1",))\n'
+    '  w.write(1, [{"x": 1.0}], {"y": 1.0})'
   )
   done = subprocess.run(
     [sys.executable, '-c', program],
