@@ -26,7 +26,7 @@ def put_shared(tree: Any, devices: Sequence[jax.Device]) -> Any:
 
 
 def _put(tree: Any, devices: Sequence[jax.Device], lay: Callable) -> Any:
-  """With the sharding of what the step returns: others compile it twice."""
+  """As the step returns it: else it would compile twice and donate nothing."""
   mesh = jax.sharding.Mesh(np.array(devices), ('devices',))
   spec = jax.sharding.PartitionSpec('devices')
   laid = jax.tree.map(lambda x: lay(np.asarray(x), len(devices)), tree)

@@ -224,7 +224,10 @@ def _architecture(folder: str) -> dict[str, Any]:
     network = (f'model.{k}' for k in (*_MODEL, *terms.KINDS[kind].settings))
     agents, optics = () if is_exported else _AGENTS, _OPTICS if sees else ()
     return {k: values[k] for k in (*network, *agents, *optics)}
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+  except (
+    *(OSError, UnicodeError, json.JSONDecodeError),
+    *(LookupError, TypeError, AttributeError),
+  ) as e:
     line = f'--config.init_from={folder} is not readable: {e!r}.'
     raise ValueError(line) from e
 

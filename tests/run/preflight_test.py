@@ -307,6 +307,7 @@ def test_a_run_of_an_earlier_chimera_is_refused_in_a_line_that_helps(tmp_path):
   for read in readers:
     with pytest.raises(ValueError, match='earlier') as e:
       read()
+    assert str(e.value).startswith(f'{workdir} is of an earlier Chimera')
     assert f'--config.init_from={workdir}/tokenizer.' in str(e.value)
     assert '\n' not in str(e.value)
   preflight.check_init_from(_config(init_from=f'{workdir}/tokenizer'), 'w')
