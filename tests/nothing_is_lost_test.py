@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 @pytest.mark.parametrize(
   ('command', 'last'),
   [
-    ('kills --count=4', 'bit for bit as never killed'),
+    ('kills --count=3', 'bit for bit as never killed'),
     ('cuts --count=2', 'and the history the same'),
     ('twins --count=6', 'arrays the same'),
     ('signals --count=2', 'at most'),

@@ -503,21 +503,28 @@ def test_the_control_is_one_data_parallel_learner():
 
 
 def test_fsq_takes_the_same_way_on_any_layout_and_weighs_nine_terms():
-  fsq = {'model__quantizer': 'fsq', 'model__levels': (4, 5)}
-  one, four = (
+  fsq = {
+    'model__quantizer': 'fsq',
+    'model__levels': (4, 5),
+    'clone_names': ('perceptual', 'adversarial'),  # sooner compiled than four
+    'q__history': 'total',
+  }
+  one, two = (
     Program(get_config(**fsq, model__revive_after=revive_after), devices)
     # Nothing is revived, so that it does not matter when it would be.
-    for devices, revive_after in ((1, 1), (4, 200))
+    for devices, revive_after in ((1, 1), (2, 200))
   )
-  rows = [program.run(6) for program in (one, four)]
+  rows = [program.run(6) for program in (one, two)]
   for (_, mine, after), (_, others, elsewhere) in zip(*rows, strict=True):
-    assert mine['terms_K'].shape == mine['lambda_K'].shape == (4, 9)
+    assert mine['loss'].shape == mine['lambda'].shape == (2, 9)
     assert_finite((mine, after))
     assert_close(after.generator.params, elsewhere.generator.params)
-    assert_close(mine['terms_K'], others['terms_K'])
-    np.testing.assert_array_equal(mine['used'], others['used'])
-    assert 1 < mine['perplexity'][0] <= mine['used'][0] <= 20
-    assert after.master.unused_V.shape == (4, 20)
+    assert_close(mine['loss'], others['loss'])
+    np.testing.assert_array_equal(
+      mine['codebook/used'], others['codebook/used']
+    )
+    assert 1 < mine['codebook/perplexity'][0] <= mine['codebook/used'][0] <= 20
+    assert after.master.unused_V.shape == (2, 20)
     assert alike(after.master)
   assert one.spec.adv == one.spec.terms.index('adv') == 1
   first, last = rows[0][0][0], rows[0][-1][2]

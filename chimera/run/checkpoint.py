@@ -14,6 +14,7 @@ import math
 import os
 import pathlib
 import shutil
+import time
 from typing import Any
 
 from absl import logging
@@ -216,12 +217,19 @@ class Steps:
       disk.write_sealed(folder / _DIGESTS, body)
     # TensorStore's complaint of a full disk is a ValueError.
     except (OSError, ValueError, RuntimeError) as e:
-      for path in (folder, *self._directory.glob(f'{step}{_TEMPORARY}*')):
-        shutil.rmtree(path, ignore_errors=True)
+      self._clear(step)
       raise OSError(
         f'Checkpoint {folder} could not be written: {disk.reason(e)[:300]}'
       ) from e
     self._prune(step, best)
+
+  def _clear(self, step: int) -> None:
+    """Takes away what there is of a step, which orbax may still be writing."""
+    for wait in (0.0, 0.1, 0.5):
+      time.sleep(wait)
+      for path in self._directory.glob(f'{step}*'):
+        if path.name.partition(_TEMPORARY)[0] == str(step):
+          shutil.rmtree(path, ignore_errors=True)
 
   def restore(self, target: Any) -> tuple[int, Any, dict[str, Any]] | None:
     """Reads the newest whole step back, to numpy arrays on the host.
