@@ -1,1 +1,1 @@
-"""The Brain Meld: four clones into one master."""
+"""The Brain Meld: the clones into one master."""

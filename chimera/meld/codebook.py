@@ -1,6 +1,6 @@
 """The codebook in the Meld: its norm, and codes that nobody uses.
 
-The mean of four codebooks is none yet: their unit vectors average to shorter
+The mean of several codebooks is none yet: their unit vectors average to shorter
 ones. And a code that is dead for all clones is moved onto an encoding of one of
 them, by one shared key, so that code j means one thing to all.
 """
