@@ -1,4 +1,4 @@
-"""Chimera: trains an image tokenizer with four specialists.
+"""Chimera: trains an image tokenizer with specialists.
 
   python -m chimera.main [COMMAND] [--config=[FILE][:VARIANT]]
       [--workdir=DIR] [--tokenizer=DIR] [--out=DIR]

@@ -15,6 +15,9 @@ Variants (`--config=configs/chimera.py:NAME`), or several, as `:256,smoke`:
   control  one data-parallel learner: School, agents and Meld off.
 """
 
+from collections.abc import Mapping
+import types
+
 import ml_collections
 
 # What each loss term comes to in the default run, about; of adv its share of
@@ -37,7 +40,7 @@ def _specialist(
   *,
   bins: tuple[int, ...],
   emphasis: dict[str, float],
-  target: dict[str, float],
+  target: Mapping[str, float] = types.MappingProxyType({}),
   enrols: bool = False,
   proportional: float = 0.3,
   integral: float = 0.002,

@@ -171,7 +171,7 @@ def test_an_evaluation_holds_every_figure_of_the_table_and_no_other():
 def test_tags_are_those_of_older_runs():
   """If you rename a tag: TensorBoard breaks a run's curve in two."""
   training = {m.tag for m in metrics.TABLE if m not in metrics.FIGURES}
-  assert training == {
+  assert training >= {
     *('loss/base', 'loss/total', 'loss/adv_share', 'loss/{term}'),
     *('lambda/{term}', 'pid/error/{term}', 'pid/integral/{term}'),
     *('pid/derivative/{term}', 'agent/lr', 'agent/trim', 'agent/reward'),
@@ -181,7 +181,7 @@ def test_tags_are_those_of_older_runs():
     *('perf/images_per_sec', 'perf/compile_seconds'),
   }
   figures = {m.name for m in metrics.FIGURES}
-  assert figures == {
+  assert figures >= {
     *('psnr', 'ssim', 'ms_ssim', 'pixel_l1', 'edge', 'spectrum', 'rfd-random'),
     *('rfid', 'optics_psnr', 'path_psnr', 'path_ssim', 'path_l1', 'path_edge'),
     *('path_spectrum', 'codes_used', 'perplexity', 'psnr_worst_bin'),

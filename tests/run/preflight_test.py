@@ -128,8 +128,8 @@ def test_a_value_that_breaks_its_rule_is_one_line_with_its_flag(
 
 
 def test_a_name_without_a_block_is_refused_and_a_block_without_a_name_ignored():
-  with pytest.raises(ValueError, match='got none for texture: add it') as e:
-    preflight.check_config(_config(clone_names=('texture', 'structural')))
+  with pytest.raises(ValueError, match='got none for nobody: add it') as e:
+    preflight.check_config(_config(clone_names=('nobody', 'structural')))
   assert '\n' not in str(e.value)
   two = _config(clone_names=('latent_purity', 'structural'))
   two.specialists.perceptual.bins = ()
