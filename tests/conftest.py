@@ -18,9 +18,13 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_disable_most_optimizations', True)
 
 
+# What takes longest, longest first: no worker is left alone with it in the end.
+_LONGEST = ('nothing_is_lost', 'step', 'quarantine', 'appendix_a', 'train')
+
+
 def pytest_collection_modifyitems(items):
-  """The longest file first: no worker is left alone with it in the end."""
-  items.sort(key=lambda item: 'nothing_is_lost_test' not in item.nodeid)
+  names = [f'/{name}_test.py' for name in _LONGEST]
+  items.sort(key=lambda item: [name not in item.nodeid for name in names])
 
 
 @pytest.fixture
