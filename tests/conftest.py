@@ -13,6 +13,8 @@ from absl import logging  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests import sweep  # noqa: E402
+
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # What the tests compile runs for seconds; compiling it took minutes.
 jax.config.update('jax_disable_most_optimizations', True)
@@ -20,6 +22,15 @@ jax.config.update('jax_disable_most_optimizations', True)
 
 # What takes longest, longest first: no worker is left alone with it in the end.
 _LONGEST = ('nothing_is_lost', 'step', 'quarantine', 'appendix_a', 'train')
+
+
+def pytest_addoption(parser):
+  parser.addoption('--long', action='store_true', help='sweeps at full length')
+
+
+def pytest_configure(config):
+  if config.getoption('long'):
+    sweep.lengthen()
 
 
 def pytest_collection_modifyitems(items):
