@@ -1,6 +1,6 @@
 """How far a sweep by hypothesis goes: in CI as seeded; `--long` goes on.
 
-  bash launch/test.sh tests/sweeps --long
+bash launch/test.sh tests/sweeps --long
 """
 
 import hypothesis

@@ -1,4 +1,4 @@
-"""What of somebody's files could not be used, and why: said and written down."""
+"""Which of somebody's files could not be used, and why: said and listed."""
 
 from collections.abc import Mapping
 import csv
