@@ -8,7 +8,6 @@ FILE is configs/chimera.py where none is named. COMMAND, before or after flags:
 """
 
 from collections.abc import Callable, Sequence
-import contextlib
 import errno
 import logging as std_logging
 import os
@@ -22,7 +21,7 @@ from ml_collections import config_flags
 
 from chimera.monitor import live, writers
 from chimera.run import default_config, preflight
-from chimera.system import compiled, disk, preemption
+from chimera.system import compiled, disk, preemption, streams
 
 _HOME = os.path.dirname(os.path.abspath(__file__))
 
@@ -151,7 +150,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   fix it; 128 + the signal that ended it: 130 (SIGINT), 143 (SIGTERM), 129
   (SIGHUP).
   """
-  argv = sys.argv if argv is None else argv
+  with streams.spoken():
+    return _main(sys.argv if argv is None else argv)
+
+
+def _main(argv: Sequence[str]) -> int:
   if {'--help', '-h'} & set(argv):
     sys.stdout.write(usage())
     return 0
@@ -178,9 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stderr.write('Interrupted: the same command goes on from here.\n')
     return 130
   except preemption.Stopped as e:
-    # After a hang-up there is no terminal to say it on.
-    with contextlib.suppress(OSError):
-      sys.stderr.write(f'{e}\n')
+    sys.stderr.write(f'{e}\n')
     return 128 + e.signum
 
 

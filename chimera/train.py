@@ -166,8 +166,6 @@ def train(
     bins=bins,
   )
   save_report(config, workdir, subject, rows)
-  record = protocol.protocol(config, held_out, cycles)
-  summary.show(summary.summary(rows, exam.figures, record))
   try:
     results.save_tokenizer(config, workdir, spec, host.master, data, cycles)
   except OSError as e:
@@ -175,6 +173,8 @@ def train(
       f'The tokenizer is not exported: {e}. All cycles are saved: fix that, '
       'and give the same command again.'
     ) from e
+  record = protocol.protocol(config, held_out, cycles)
+  summary.show(summary.summary(rows, exam.figures, record))
   return exam_lib.flat(exam.figures)
 
 

@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import signal
 
 _FLAG = '--xla_force_host_platform_device_count'
 if _FLAG not in os.environ.get('XLA_FLAGS', ''):
@@ -18,6 +19,13 @@ from tests import sweep  # noqa: E402
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # What the tests compile runs for seconds; compiling it took minutes.
 jax.config.update('jax_disable_most_optimizations', True)
+
+
+# Started in the background or by nohup: what sends itself a signal would wait
+# for ever.
+for _signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+  if signal.getsignal(_signum) is signal.SIG_IGN:
+    signal.signal(_signum, signal.SIG_DFL)
 
 
 # What takes longest, longest first: no worker is left alone with it in the end.

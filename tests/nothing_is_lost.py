@@ -148,7 +148,8 @@ def run(fd, limit, argv):
     with contextlib.suppress(BrokenPipeError):
       os.write(fd, f'{word} {cycle}\n'.encode())
 
-  save, restore = checkpoint.Steps.save, checkpoint.Steps.restore
+  save, commit = checkpoint.Steps.save, checkpoint.Steps._commit
+  restore = checkpoint.Steps.restore
   make_step, examine = step_lib.make_train_step, exam.examine
   at = [0]
 
@@ -163,7 +164,10 @@ def run(fd, limit, argv):
     finally:
       if limit and step in limit['cycles']:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    say('saved', step)
+
+  def loud_commit(self, folder, *args):
+    commit(self, folder, *args)
+    say('saved', int(folder.name))
 
   def loud_restore(self, target):
     restored = restore(self, target)
@@ -188,6 +192,7 @@ def run(fd, limit, argv):
     return examine(*args)
 
   checkpoint.Steps.save = loud_save
+  checkpoint.Steps._commit = loud_commit
   checkpoint.Steps.restore = loud_restore
   step_lib.make_train_step = loud_make_step
   exam.examine = loud_examine

@@ -12,7 +12,7 @@ import pytest
 
 from chimera import train
 from chimera.evaluation import evaluate, sheets
-from chimera.monitor import history, report
+from chimera.monitor import history, report, summary
 from chimera.optics import poincare, stage_1
 from chimera.run import checkpoint, engine
 from chimera.system import lock, provenance
@@ -250,8 +250,16 @@ def test_a_tokenizer_that_finds_no_room_is_an_error_and_made_up_for(
     with pytest.raises(OSError, match=r'not exported: .* No space left'):
       train.train(config, str(tmp_path / 'w'), data)
   assert (tmp_path / 'w' / 'report.html').exists()
-  assert train.train(config, str(tmp_path / 'w'), data)
-  assert (tmp_path / 'w' / 'tokenizer').exists()
+
+  def show(_):
+    assert (tmp_path / 'w' / 'tokenizer' / export.META).exists()
+    raise BrokenPipeError(errno.EPIPE, 'Broken pipe')
+
+  # The table is the last thing.
+  with monkeypatch.context() as patched:
+    patched.setattr(summary, 'show', show)
+    with pytest.raises(BrokenPipeError):
+      train.train(config, str(tmp_path / 'w'), data)
   assert train.train(config, str(tmp_path / 'w'), data) == {}
 
 

@@ -7,10 +7,10 @@ its history and its previews; it never ends the run.
 import atexit
 from collections.abc import Callable, Mapping
 import contextlib
-import glob
 import io
 import json
 import os
+import pathlib
 import sys
 import threading
 import time
@@ -78,10 +78,10 @@ class Look:
       self._rows, self._stamp = history.newest(self._workdir), stamp
 
   def _newest_pictures(self) -> snapshot_lib.Pictures | None:
-    paths = glob.glob(os.path.join(self._workdir, 'previews', '*.png'))
-    if not paths:
+    folder = pathlib.Path(self._workdir, 'previews')
+    newest = max(map(str, folder.glob('*.png')), default=None)
+    if newest is None:
       return None
-    newest = max(paths)
     # A sheet that is being written is whole at the next look.
     with contextlib.suppress(OSError, SyntaxError, ValueError):
       stamp = newest, os.stat(newest).st_mtime

@@ -6,6 +6,7 @@ with one warning: it costs metrics, never training.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ import numpy as np
 
 from chimera.evaluation import metrics
 from chimera.school import curriculum
+from chimera.system import disk
 
 if TYPE_CHECKING:
   from tensorboard.plugins.custom_scalar import layout_pb2
@@ -75,9 +77,11 @@ class Writers:
   """A run a clone in a folder of its name, the master's in the workdir."""
 
   def __init__(self, workdir: str, clone_names: Sequence[str]):
-    self._master = _Run(workdir, 'the master')
+    self._named = contextlib.ExitStack()
+    home = str(self._named.enter_context(disk.plain(workdir)))
+    self._master = _Run(home, 'the master')
     self._clones = [
-      _Run(os.path.join(workdir, name), name) for name in clone_names
+      _Run(os.path.join(home, name), name) for name in clone_names
     ]
 
   def introduce(
@@ -137,8 +141,9 @@ class Writers:
     return self
 
   def __exit__(self, *_: Any) -> None:
-    for run in (self._master, *self._clones):
-      run.close()
+    with self._named:
+      for run in (self._master, *self._clones):
+        run.close()
 
   def _runs(
     self, of_clones: Sequence[Mapping[str, Any]], of_master: Mapping[str, Any]

@@ -3,12 +3,15 @@
 Orbax commits a step atomically, but one flipped bit in it restores without a
 word. So `digests.json`, sealed and renamed into place last, holds the SHA-256
 of every file and leaf: a step without it is not committed, one that disagrees
-with it is not whole, and the newest whole one is restored.
+with it is not whole, and the newest whole one is restored. It is written once
+the step was read back, on a thread, and found to be what it is in memory.
 https://orbax.readthedocs.io/en/latest/guides/checkpoint/orbax_checkpoint_101.html
 """
 
 from collections.abc import Callable, Iterator
+import concurrent.futures
 import contextlib
+import json
 import logging as std_logging
 import math
 import os
@@ -104,8 +107,11 @@ class Checkpointer:
   ) -> None:
     """Saves all that goes on; what cannot be written is tried again later.
 
-    If there is no later, it is an OSError, or Stopped if that is by a signal.
+    It is read back while the training goes on. Where it cannot be, the next one
+    is waited for, and if that cannot be either, or if there is no next one, it
+    is an OSError, or Stopped if that is by a signal.
     """
+    is_second = self._steps.has_failed()
     there = self._steps.latest() or 0
     is_over = done == self._config.train.cycles
     lost = f'Cycles {there + 1} to {done} are not saved'
@@ -114,13 +120,24 @@ class Checkpointer:
       logging.warning('%s: their clones are sick.', lost)
       return
     best = self.extra['best']['cycle'] if self._config.train.keep_best else None
+    is_last = is_over or watch.signum is not None
+    args = done, saved(state, specialists), self.extra, best
     try:
-      self._steps.save(done, saved(state, specialists), self.extra, best)
+      try:
+        self._steps.save(*args, wait=is_second or is_last)
+      except UnreadableError as e:
+        if is_second:
+          raise
+        logging.warning('%s It is tried again.', e)
+        self._steps.save(*args)
+      if watch.signum is not None:
+        self._steps.has_failed()  # waits: what is said to be saved is
     except OSError as e:
       watch.stop(f'{lost}: {e}')
-      if is_over:
+      if is_over or isinstance(e, UnreadableError):
         raise OSError(
-          f'{lost}: {e} Make room: the same command goes on from cycle {there}.'
+          f'{lost}: {e} Make room, or give a --workdir on another disk: the '
+          f'same command goes on from cycle {there}.'
         ) from e
       logging.warning('%s: %s The next one is tried.', lost, e)
 
@@ -159,6 +176,10 @@ def open_steps(config: ml_collections.ConfigDict, workdir: str) -> 'Steps':
   return Steps(os.path.join(workdir, 'checkpoints'), keep=config.train.keep)
 
 
+class UnreadableError(OSError):
+  """A step that was written is not there, or is not what was to be written."""
+
+
 class Steps:
   """The steps in one folder, `{directory}/{step}/`; one writer at a time."""
 
@@ -167,14 +188,19 @@ class Steps:
 
     A save leaves the `keep` newest committed steps there, beside the best.
     """
-    # Orbax wants it absolute.
     self._directory = pathlib.Path(os.path.abspath(directory))
     self._keep = keep
     self._broken: set[int] = set()  # committed, but found not whole
     self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+    self._thread = concurrent.futures.ThreadPoolExecutor(1)
+    self._reading: concurrent.futures.Future | None = None
 
   def steps(self) -> list[int]:
-    """The committed steps, rising."""
+    """The committed steps, rising; one that is read back is waited for."""
+    self.has_failed()
+    return self._committed()
+
+  def _committed(self) -> list[int]:
     return sorted(
       int(path.parent.name)
       for path in self._directory.glob(f'*/{_DIGESTS}')
@@ -185,15 +211,34 @@ class Steps:
     """The newest committed step."""
     return max(self.steps(), default=None)
 
+  def has_failed(self) -> bool:
+    """Whether the last save, which is waited for, could not be read back."""
+    return self._reading is not None and self._reading.exception() is not None
+
   def save(
-    self, step: int, tree: Any, extra: dict[str, Any], best: int | None = None
+    self,
+    step: int,
+    tree: Any,
+    extra: dict[str, Any],
+    best: int | None = None,
+    *,
+    wait: bool = True,
   ) -> None:
-    """Writes and commits a step, then drops the oldest and what died midway.
+    """Writes a step, reads it back, commits it, then drops the oldest ones.
 
     No array of the tree is empty. `extra`, which JSON can hold, is restored
     beside it; the step `best` is kept however old it is. After an OSError the
-    others are as they were.
+    others are as they were, and nothing of this one is left.
+
+    Args:
+      wait: False leaves all but the writing to a thread. What goes wrong there
+        is a warning, and `has_failed`.
+
+    Raises:
+      UnreadableError: it was written, but cannot be read back.
+      OSError: it cannot be written.
     """
+    self.has_failed()
     folder = self._directory / str(step)
     if _verify(folder):
       raise ValueError(
@@ -201,27 +246,60 @@ class Steps:
         f'{self._directory}: fix it with another --workdir.'
       )
     tree = jax.tree.map(np.asarray, tree)
+    body = {
+      'step': step,
+      'extra': json.loads(json.dumps(extra)),
+      'kinds': _by_name(_kind, tree),
+      'leaves': _by_name(_digest, tree),
+    }
     (folder / _DIGESTS).unlink(missing_ok=True)
     try:
-      with _quiet():
-        self._orbax.save(folder, args=ocp.args.StandardSave(tree), force=True)
-      paths = (path for path in sorted(folder.rglob('*')) if path.is_file())
-      files = {str(p.relative_to(folder)): disk.digest(p) for p in paths}
-      body = {
-        'step': step,
-        'extra': extra,
-        'kinds': _by_name(_kind, tree),
-        'leaves': _by_name(_digest, tree),
-        'files': files,
-      }
-      disk.write_sealed(folder / _DIGESTS, body)
+      self._directory.mkdir(parents=True, exist_ok=True)
+      with _quiet(), disk.plain(self._directory) as home:
+        args = ocp.args.StandardSave(tree)
+        self._orbax.save(home / str(step), args=args, force=True)
     # TensorStore's complaint of a full disk is a ValueError.
     except (OSError, ValueError, RuntimeError) as e:
       self._clear(step)
       raise OSError(
-        f'Checkpoint {folder} could not be written: {disk.reason(e)[:300]}'
+        f'Checkpoint {folder} could not be written: {disk.reason(e)[:300]}.'
+      ) from e
+    self._reading = self._thread.submit(
+      self._commit, folder, _shapes(tree), body, best
+    )
+    if wait:
+      self._reading.result()
+    else:
+      self._reading.add_done_callback(_warn)
+
+  def _commit(
+    self, folder: pathlib.Path, shapes: Any, body: dict[str, Any], best: Any
+  ) -> None:
+    """Reads a step back, and has it count if it is what was in memory."""
+    step = body['step']
+    try:
+      paths = [path for path in sorted(folder.rglob('*')) if path.is_file()]
+      disk.forget(paths)
+      files = {str(p.relative_to(folder)): disk.digest(p) for p in paths}
+      there = _by_name(_digest, self._read(step, shapes))
+      if lost := [k for k, v in body['leaves'].items() if there[k] != v]:
+        raise ValueError(
+          f'{len(lost)} of {len(there)} arrays, {lost[0]} first, are not as '
+          'they were written'
+        )
+      disk.write_sealed(folder / _DIGESTS, {**body, 'files': files})
+      disk.read_sealed(folder / _DIGESTS)
+    except disk.BROKEN as e:
+      self._clear(step)
+      raise UnreadableError(
+        f'Checkpoint {folder} cannot be read back: {disk.reason(e)[:300]}.'
       ) from e
     self._prune(step, best)
+
+  def _read(self, step: int, shapes: Any) -> Any:
+    args = ocp.args.StandardRestore(shapes)
+    with _quiet(), disk.plain(self._directory) as home:
+      return self._orbax.restore(home / str(step), args=args)
 
   def _clear(self, step: int) -> None:
     """Takes away what there is of a step, which orbax may still be writing."""
@@ -240,16 +318,13 @@ class Steps:
     Returns:
       (step, tree, extra), or None where there is no committed step.
     """
-    target = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), target
-    )
+    target = _shapes(target)
     broken = []
     for step in reversed(self.steps()):
       folder = self._directory / str(step)
       if body := _verify(folder):
         _check_kinds(folder, body['kinds'], _by_name(_kind, target))
-        args = ocp.args.StandardRestore(target)
-        tree = self._orbax.restore(folder, args=args)
+        tree = self._read(step, target)
         if _by_name(_digest, tree) == body['leaves']:
           break
       broken.append(step)
@@ -275,7 +350,9 @@ class Steps:
     # left to be seen. Broken ones do not count: what would be left to go on
     # from?
     self._broken.discard(step)
-    whole = [s for s in self.steps() if s <= step and s not in self._broken]
+    whole = [
+      s for s in self._committed() if s <= step and s not in self._broken
+    ]
     kept = {*whole[-self._keep :], best}
     for path in self._directory.iterdir():
       name, died, _ = path.name.partition(_TEMPORARY)
@@ -286,6 +363,15 @@ class Steps:
           shutil.rmtree(path)
         except OSError as e:
           logging.warning('%s stays, which is not needed: %s', path, e)
+
+
+def _shapes(tree: Any) -> Any:
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def _warn(reading: concurrent.futures.Future) -> None:
+  if error := reading.exception():
+    logging.warning('%s Training goes on; the next one is tried.', error)
 
 
 def _by_name(f: Callable[[Any], str], tree: Any) -> dict[str, str]:

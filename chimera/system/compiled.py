@@ -23,8 +23,14 @@ _ENTRY = re.compile(rf"{_BROKEN} for '([^']+)'")
 
 
 def default_folder() -> pathlib.Path:
-  """`~/.cache/chimera/compiled`, or where $XDG_CACHE_HOME has it."""
+  """`~/.cache/chimera/compiled`, or where $XDG_CACHE_HOME has it.
+
+  Raises:
+    OSError: nobody knows where a home is: no $HOME, and a user without a name.
+  """
   home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  if home.startswith('~'):
+    raise FileNotFoundError('there is no home: set HOME or XDG_CACHE_HOME')
   return pathlib.Path(home, 'chimera', 'compiled')
 
 
@@ -37,8 +43,8 @@ def kept() -> Iterator[None]:
   """
   folder = os.environ.get(_VARIABLE)
   if folder is None:
-    folder = str(default_folder())
     try:
+      folder = str(default_folder())
       # Whoever writes there has his code run by JAX: nobody else may.
       os.makedirs(folder, mode=0o700, exist_ok=True)
       if not os.access(folder, os.W_OK | os.X_OK):

@@ -4,7 +4,7 @@ A process may be killed, and a disk be full, at any byte: what is read back
 later is the old file or the new one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import contextlib
 import hashlib
 import json
@@ -12,8 +12,10 @@ import lzma
 import os
 import pathlib
 import pickle
+import re
 import struct
 import tarfile
+import tempfile
 import tokenize
 from typing import Any, BinaryIO
 import zipfile
@@ -32,6 +34,30 @@ BROKEN = (
 )
 
 
+# What no library takes for a pattern, a scheme or an escape.
+_PLAIN = re.compile(r'[\w/.+=@,-]*', re.ASCII)
+
+
+@contextlib.contextmanager
+def plain(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """A folder by a name that every library takes as it stands.
+
+  Orbax takes its name for a pattern (`run [1]`), TensorFlow and TensorStore
+  want UTF-8. Where a character of the absolute path is none of the plain ones,
+  it is a link to the folder, as long as the block lasts.
+  """
+  path = os.path.abspath(folder)
+  if _PLAIN.fullmatch(path):
+    yield pathlib.Path(path)
+    return
+  places = (tempfile.gettempdir(), '/tmp', '/var/tmp')
+  place = next(filter(_PLAIN.fullmatch, places))
+  with tempfile.TemporaryDirectory(prefix='chimera-', dir=place) as home:
+    link = pathlib.Path(home, 'folder')
+    link.symlink_to(path)
+    yield link
+
+
 def reason(error: BaseException) -> str:
   """What an error says, in one line without its full stop."""
   return ' '.join(str(error).split()).rstrip('.') or type(error).__name__
@@ -43,6 +69,14 @@ def digest(source: bytes | str | os.PathLike) -> str:
     return hashlib.sha256(source).hexdigest()
   with open(source, 'rb') as f:
     return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def forget(paths: Iterable[pathlib.Path]) -> None:
+  """Has the kernel read files that are on the disk from there, if it can."""
+  if hasattr(os, 'posix_fadvise'):
+    for path in paths:
+      with open(path, 'rb') as f:
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def changed(home: pathlib.Path, digests: dict[str, str]) -> list[str]:

@@ -59,6 +59,15 @@ def test_the_pictures_are_cut_from_the_newest_sheet(tmp_path):
   assert look(0.0).pictures is pictures
 
 
+@pytest.mark.parametrize('name', ['[1]', 'a*', '**', 'ф?\\'])
+def test_pictures_are_found_in_a_folder_of_any_name(tmp_path, name):
+  home = tmp_path / name
+  home.mkdir()
+  look = live.Look(_workdir(home, seen.rows()), seen.CONFIG)
+  _save_sheet(home, 50)
+  assert look(0.0).pictures.cycle == 50
+
+
 def test_another_process_sees_what_a_run_writes(tmp_path):
   workdir = _workdir(tmp_path, seen.rows()[:1])
   look = live.Look(workdir, seen.CONFIG)

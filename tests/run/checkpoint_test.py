@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from chimera.clones import state as state_lib
@@ -129,6 +130,64 @@ def test_what_cannot_be_written_leaves_the_others_whole(two, tmp_path):
   _assert_same(two.restore(_state())[1], _state(2))
   two.save(30, _state(3), {})
   assert two.steps() == [20, 30]
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    *('run [1]', 'lr=[1e-3]', 'back\\slash', 'a**b', 'what?', '[!a]*'),
+    *('фото', os.fsdecode(b'\xff\xfe'), 'new\nline', '%2F{0}$HOME', '~', 'gs:'),
+  ],
+)
+def test_a_folder_of_any_name_holds_steps(tmp_path, name):
+  folder = tmp_path / name / 'checkpoints'
+  checkpoints = checkpoint.Steps(folder, keep=1)
+  checkpoints.save(1, _state(1), {})
+  checkpoints.save(2, _state(2), {}, wait=False)
+  assert checkpoints.steps() == [2]
+  _assert_same(checkpoint.Steps(folder, keep=1).restore(_state())[1], _state(2))
+  assert os.listdir(folder) == ['2']
+
+
+def _drop(monkeypatch, spoil):
+  """Has the file layer lose what is written, as often as the list says."""
+  save = ocp.Checkpointer.save
+
+  def lossy(self, folder, *args, **kwargs):
+    save(self, folder, *args, **kwargs)
+    if spoil.pop(0):
+      spoil_file = _largest(pathlib.Path(folder))
+      spoil_file.write_bytes(bytes(spoil_file.stat().st_size))
+
+  monkeypatch.setattr(ocp.Checkpointer, 'save', lossy)
+
+
+def test_what_a_file_system_dropped_is_no_step(two, tmp_path, monkeypatch):
+  _drop(monkeypatch, [True, True, False])
+  with pytest.raises(checkpoint.UnreadableError, match='30 cannot be read b'):
+    two.save(30, _state(3), {})
+  assert sorted(os.listdir(tmp_path)) == ['10', '20']
+  two.save(30, _state(3), {}, wait=False)
+  assert two.has_failed()
+  assert two.steps() == [10, 20]
+  two.save(30, _state(3), {}, wait=False)
+  assert two.steps() == [20, 30]
+  assert not two.has_failed()
+
+
+def test_an_array_that_is_another_when_it_is_read_is_no_step(
+  two, tmp_path, monkeypatch
+):
+  restore = ocp.Checkpointer.restore
+
+  def other(*args, **kwargs):
+    tree = restore(*args, **kwargs)
+    return tree.replace(step=tree.step + 1)
+
+  monkeypatch.setattr(ocp.Checkpointer, 'restore', other)
+  with pytest.raises(OSError, match=r'1 of \d+ arrays, \.step first, are not'):
+    two.save(30, _state(3), {})
+  assert sorted(os.listdir(tmp_path)) == ['10', '20']
 
 
 def test_saving_a_step_twice_is_an_error(two):
@@ -320,7 +379,13 @@ def _sick(born):
   return born.replace(health=health)
 
 
-def _full(*_):
+def _save(checkpointer, *args):
+  """And waits until it is read back."""
+  checkpointer.save(*args, preemption.Watch())
+  assert not checkpointer._steps.has_failed()
+
+
+def _full(*_, **__):
   raise OSError('Checkpoint 8 could not be written: it is full.')
 
 
@@ -332,7 +397,7 @@ def test_what_is_saved_comes_back_with_all_beside_it(
   checkpointer.evaluated(6, {'master': {'path_l1': 0.25}})
   checkpointer.extra['rows'] = [{'name': 'a'}]
   specialists = jax.tree.map(lambda x: x + 1, born.generator.params)
-  checkpointer.save(6, born, specialists, preemption.Watch())
+  _save(checkpointer, 6, born, specialists)
   again = checkpoint.Checkpointer(config, str(tmp_path), bins)
   done, *there = again.restore(born)
   assert done == 6
@@ -350,7 +415,7 @@ def test_a_checkpoint_of_another_config_or_curriculum_is_refused(
 ):
   params = born.generator.params
   checkpointer = checkpoint.Checkpointer(config, str(tmp_path), bins)
-  checkpointer.save(6, born, params, preemption.Watch())
+  _save(checkpointer, 6, born, params)
   with pytest.raises(ValueError, match='of this curriculum'):
     checkpoint.restore(config, str(tmp_path), born, {**bins, 0: bins[0][::-1]})
   other = config.copy_and_resolve_references()
@@ -394,7 +459,7 @@ def test_sick_clones_are_not_saved_and_it_is_said(
 ):
   checkpointer = checkpoint.Checkpointer(config, str(tmp_path), bins)
   params = born.generator.params
-  checkpointer.save(4, born, params, preemption.Watch())
+  _save(checkpointer, 4, born, params)
   checkpointer.save(8, _sick(born), params, preemption.Watch())
   assert checkpoint.open_steps(config, str(tmp_path)).steps() == [4]
   assert warnings == ['Cycles 5 to 8 are not saved: their clones are sick.']
@@ -408,14 +473,48 @@ def test_what_cannot_be_written_is_tried_again_until_the_run_is_over(
 ):
   checkpointer = checkpoint.Checkpointer(config, str(tmp_path), bins)
   params = born.generator.params
-  checkpointer.save(4, born, params, preemption.Watch())
+  _save(checkpointer, 4, born, params)
   monkeypatch.setattr(checkpoint.Steps, 'save', _full)
-  checkpointer.save(8, born, params, preemption.Watch())
+  _save(checkpointer, 8, born, params)
   [line] = warnings
   assert line.startswith('Cycles 5 to 8 are not saved: Checkpoint 8 could')
   assert line.endswith('it is full. The next one is tried.')
   with pytest.raises(OSError, match=r'to 40 are .* goes on from cycle 4\.$'):
-    checkpointer.save(40, born, params, preemption.Watch())
+    _save(checkpointer, 40, born, params)
+
+
+def test_what_cannot_be_read_back_is_said_tried_again_and_ends_the_run(
+  config, bins, born, tmp_path, warnings, monkeypatch
+):
+  checkpointer = checkpoint.Checkpointer(config, str(tmp_path), bins)
+  params, watch = born.generator.params, preemption.Watch()
+  checkpointer.save(4, born, params, watch)
+  _drop(monkeypatch, [True, False, True, True])
+  checkpointer.save(8, born, params, watch)
+  checkpointer.save(12, born, params, watch)
+  [line] = warnings
+  assert line.startswith(f'Checkpoint {tmp_path}/checkpoints/8 cannot be read ')
+  assert line.endswith('Training goes on; the next one is tried.')
+  # That one was whole: all begins anew.
+  checkpointer.save(16, born, params, watch)
+  with pytest.raises(OSError, match=r'13 to 20 .* goes on from cycle 12\.$'):
+    checkpointer.save(20, born, params, watch)
+  assert len(warnings) == 2
+  assert checkpoint.restore(config, str(tmp_path), born, bins)[0] == 12
+
+
+def test_the_last_one_is_tried_twice(
+  config, bins, born, tmp_path, warnings, monkeypatch
+):
+  checkpointer = checkpoint.Checkpointer(config, str(tmp_path), bins)
+  params, watch = born.generator.params, preemption.Watch()
+  _drop(monkeypatch, [True, False, True, True])
+  checkpointer.save(40, born, params, watch)
+  [line] = warnings
+  assert line.endswith('It is tried again.')
+  shutil.rmtree(tmp_path / 'checkpoints')
+  with pytest.raises(OSError, match='Cycles 1 to 40 are not saved'):
+    checkpointer.save(40, born, params, watch)
 
 
 def test_a_stopped_run_says_what_is_lost(

@@ -120,3 +120,34 @@ def test_other_warnings_are_shown_as_before(tmp_path, monkeypatch):
   monkeypatch.setenv(compiled._VARIABLE, str(tmp_path))
   with pytest.warns(UserWarning, match='another'), compiled.kept():
     warnings.warn('another', stacklevel=1)
+
+
+@pytest.mark.parametrize(
+  'home', [{}, {'HOME': ''}, {'XDG_CACHE_HOME': '', 'HOME': ''}]
+)
+def test_who_has_no_home_keeps_nothing_and_is_told_once(tmp_path, home):
+  # A user without a name, as `docker run -u` makes them.
+  program = f"""
+import os, sys
+os.environ.pop('HOME', None)
+os.environ.pop('XDG_CACHE_HOME', None)
+os.environ.update({home!r})
+sys.path[:0] = [{str(pathlib.Path(__file__).parents[2])!r}]
+from chimera.system import compiled
+os.setuid(54321)
+with compiled.kept():
+  assert os.environ['JAX_COMPILATION_CACHE_DIR'] == ''
+"""
+  if os.getuid():
+    pytest.skip('only root may become another')
+  tmp_path.chmod(0o777)
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    env={k: v for k, v in os.environ.items() if k != compiled._VARIABLE},
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stderr.count('What is compiled is not kept') == 1
+  assert os.listdir(tmp_path) == []

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -134,3 +135,29 @@ disk.write(sys.argv[1], b'never')
   disk.write(path, b'new')
   assert path.read_bytes() == b'new'
   assert os.listdir(tmp_path) == ['a']
+
+
+def test_a_plain_name_stays_as_it_is(tmp_path):
+  with disk.plain(tmp_path / 'run_1-a.b') as folder:
+    assert folder == tmp_path / 'run_1-a.b'
+
+
+@pytest.mark.parametrize(
+  'name', ['run [1]', 'a*', '?', 'фото', os.fsdecode(b'\xff'), 'a\nb', '\\']
+)
+def test_any_folder_has_a_plain_name_as_long_as_it_is_needed(tmp_path, name):
+  (tmp_path / name).mkdir()
+  with disk.plain(tmp_path / name) as folder:
+    assert str(folder).isascii()
+    assert not set(str(folder)) & set('[]*?\\\n ')
+    (folder / 'x').write_text('there')
+  assert not os.path.lexists(folder)
+  assert (tmp_path / name / 'x').read_text() == 'there'
+
+
+def test_a_place_of_temporary_files_that_is_not_plain_is_passed_over(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / '[1]'))
+  with disk.plain(tmp_path / '[2]') as folder:
+    assert '[' not in str(folder)

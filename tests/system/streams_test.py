@@ -1,0 +1,104 @@
+"""What is printed: whatever becomes of it, the work is done."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from chimera.system import streams
+
+_WORK = """
+import pathlib, sys
+from absl import logging
+import rich.console
+from chimera.system import streams
+with streams.spoken():
+  for i in range(3):
+    print(sys.argv[1], flush=True)
+    rich.console.Console().print('a table')
+    logging.warning('said %d', i)
+  open('made.txt', 'w').write('made')
+  sys.stderr.write('the end\\n')
+sys.exit(7)
+"""
+
+
+def _run(tmp_path, redirect, *, word='a word', program=_WORK, **environment):
+  (tmp_path / 'work.py').write_text(program)
+  done = subprocess.run(
+    ['bash', '-c', f'"$0" work.py "$1" {redirect}', sys.executable, word],
+    env={
+      **os.environ,
+      'PYTHONPATH': str(pathlib.Path(__file__).parents[2]),
+      **environment,
+    },
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    errors='surrogateescape',
+  )
+  assert (tmp_path / 'made.txt').read_text() == 'made'
+  return done
+
+
+@pytest.mark.parametrize(
+  'redirect',
+  [
+    *('>&-', '2>&-', '>&- 2>&-', '<&- >&- 2>&-'),
+    *('> /dev/full', '2> /dev/full', '&> /dev/full'),
+  ],
+)
+def test_work_goes_on_where_a_stream_is_closed_or_full(tmp_path, redirect):
+  done = _run(tmp_path, redirect)
+  assert done.returncode == 7
+  assert 'Traceback' not in done.stderr + done.stdout
+  assert 'Exception ignored' not in done.stderr
+
+
+@pytest.mark.parametrize('which', ['', '2>&1'])
+def test_work_goes_on_where_a_pipe_is_left(tmp_path, which):
+  done = _run(tmp_path, f'{which} | head -1; exit ${{PIPESTATUS[0]}}')
+  assert done.returncode == 7
+  assert 'Traceback' not in done.stderr + done.stdout
+  assert 'Exception ignored' not in done.stderr
+  if not which:
+    assert done.stderr.count('stdout is lost, the work goes on') == 1
+    assert done.stderr.endswith('the end\n')
+
+
+@pytest.mark.parametrize(
+  ('word', 'said'),
+  [
+    ('фото', '\\u0444\\u043e\\u0442\\u043e'),
+    (os.fsdecode(b'\xff'), '\\udcff'),
+    ('é', '\\xe9'),
+  ],
+)
+def test_what_an_encoding_lacks_is_said_in_escapes(tmp_path, word, said):
+  done = _run(tmp_path, '', word=word, PYTHONIOENCODING='ascii')
+  assert done.returncode == 7
+  assert done.stdout.splitlines()[0] == said
+
+
+def test_no_file_takes_the_place_of_a_closed_stream(tmp_path):
+  program = _WORK.replace(
+    "  open('made.txt', 'w').write('made')",
+    """
+  f = open('made.txt', 'w')
+  os.write(2, b'as C++ does')
+  f.write('made')
+  f.close()""",
+  )
+  assert program != _WORK
+  _run(tmp_path, '2>&-', program=f'import os\n{program}')
+
+
+def test_afterwards_the_streams_are_those_from_before(capsys):
+  before = sys.stdout, sys.stderr
+  with streams.spoken():
+    print('within')
+    assert sys.stdout is not before[0]
+  assert (sys.stdout, sys.stderr) == before
+  assert capsys.readouterr().out == 'within\n'
