@@ -17,6 +17,7 @@ import math
 import os
 import pathlib
 import shutil
+import sys
 import time
 from typing import Any
 
@@ -253,17 +254,11 @@ class Steps:
       'leaves': _by_name(_digest, tree),
     }
     (folder / _DIGESTS).unlink(missing_ok=True)
-    try:
+    with self._made_or_cleared(step, OSError, 'could not be written'):
       self._directory.mkdir(parents=True, exist_ok=True)
-      with _quiet(), disk.plain(self._directory) as home:
-        args = ocp.args.StandardSave(tree)
+      args = ocp.args.StandardSave(tree)
+      with disk.plain(self._directory) as home:
         self._orbax.save(home / str(step), args=args, force=True)
-    # TensorStore's complaint of a full disk is a ValueError.
-    except (OSError, ValueError, RuntimeError) as e:
-      self._clear(step)
-      raise OSError(
-        f'Checkpoint {folder} could not be written: {disk.reason(e)[:300]}.'
-      ) from e
     self._reading = self._thread.submit(
       self._commit, folder, _shapes(tree), body, best
     )
@@ -277,7 +272,7 @@ class Steps:
   ) -> None:
     """Reads a step back, and has it count if it is what was in memory."""
     step = body['step']
-    try:
+    with self._made_or_cleared(step, UnreadableError, 'cannot be read back'):
       paths = [path for path in sorted(folder.rglob('*')) if path.is_file()]
       disk.forget(paths)
       files = {str(p.relative_to(folder)): disk.digest(p) for p in paths}
@@ -289,17 +284,30 @@ class Steps:
         )
       disk.write_sealed(folder / _DIGESTS, {**body, 'files': files})
       disk.read_sealed(folder / _DIGESTS)
-    except disk.BROKEN as e:
-      self._clear(step)
-      raise UnreadableError(
-        f'Checkpoint {folder} cannot be read back: {disk.reason(e)[:300]}.'
-      ) from e
     self._prune(step, best)
 
   def _read(self, step: int, shapes: Any) -> Any:
     args = ocp.args.StandardRestore(shapes)
-    with _quiet(), disk.plain(self._directory) as home:
+    with disk.plain(self._directory) as home:
       return self._orbax.restore(home / str(step), args=args)
+
+  @contextlib.contextmanager
+  def _made_or_cleared(
+    self, step: int, kind: type[OSError], what: str
+  ) -> Iterator[None]:
+    """What fails in the block takes the step away, and is a `kind`."""
+    with _quiet():
+      try:
+        yield
+      # TensorStore's complaint of a full disk is a ValueError.
+      except disk.BROKEN as e:
+        self._clear(step)
+        # TensorStore ends with the places in its source.
+        reason = disk.reason(e).partition(' [source loc')[0].rstrip('.')
+        if len(reason) > 300:
+          reason = f'{reason[:100]} ... {reason[-195:]}'
+        name = self._directory / str(step)
+        raise kind(f'Checkpoint {name} {what}: {reason}.') from e
 
   def _clear(self, step: int) -> None:
     """Takes away what there is of a step, which orbax may still be writing."""
@@ -411,14 +419,21 @@ def _check_kinds(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Orbax's tracebacks aside: what fails is raised too."""
-  logger = logging.get_absl_logger()
+  """Without the tracebacks of libraries: what fails is raised too."""
+  logger, hook = logging.get_absl_logger(), sys.unraisablehook
 
   def is_ours(record: std_logging.LogRecord) -> bool:
     return f'{os.sep}orbax{os.sep}' not in record.pathname
 
+  def show(unraisable: Any) -> None:
+    # Of TensorStore's threads, for what Orbax no longer waits for.
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      hook(unraisable)
+
   logger.addFilter(is_ours)
+  sys.unraisablehook = show
   try:
     yield
   finally:
+    sys.unraisablehook = hook
     logger.removeFilter(is_ours)
