@@ -154,7 +154,8 @@ def run(fd, limit, argv):
   at = [0]
 
   def loud_save(self, step, *args, **kwargs):
-    if limit and step in limit['cycles']:
+    self.has_failed()  # the last one is not limited
+    if limit and 'bytes' in limit and step in limit['cycles']:
       # Past it the kernel refuses to write, as where a disk is full.
       most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
       resource.setrlimit(resource.RLIMIT_FSIZE, (limit['bytes'], most))
@@ -162,8 +163,16 @@ def run(fd, limit, argv):
     try:
       save(self, step, *args, **kwargs)
     finally:
-      if limit and step in limit['cycles']:
+      if limit and 'bytes' in limit and step in limit['cycles']:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+  def lossy_save(self, folder, *args, **kwargs):
+    orbax_save(self, folder, *args, **kwargs)
+    if limit and 'bytes' not in limit and int(folder.name) in limit['cycles']:
+      # As a file system that drops what is written.
+      files = [path for path in folder.rglob('d/*') if path.is_file()]
+      largest = max(files, key=lambda path: path.stat().st_size)
+      largest.write_bytes(bytes(largest.stat().st_size))
 
   def loud_commit(self, folder, *args):
     commit(self, folder, *args)
@@ -191,6 +200,8 @@ def run(fd, limit, argv):
     say('evaluating', at[0])
     return examine(*args)
 
+  orbax_save = checkpoint.ocp.Checkpointer.save
+  checkpoint.ocp.Checkpointer.save = lossy_save
   checkpoint.Steps.save = loud_save
   checkpoint.Steps._commit = loud_commit
   checkpoint.Steps.restore = loud_restore
@@ -518,7 +529,7 @@ def means_the_same(a, b):
 
 
 def limits(home, count, rng):
-  """A checkpoint that cannot be written costs itself, and nothing else."""
+  """A checkpoint that cannot be written, or read back, costs itself alone."""
   setting = flags(home, train__cycles=12)
   limit = {'cycles': [8], 'bytes': 20000}
   run = Run(home / 'limited', setting, limit=limit)
@@ -535,6 +546,21 @@ def limits(home, count, rng):
   check(run.end() == 0, tail(run))
   check(run.cycles('resumed') == [8], run.said)
   print('the same at the last cycle: one line, exit code 2, then on from 8')
+
+  for cycles, code, whole in (([8], 0, ['12', '4']), ([8, 12], 2, ['4'])):
+    run = Run(home / f'dropped{code}', setting, limit={'cycles': cycles})
+    check(run.end() == code, tail(run))
+    check(
+      said(run, f'{run.workdir}/checkpoints/8 cannot be read') == 1, tail(run)
+    )
+    check(
+      said(run, 'Error: Cycles 5 to 12 are not saved') == code // 2, tail(run)
+    )
+    check(steps(run) == whole, steps(run))
+  run = Run(run.workdir, setting)
+  check(run.end() == 0, tail(run))
+  check(run.cycles('resumed') == [4], run.said)
+  print('dropped once: one warning; twice: exit code 2, then on from 4')
 
 
 def disk(home, count, rng):

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parent.parent
     ('twins --count=6', 'arrays the same'),
     ('signals --count=2', 'at most'),
     ('flips --count=24', 'noticed, in one line each'),
-    ('limits', 'then on from 8'),
+    ('limits', 'then on from 4'),
     ('soak --cycles=24 --seed=6', 'SIGTERM while saving'),
   ],
 )

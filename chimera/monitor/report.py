@@ -128,7 +128,7 @@ def write(
     f'<body>\n{chr(10).join(body)}\n</body></html>\n'
   )
   path = workdir / 'report.html'
-  disk.write(path, page.encode())
+  disk.write(path, page.encode(errors='backslashreplace'))
   return str(path)
 
 

@@ -87,4 +87,5 @@ def save_tokenizer(
   out = out or os.path.join(workdir, 'tokenizer')
   shape = (size, size, 3) if model else data.paths_NxHxWxC.shape[1:]
   export.save(out, parts, input_shape=shape, came_from=came_from)
+  export.load(out)  # reads all of it back
   logging.info('The tokenizer is in %s.', out)

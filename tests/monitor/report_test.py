@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 
 import jax
@@ -60,7 +61,8 @@ def subject():
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
   """What a run leaves of itself; one loss of one clone was not finite."""
-  home = tmp_path_factory.mktemp('run')
+  home = tmp_path_factory.mktemp('run') / os.fsdecode(b'r\xff <i>[1]')
+  home.mkdir()
   log = history.History(str(home))
   for cycle in (2, 4, 6):
     values = {
@@ -150,6 +152,8 @@ def test_any_number_of_clones_has_a_row_in_its_color(count):
 def test_names_are_escaped(page):
   assert 'a &lt;b&gt;' in page
   assert 'a <b>' not in page
+  assert '<title>Chimera: ' in page
+  assert 'r\\udcff &lt;i&gt;[1]</title>' in page
 
 
 def test_of_many_sheets_a_few_are_shown_the_last_one_first(page):
