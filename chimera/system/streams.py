@@ -28,6 +28,12 @@ class _Spoken:
   def __getattr__(self, attribute: str) -> Any:
     return getattr(self._stream, attribute)
 
+  # absl looks for others' handlers of stderr, lest all be said twice.
+  def __eq__(self, other: Any) -> bool:
+    return other is self or other == self._stream
+
+  __hash__ = object.__hash__
+
   def write(self, text: str) -> int:
     try:
       self._stream.write(text)

@@ -102,3 +102,14 @@ def test_afterwards_the_streams_are_those_from_before(capsys):
     assert sys.stdout is not before[0]
   assert (sys.stdout, sys.stderr) == before
   assert capsys.readouterr().out == 'within\n'
+
+
+def test_what_was_logged_to_stderr_before_is_not_said_twice(tmp_path):
+  program = _WORK.replace(
+    'with streams.spoken():',
+    """logging.info('before')
+with streams.spoken():
+  logging.use_absl_handler()""",
+  )
+  done = _run(tmp_path, '', program=program)
+  assert done.stderr.count('said 1') == 1
