@@ -155,7 +155,9 @@ def _to_array(x: Any, name: str) -> _Array:
     said = f' ({disk.reason(e)})'
   if hasattr(x, '__dlpack__'):  # which NumPy does not ask for
     try:
-      return jnp.from_dlpack(x, copy=True)
+      with jax.enable_x64():  # lest 64 bits are cut to 32
+        # What it shares with its owner is copied; its own copy=True does not.
+        return jnp.array(jnp.from_dlpack(x), copy=True).block_until_ready()
     except _NO_ARRAY as e:
       said = f' ({disk.reason(e)})'
   raise ValueError(
@@ -216,16 +218,21 @@ def _bounds(
 ) -> tuple[np.ndarray, np.ndarray]:
   """The least and the most over some axes; NaN where there is one."""
   if isinstance(x, np.ndarray):
-    return x.min(axis), x.max(axis)
-  # Constants of a function that is being traced can be looked at.
-  with jax.ensure_compile_time_eval():
+    with np.errstate(invalid='ignore'):  # said by whoever asks
+      return x.min(axis), x.max(axis)
+  # What is constant in a function that is being traced can be looked at, too.
+  with jax.ensure_compile_time_eval(), jax.enable_x64():
     return tuple(np.asarray(_device_bounds(x, axis)))
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _device_bounds(x: jax.Array, axis: tuple[int, ...] | None) -> jax.Array:
   """Both in one array, which is fetched at once."""
-  return jnp.stack([jnp.min(x, axis), jnp.max(x, axis)])
+  bounds = jnp.stack([jnp.min(x, axis), jnp.max(x, axis)])
+  if not _is_float(x.dtype):
+    return bounds
+  # XLA's least and most of a large array on a CPU (0.10.2) pass over NaN.
+  return jnp.where(jnp.any(jnp.isnan(x), axis), jnp.nan, bounds)
 
 
 def _range(least: float, most: float) -> str:

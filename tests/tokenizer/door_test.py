@@ -127,13 +127,17 @@ def test_any_precision_is_rounded_to_float32_once(dtype):
   np.testing.assert_array_equal(x, given.astype(np.float32))
 
 
-@pytest.mark.parametrize('given', [FLOATS, PICTURES], ids=['floats', 'bytes'])
+@pytest.mark.parametrize('dtype', [np.float32, np.float64, np.uint8])
 @pytest.mark.parametrize('how', [np.asarray, Foreign, OnDevice])
-def test_what_came_in_is_nobody_elses(given, how):
-  theirs = given.copy()
+@pytest.mark.parametrize('offset', [0, 4])
+def test_what_came_in_is_nobody_elses(dtype, how, offset):
+  buffer = np.zeros(1 << 16, dtype)
+  offset += -buffer.ctypes.data % 64 // buffer.itemsize  # JAX shares aligned
+  theirs = buffer[offset:][: FLOATS.size].reshape(FLOATS.shape)
+  theirs[:] = FLOATS > 0
   ours = door.images(how(theirs), SHAPE)
   theirs[:] = 0
-  np.testing.assert_array_equal(ours, given)
+  np.testing.assert_array_equal(ours, FLOATS > 0)
 
 
 def _with(x, value):
@@ -184,7 +188,7 @@ def test_rounding_beyond_the_ends_comes_in():
     (Image.fromarray(PICTURES[0]), r'got \(8, 8, 3\): give \[x\]'),
     (FLOATS.transpose(0, 3, 1, 2), r'give x.transpose\(0, 2, 3, 1\)'),
     (FLOATS[:, :4], 'crop or resize'),
-    (np.matrix([[1.0]]), r'got \(1, 1\)'),
+    (np.ones((1, 1)), r'got \(1, 1\)'),
     ([], r'got \(0,\)'),
     (PICTURES.astype(np.int64), r'dtype = int64: give .*uint8'),
     (PICTURES.astype(np.int8), 'dtype = int8'),
@@ -314,6 +318,17 @@ def test_with_64_bits_bounds_hold_too():
     assert door.is_token(x, 16).tolist() == [False]
     with pytest.raises(ValueError, match=r'to 1e\+300'):
       door.images(_with(jnp.asarray(FLOATS, np.float64), 1e300), SHAPE)
+
+
+def test_a_single_nan_in_many_is_seen():
+  for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
+    for bring in (np.asarray, jnp.asarray):
+      x = _with(np.zeros((12, 16, 16, 3), dtype), np.nan)
+      with pytest.raises(ValueError, match='got NaN'):
+        door.images(bring(x), (16, 16, 3))
+      with pytest.raises(ValueError, match='got 0 to 0, 0 to 0, NaN'):
+        door.path_params(bring(x), (16, 16, 3))
+      assert not door.is_within(jnp.asarray(x))[0]
 
 
 def test_an_empty_batch_comes_in():
