@@ -137,9 +137,10 @@ def _to_array(x: Any, name: str) -> _Array:
   if isinstance(x, jax.Array):
     return x
   pillow = sys.modules.get('PIL.Image')  # who has an image has imported it
-  if pillow and isinstance(x, pillow.Image) and x.mode != 'RGB':
+  is_picture = pillow is not None and isinstance(x, pillow.Image)
+  if is_picture and name == 'images' and x.mode != 'RGB':
     raise ValueError(
-      f'{name} of Pillow must be of mode RGB, got {x.mode}: give image.convert('
+      f'images of Pillow must be of mode RGB, got {x.mode}: give image.convert('
       "'RGB'), or read them by chimera.read_image."
     )
   if np.ma.is_masked(x):

@@ -153,8 +153,10 @@ def _brought(x, shape, layout, bring):
     hypothesis.reject()  # JAX and Pillow have not all dtypes
   if bring == 'numbers':
     x = np.asarray(given)
+  elif bring == 'pillow':
+    x = np.stack([np.asarray(image) for image in given])
   elif bring in ('jax', 'device', 'jit', 'listed jax'):
-    # JAX itself takes 64 bits and foreign byte orders as it likes.
+    # Before it is given, JAX cuts 64 bits to 32.
     x = np.asarray(given)
   return given, x
 
@@ -163,3 +165,76 @@ def _brought(x, shape, layout, bring):
 def loaded(tmp_path_factory):
   folder = tmp_path_factory.mktemp('sweep') / 'tokenizer'
   return export.load(tiny.save_tokenizer(folder))
+
+
+@functools.cache
+def _plain():
+  """encode and decode of parts and x, by nothing of `export`."""
+  parts = tiny.parts()
+
+  def encode(params, variables, x):
+    paths = parts.optics.apply(variables, x, method='encode')
+    x = jax.lax.optimization_barrier(poincare.normalize(paths))
+    return parts.tokenizer.apply({'params': params}, x, method='tokenize')
+
+  def decode(params, variables, tokens):
+    x = parts.tokenizer.apply({'params': params}, tokens, method='detokenize')
+    paths = poincare.denormalize(x)
+    return parts.optics.apply(variables, paths, method='decode')
+
+  return [
+    functools.partial(jax.jit(f), parts.params, parts.variables)
+    for f in (encode, decode)
+  ]
+
+
+def _is_float(x):
+  return x.dtype.kind == 'f' or x.dtype == BFLOAT16
+
+
+@sweep.of(ci=100, long=2000)
+@hypothesis.given(x=_images(), **HOW)
+def test_images_are_right_or_refused(loaded, x, shape, layout, bring):
+  given, x = _brought(x, shape, layout, bring)
+  is_batch = x.shape == (2, *SHAPE) and (_is_float(x) or x.dtype == np.uint8)
+  values = x.astype(np.float64) if is_batch else np.zeros(2)
+  if x.dtype == np.uint8:
+    values = values / 127.5 - 1
+  is_good_2 = (np.abs(values) <= TOP).reshape(2, -1).all(1)
+  if not is_batch or (bring != 'jit' and not is_good_2.all()):
+    with pytest.raises(ValueError) as e:  # noqa: PT011
+      (jax.jit(loaded.encode) if bring == 'jit' else loaded.encode)(given)
+    assert '\n' not in str(e.value)
+    return
+  encode = _in_jit(loaded)[0] if bring == 'jit' else loaded.encode
+  tokens = np.asarray(encode(given))
+  plain = np.where(is_good_2[:, None, None, None], values, 0)
+  expected = np.array(_plain()[0](plain.astype(np.float32)))
+  expected[~is_good_2] = -1
+  np.testing.assert_array_equal(tokens, expected)
+
+
+@sweep.of(ci=100, long=2000)
+@hypothesis.given(x=_tokens(), **HOW)
+def test_tokens_are_right_or_refused(loaded, x, shape, layout, bring):
+  if shape == 'deep':
+    shape = 'flat'
+  given, x = _brought(x, shape, layout, bring)
+  is_batch = x.shape == (2, *GRID) and x.dtype.kind in 'iu'
+  is_good_2 = ((x >= 0) & (x < V)).reshape(2, -1).all(1) if is_batch else 0
+  if not is_batch or (bring != 'jit' and not is_good_2.all()):
+    with pytest.raises(ValueError) as e:  # noqa: PT011
+      (jax.jit(loaded.decode) if bring == 'jit' else loaded.decode)(given)
+    assert '\n' not in str(e.value)
+    return
+  decode = _in_jit(loaded)[1] if bring == 'jit' else loaded.decode
+  pixels = np.asarray(decode(given))
+  plain = np.where(is_good_2[:, None, None], x, 0).astype(np.int32)
+  expected = np.array(_plain()[1](plain))
+  expected[~is_good_2] = np.nan
+  np.testing.assert_allclose(pixels, expected, atol=1e-5)
+
+
+@functools.cache
+def _in_jit(loaded):
+  return jax.jit(loaded.encode), jax.jit(loaded.decode)
