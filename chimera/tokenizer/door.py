@@ -147,23 +147,24 @@ def _to_array(x: Any, name: str) -> _Array:
     raise ValueError(f'{name} must not be masked: give {name}.filled(value).')
   if isinstance(x, list | tuple) and x and not _is_plain(x[0]):
     return _stack([_to_array(part, name) for part in x], name)
-  said = ''
-  try:
-    found = np.asarray(x)
-    if found.dtype.kind not in 'OSUMm':
-      return found
-  except _NO_ARRAY as e:
-    said = f' ({disk.reason(e)})'
-  if hasattr(x, '__dlpack__'):  # which NumPy does not ask for
+  # NumPy's way first, which knows all strides; JAX knows devices.
+  ways, said = (np.asarray, np.from_dlpack, _from_dlpack), ''
+  for way in ways if hasattr(x, '__dlpack__') else ways[:1]:
     try:
-      with jax.enable_x64():  # lest 64 bits are cut to 32
-        # What it shares with its owner is copied; its own copy=True does not.
-        return jnp.array(jnp.from_dlpack(x), copy=True).block_until_ready()
+      found = way(x)
+      if found.dtype.kind not in 'OSUMm':
+        return found
     except _NO_ARRAY as e:
       said = f' ({disk.reason(e)})'
   raise ValueError(
     f'{name} must be an array or a list of them, got {type(x).__name__}{said}.'
   )
+
+
+def _from_dlpack(x: Any) -> jax.Array:
+  """A copy, lest its owner change it: JAX's own copy=True (0.10.2) is none."""
+  with jax.enable_x64():  # lest 64 bits are cut to 32
+    return jnp.array(jnp.from_dlpack(x), copy=True).block_until_ready()
 
 
 def _is_plain(part: Any) -> bool:

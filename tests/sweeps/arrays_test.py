@@ -149,8 +149,10 @@ def _brought(x, shape, layout, bring):
   x = SHAPES[shape](x)
   try:
     given = BRINGS[bring](LAYOUTS[layout](x))
-  except (TypeError, ValueError, OverflowError):
-    hypothesis.reject()  # JAX and Pillow have not all dtypes
+    if bring == 'dlpack':
+      np.from_dlpack(given)
+  except (TypeError, ValueError, OverflowError, BufferError):
+    hypothesis.reject()  # JAX, Pillow and dlpack have not all dtypes
   if bring == 'numbers':
     x = np.asarray(given)
   elif bring == 'pillow':

@@ -49,6 +49,15 @@ class OnDevice:
     return self.x.__dlpack_device__()
 
 
+class OnAccelerator(OnDevice):
+  """NumPy cannot reach it, JAX can."""
+
+  def __dlpack__(self, **kwargs):
+    if 'copy' in kwargs:  # as NumPy asks
+      raise BufferError('not on this device')
+    return self.x.__dlpack__(**kwargs)
+
+
 class Subclass(np.ndarray):
   pass
 
@@ -78,6 +87,7 @@ BRINGS = {
   'jax': jnp.asarray,
   'foreign': Foreign,
   'on a device': OnDevice,
+  'on an accelerator': OnAccelerator,
   'list': list,
   'tuple of foreign': lambda x: tuple(map(Foreign, x)),
   'numbers': lambda x: x.tolist(),
@@ -128,7 +138,7 @@ def test_any_precision_is_rounded_to_float32_once(dtype):
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float64, np.uint8])
-@pytest.mark.parametrize('how', [np.asarray, Foreign, OnDevice])
+@pytest.mark.parametrize('how', [np.asarray, Foreign, OnDevice, OnAccelerator])
 @pytest.mark.parametrize('offset', [0, 4])
 def test_what_came_in_is_nobody_elses(dtype, how, offset):
   buffer = np.zeros(1 << 16, dtype)
@@ -288,6 +298,7 @@ def test_tokens_of_no_code_are_refused(bring, value):
     (np.array([[[-128, 127]] * 2], np.int8), 'got -128 to 127'),
     (np.array([[[0, 200]] * 2], np.uint8), 'got 0 to 200'),
     ([[[0, 2**40 + 3]] * 2], 'got 0 to 1099511627779'),
+    (OnAccelerator(np.array([[[0, 2**40 + 3]] * 2])), 'got 0 to 1099511627779'),
     (TOKENS > 3, 'dtype = bool'),
     (TOKENS.astype(np.float64), 'integers, got dtype = float64'),
     (TOKENS.astype('m8[s]'), 'got ndarray'),
