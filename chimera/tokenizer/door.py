@@ -178,7 +178,7 @@ def _stack(parts: list[_Array], name: str) -> _Array:
   if len(kinds) > 1:
     raise ValueError(
       f'{name} of a list must be of one shape and dtype, got '
-      f'{" and ".join(sorted(kinds))}.'
+      f'{" and ".join(sorted(kinds)[:2])}.'
     )
   if not any(isinstance(x, jax.Array) for x in parts):
     return np.stack(parts)

@@ -324,11 +324,21 @@ def test_with_64_bits_bounds_hold_too():
   with jax.enable_x64():
     x = jnp.asarray([[[0, 2**40 + 3]] * 2])
     assert x.dtype == np.int64
+    wide = jnp.asarray(FLOATS, np.float64)
     with pytest.raises(ValueError, match='got 0 to 1099511627779'):
       door.tokens(x, (2, 2), 16)
     assert door.is_token(x, 16).tolist() == [False]
+    big = wide.at[0, 0, 0, 0].set(1e300)
     with pytest.raises(ValueError, match=r'to 1e\+300'):
-      door.images(_with(jnp.asarray(FLOATS, np.float64), 1e300), SHAPE)
+      door.images(big, SHAPE)
+  # Nor are arrays cut that were made where there were 64.
+  with pytest.raises(ValueError, match='got 0 to 1099511627779'):
+    door.tokens(x, (2, 2), 16)
+  with pytest.raises(ValueError, match=r'to 1e\+300'):
+    door.images(big, SHAPE)
+  seen = door.images(wide, SHAPE)
+  assert seen.dtype == np.float32
+  np.testing.assert_array_equal(seen, FLOATS)
 
 
 def test_a_single_nan_in_many_is_seen():
