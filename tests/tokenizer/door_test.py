@@ -328,6 +328,8 @@ def test_with_64_bits_bounds_hold_too():
     with pytest.raises(ValueError, match='got 0 to 1099511627779'):
       door.tokens(x, (2, 2), 16)
     assert door.is_token(x, 16).tolist() == [False]
+    marks = jax.jit(lambda x: door.is_token(door.tokens(x, (2, 2), 16), 16))
+    assert marks(x % 2**32 + 2**32).tolist() == [False]
     big = wide.at[0, 0, 0, 0].set(1e300)
     with pytest.raises(ValueError, match=r'to 1e\+300'):
       door.images(big, SHAPE)
