@@ -208,6 +208,7 @@ def test_images_are_right_or_refused(loaded, x, shape, layout, bring):
       (jax.jit(loaded.encode) if bring == 'jit' else loaded.encode)(given)
     assert '\n' not in str(e.value)
     return
+  hypothesis.event('taken')
   encode = _in_jit(loaded)[0] if bring == 'jit' else loaded.encode
   tokens = np.asarray(encode(given))
   plain = np.where(is_good_2[:, None, None, None], values, 0)
@@ -229,6 +230,7 @@ def test_tokens_are_right_or_refused(loaded, x, shape, layout, bring):
       (jax.jit(loaded.decode) if bring == 'jit' else loaded.decode)(given)
     assert '\n' not in str(e.value)
     return
+  hypothesis.event('taken')
   decode = _in_jit(loaded)[1] if bring == 'jit' else loaded.decode
   pixels = np.asarray(decode(given))
   plain = np.where(is_good_2[:, None, None], x, 0).astype(np.int32)

@@ -247,6 +247,15 @@ def test_half_of_the_range_is_warned_of_once(warnings):
   assert '2 * images - 1' in line
 
 
+def test_bytes_are_not_waited_for(monkeypatch):
+  def look(*args):
+    raise AssertionError
+
+  monkeypatch.setattr(door, '_bounds', look)
+  for bring in (np.asarray, jnp.asarray, list):
+    door.images(bring(PICTURES), SHAPE)
+
+
 def _paths(dtype=np.float32):
   x = RNG.uniform(LOW, HIGH, (2, *SHAPE)).astype(np.float32)
   x[0, 0, 0], x[1, 1, 1] = LOW, HIGH  # float32(pi) is a little above pi
