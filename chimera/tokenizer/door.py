@@ -182,13 +182,13 @@ def _stack(parts: list[_Array], name: str) -> _Array:
     )
   if not any(isinstance(x, jax.Array) for x in parts):
     return np.stack(parts)
-  # JAX takes no foreign byte order.
-  return jnp.stack(
-    [
-      x if x.dtype.isnative else x.astype(x.dtype.newbyteorder('='))
-      for x in parts
-    ]
-  )
+  # JAX takes no foreign byte order, and reads on in what is not copied.
+  parts = [
+    x if isinstance(x, jax.Array) else x.astype(jnp.dtype(x.dtype.name))
+    for x in parts
+  ]
+  with jax.enable_x64():  # lest 64 bits are cut to 32
+    return jnp.stack(parts)
 
 
 def _check_shape(x: _Array, name: str, shape: tuple[int, ...]) -> None:
