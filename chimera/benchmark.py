@@ -4,6 +4,7 @@ curriculum   score, sort and save a million samples, against a bare mean.
 step         the compiled step on each layout of devices that there is.
 dashboard    training with the dashboard and without.
 tokens       tokenizing a folder, against bare `encode` on arrays in memory.
+door         the look at a batch of floats before they are encoded.
 """
 
 import argparse
@@ -240,6 +241,36 @@ def tokens(args: argparse.Namespace) -> None:
   _say(f'median {statistics.median(ratios):.3f}')
 
 
+def door(args: argparse.Namespace) -> None:
+  """Prints the door's share of `encode`, of NumPy's floats and of JAX's."""
+  import jax
+
+  from chimera.tokenizer import door as door_lib
+  from chimera.tokenizer import export
+
+  loaded = export.load(args.tokenizer)
+  shape = loaded.image_size, loaded.image_size, 3
+  rng = np.random.default_rng(0)
+  floats = rng.random((args.batch, *shape), np.float32) * 2 - 1
+
+  def seconds(f: Callable[..., Any], *args: Any) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(f(*args))
+    return time.perf_counter() - start
+
+  for x in (floats, jax.device_put(floats)):
+    rounds = [
+      (seconds(door_lib.images, x, shape), seconds(loaded.encode, x))
+      for _ in range(args.rounds + 1)
+    ][1:]  # the first one compiles
+    look, whole = map(statistics.median, zip(*rounds))
+    share = statistics.median(a / b for a, b in rounds)
+    _say(
+      f'{type(x).__name__:9s} {1e3 * look:6.2f} ms of {1e3 * whole:6.1f} ms '
+      f'for {len(x)} images: {100 * share:.2f} % of encode'
+    )
+
+
 @contextlib.contextmanager
 def _terminal(width: int, height: int) -> Iterator[None]:
   """Puts stdout and stderr on a terminal of that size."""
@@ -274,6 +305,7 @@ COMMANDS = {
     'source': 'photos',
     'count': 2000,
   },
+  door: {'tokenizer': 'runs/chimera/tokenizer', 'batch': 64},
 }
 
 

@@ -33,6 +33,14 @@ def test_the_tokens_benchmark_says_the_share_of_bare_encode(tmp_path):
   assert re.search(r'median \d', result.stdout)
 
 
+def test_the_door_benchmark_says_its_share_of_encode(tmp_path):
+  folder = tiny.save_tokenizer(tmp_path / 'tokenizer')
+  result = run('door', f'--tokenizer={folder}', '--batch=2', '--rounds=1')
+  assert result.returncode == 0, result.stderr
+  said = re.findall(r'for 2 images: \d+\.\d+ % of encode', result.stdout)
+  assert len(said) == 2
+
+
 def test_an_unknown_benchmark_exits_with_2():
   result = run('nothing')
   assert result.returncode == 2

@@ -15,8 +15,14 @@ any batch (https://docs.jax.dev/en/latest/export/export.html):
   f = jax.export.deserialize(open('encode.stablehlo', 'rb').read())
   tokens = f.call(images)
 
-Trainer, loaded export and artefacts run the same two functions, `encode` and
-`decode` below. Neither TensorFlow nor the trainer is imported.
+They take native float32 in [-1, 1] (or path_params) and int32, and nothing else
+passes a door on its way to them.
+
+Loaded export and artefacts run the same two functions, `encode` and `decode`
+below. An image that is not finite or out of range has tokens of -1 there, and
+tokens outside [0, V) have pixels of NaN; `Tokenizer` refuses both where their
+values are known, outside of `jit`. Neither TensorFlow nor the trainer is
+imported.
 """
 
 from collections.abc import Callable
@@ -37,6 +43,7 @@ from chimera.clones import models
 from chimera.optics import modules as optics
 from chimera.optics import poincare
 from chimera.system import disk
+from chimera.tokenizer import door
 
 FORMAT = 1
 WEIGHTS = 'tokenizer.safetensors'
@@ -58,29 +65,49 @@ class Parts(NamedTuple):
 def encode(parts: Parts, x_BxHxWxC: jax.Array) -> jax.Array:
   """tokens_Bxhxw, int32, of RGB images, uint8 or float in [-1, 1].
 
-  Without optics, of path_params.
+  Without optics, of path_params. Tokens of an image that is not finite or out
+  of range are -1.
   """
+  is_uint8 = x_BxHxWxC.dtype == jnp.uint8
+  x_BxHxWxC = (optics.to_float if is_uint8 else jnp.float32)(x_BxHxWxC)
+  given_BxHxWxC = x_BxHxWxC
   if parts.optics is not None:
-    if x_BxHxWxC.dtype == jnp.uint8:
-      x_BxHxWxC = optics.to_float(x_BxHxWxC)
     x_BxHxWxC = parts.optics.apply(parts.variables, x_BxHxWxC, method='encode')
   x_BxHxWxC = poincare.normalize(x_BxHxWxC)
+  if parts.optics is None:
+    given_BxHxWxC = x_BxHxWxC
   # Fused across this line, rounding and with it a token in a million differed.
   x_BxHxWxC = jax.lax.optimization_barrier(x_BxHxWxC)
-  return parts.tokenizer.apply(
+  tokens_Bxhxw = parts.tokenizer.apply(
     {'params': parts.params}, x_BxHxWxC, method='tokenize'
   )
+  # Nor may what is asked of the images change how their tokens are computed.
+  tokens_Bxhxw, given_BxHxWxC = jax.lax.optimization_barrier(
+    (tokens_Bxhxw, given_BxHxWxC)
+  )
+  is_within_B = door.is_within(given_BxHxWxC)
+  return jnp.where(is_within_B[:, None, None], tokens_Bxhxw, -1)
 
 
 def decode(parts: Parts, tokens_Bxhxw: jax.Array) -> jax.Array:
-  """Images (B, S, S, 3), float32 in [-1, 1]; without optics, path_params."""
+  """Images (B, S, S, 3), float32 in [-1, 1]; without optics, path_params.
+
+  NaN where one of an image's tokens is none of the codebook.
+  """
   x_BxHxWxC = parts.tokenizer.apply(
-    {'params': parts.params}, tokens_Bxhxw, method='detokenize'
+    {'params': parts.params},
+    tokens_Bxhxw.astype(jnp.int32),
+    method='detokenize',
   )
-  paths_BxHxWxC = poincare.denormalize(x_BxHxWxC)
-  if parts.optics is None:
-    return paths_BxHxWxC
-  return parts.optics.apply(parts.variables, paths_BxHxWxC, method='decode')
+  x_BxHxWxC = poincare.denormalize(x_BxHxWxC)
+  if parts.optics is not None:
+    x_BxHxWxC = parts.optics.apply(parts.variables, x_BxHxWxC, method='decode')
+  # As in `encode`.
+  x_BxHxWxC, tokens_Bxhxw = jax.lax.optimization_barrier(
+    (x_BxHxWxC, tokens_Bxhxw)
+  )
+  is_token_B = door.is_token(tokens_Bxhxw, parts.tokenizer.codes)
+  return jnp.where(is_token_B[:, None, None, None], x_BxHxWxC, jnp.nan)
 
 
 class Tokenizer:
@@ -99,48 +126,41 @@ class Tokenizer:
     self._encode, self._decode = _compiled(parts.tokenizer, parts.optics)
     self._arrays = jax.tree.map(jnp.asarray, (parts.params, parts.variables))
 
+  def __reduce__(self) -> tuple[Any, ...]:
+    """A copy, here or in another process, has the arrays and compiles anew."""
+    return Tokenizer, (Parts(*jax.device_get(self.parts)), self.meta)
+
   def encode(self, images_BxSxSx3: Any) -> jax.Array:
     """tokens_Bxhxw, int32 in [0, codes).
 
-    Of RGB of image_size, uint8 or float in [-1, 1]. A tokenizer of path_params
-    takes path_params (B, H, W, 3).
+    Of RGB of image_size, uint8 or finite floats in [-1, 1]: an array (NumPy of
+    any byte order and layout, JAX, what has `__array__` or `__dlpack__`), or a
+    list of images (such arrays, or Pillow's of mode RGB). A single image needs
+    a list around it. A tokenizer of path_params takes path_params
+    (B, H, W, 3), floats in their own ranges.
+
+    Floats in a JAX array are waited for, to be looked at. In `jit` and `vmap`
+    that cannot be: tokens of an image that is not finite or out of range are
+    -1 there.
 
     Raises:
-      ValueError: another shape or dtype.
+      ValueError: another shape, dtype, range or mode.
     """
-    height, width, channels = self.meta['input_shape']
-    shape, dtype = np.shape(images_BxSxSx3), images_BxSxSx3.dtype
-    if len(shape) != 4 or shape[1:] != (height, width, channels):
-      raise ValueError(
-        f'images must have shape (B, {height}, {width}, {channels}), got '
-        f'{shape}: crop or resize them.'
-      )
-    if dtype != np.uint8 and not jnp.issubdtype(dtype, jnp.floating):
-      raise ValueError(
-        f'images must be uint8 or float in [-1, 1], got dtype = {dtype}.'
-      )
-    return self._encode(*self._arrays, images_BxSxSx3)
+    enter = door.images if self.parts.optics else door.path_params
+    x = enter(images_BxSxSx3, tuple(self.meta['input_shape']))
+    return self._encode(*self._arrays, x)
 
   def decode(self, tokens_Bxhxw: Any) -> jax.Array:
     """Images (B, S, S, 3), float32 in [-1, 1], of any integers in [0, codes).
 
+    Takes what `encode` takes. In `jit` and `vmap` images of tokens outside
+    [0, codes) are NaN.
+
     Raises:
       ValueError: another shape or dtype, or no token of this codebook.
     """
-    shape, dtype = np.shape(tokens_Bxhxw), tokens_Bxhxw.dtype
-    h, w = self.grid
-    if len(shape) != 3 or shape[1:] != (h, w):
-      raise ValueError(f'tokens must have shape (B, {h}, {w}), got {shape}.')
-    if not jnp.issubdtype(dtype, jnp.integer):
-      raise ValueError(f'tokens must be integers, got dtype = {dtype}.')
-    if isinstance(tokens_Bxhxw, np.ndarray) and tokens_Bxhxw.size:
-      least, most = int(tokens_Bxhxw.min()), int(tokens_Bxhxw.max())
-      if least < 0 or most >= self.codes:
-        raise ValueError(
-          f'tokens must be in [0, {self.codes}), got {least} to {most}: are '
-          'they of another tokenizer?'
-        )
-    return self._decode(*self._arrays, tokens_Bxhxw)
+    x = door.tokens(tokens_Bxhxw, self.grid, self.codes)
+    return self._decode(*self._arrays, x)
 
 
 @functools.cache

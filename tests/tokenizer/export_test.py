@@ -1,6 +1,9 @@
 """The exported tokenizer: one language in trainer, export and artefact."""
 
+import copy
 import json
+import multiprocessing
+import pickle
 import shutil
 import subprocess
 import sys
@@ -144,7 +147,7 @@ ours = {{n for n in sys.modules if n.count('.') == 2 and n[:8] == 'chimera.'}}
 assert ours == {{'chimera.system.disk', 'chimera.tokenizer.export',
                  'chimera.clones.models', 'chimera.clones.quantizer',
                  'chimera.clones.terms', 'chimera.optics.modules',
-                 'chimera.optics.poincare'}}, ours
+                 'chimera.optics.poincare', 'chimera.tokenizer.door'}}, ours
 np.save({str(folder.parent / 'tokens.npy')!r}, tokens)
 """
   subprocess.run([sys.executable, '-c', program], check=True)
@@ -261,6 +264,116 @@ def test_another_format_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(export, 'FORMAT', 1)
   with pytest.raises(ValueError, match='format 2, and this reads 1'):
     export.load(folder)
+
+
+def _spoilt(pictures):
+  """float32 images, of which the second and the last are none."""
+  x = np.array(images.to_float(pictures))
+  x[1, 3, 3, 0] = np.nan
+  x[-1, 0, 0, 2] = 1.1
+  return x
+
+
+@pytest.mark.parametrize('quantizer', [{}, FSQ], ids=['vq', 'fsq'])
+def test_in_jit_and_artefact_what_is_no_image_has_no_tokens(
+  tmp_path, pictures, quantizer
+):
+  folder = tiny.save_tokenizer(tmp_path / 'tokenizer', **quantizer)
+  loaded = export.load(folder)
+  x = _spoilt(pictures)
+  expected = np.array(loaded.encode(pictures))
+  assert expected.min() >= 0
+  expected[[1, -1]] = -1
+  encode, _ = _artefacts(folder)
+  for tokens in (
+    jax.jit(loaded.encode)(x),
+    jax.jit(lambda x: loaded.encode(list(x)))(x),
+    jax.vmap(lambda image: loaded.encode(image[None])[0])(jnp.asarray(x)),
+    encode.call(x),
+  ):
+    np.testing.assert_array_equal(tokens, expected)
+  for bring in (np.asarray, jnp.asarray, list):
+    with pytest.raises(ValueError, match=r'in \[-1, 1\], got NaN as float32'):
+      loaded.encode(bring(x))
+
+
+@pytest.mark.parametrize('quantizer', [{}, FSQ], ids=['vq', 'fsq'])
+def test_in_jit_and_artefact_what_is_no_token_has_no_pixels(
+  tmp_path, quantizer
+):
+  folder = tiny.save_tokenizer(tmp_path / 'tokenizer', **quantizer)
+  loaded, v = export.load(folder), export.load(folder).codes
+  tokens = np.arange(20).reshape(5, 2, 2) % v
+  whole = np.asarray(loaded.decode(tokens))
+  assert np.isfinite(whole).all()
+  tokens[1, 0, 1], tokens[2, 1, 1], tokens[4, 0, 0] = -1, v, 10 * v
+  _, decode = _artefacts(folder)
+  for back in (
+    jax.jit(loaded.decode)(tokens),
+    jax.jit(loaded.decode)(tokens.astype(np.int16)),
+    jax.vmap(lambda t: loaded.decode(t[None])[0])(jnp.asarray(tokens)),
+    decode.call(tokens.astype(np.int32)),
+  ):
+    assert np.isnan(back[np.array([1, 2, 4])]).all()
+    np.testing.assert_allclose(back[np.array([0, 3])], whole[[0, 3]], atol=1e-5)
+  for bring in (np.asarray, jnp.asarray, list):
+    with pytest.raises(ValueError, match=rf'\[0, {v}\), got -1 to {10 * v}'):
+      loaded.decode(bring(tokens))
+
+
+def test_the_door_changes_no_bit_of_the_pixels(folder):
+  loaded, parts = export.load(folder), tiny.parts()
+
+  @jax.jit
+  def plain(params, variables, tokens):
+    x = parts.tokenizer.apply({'params': params}, tokens, method='detokenize')
+    paths = poincare.denormalize(x)
+    return parts.optics.apply(variables, paths, method='decode')
+
+  tokens = np.random.default_rng(0).integers(0, 16, (12, 2, 2)).astype(np.int32)
+  back = plain(parts.params, parts.variables, tokens)
+  np.testing.assert_array_equal(loaded.decode(tokens), back)
+
+
+def test_any_precision_has_the_tokens_of_its_float32(folder, pictures):
+  loaded = export.load(folder)
+  for dtype in ('>f4', np.float16, jnp.bfloat16, np.float64):
+    x = images.to_float(pictures).astype(dtype)
+    expected = loaded.encode(x.astype(np.float32))
+    np.testing.assert_array_equal(loaded.encode(x), expected)
+    if dtype in (np.float16, jnp.bfloat16):
+      for encode in (loaded.encode, jax.jit(loaded.encode)):
+        np.testing.assert_array_equal(encode(jnp.asarray(x)), expected)
+  with jax.enable_x64():
+    wide = jnp.asarray(x)
+    assert wide.dtype == np.float64
+    np.testing.assert_array_equal(loaded.encode(wide), expected)
+    np.testing.assert_array_equal(jax.jit(loaded.encode)(wide), expected)
+    np.testing.assert_array_equal(loaded.encode(x), expected)
+
+
+def test_a_batch_of_unknown_size_passes_the_door(folder, pictures):
+  loaded = export.load(folder)
+  x = jax.ShapeDtypeStruct((*jax.export.symbolic_shape('b'), 16, 16, 3), 'f4')
+  exported = jax.export.export(jax.jit(loaded.encode))(x)
+  x = images.to_float(pictures)
+  np.testing.assert_array_equal(exported.call(x), loaded.encode(x))
+
+
+def test_copies_have_the_same_tokens_here_and_in_another_process(
+  folder, pictures
+):
+  loaded = export.load(folder)
+  tokens = np.asarray(loaded.encode(pictures))
+  data = pickle.dumps(loaded)
+  # The parameters, and nothing that was compiled.
+  assert len(data) < 2 * (folder / export.WEIGHTS).stat().st_size
+  for copied in (pickle.loads(data), copy.deepcopy(loaded), copy.copy(loaded)):
+    np.testing.assert_array_equal(copied.encode(pictures), tokens)
+    assert copied.codebook_digest == loaded.codebook_digest
+  with multiprocessing.get_context('spawn').Pool(1) as pool:
+    there = pool.apply(loaded.encode, (pictures,))
+  np.testing.assert_array_equal(there, tokens)
 
 
 def test_what_is_no_image_and_no_token_is_refused(folder, pictures):
