@@ -116,17 +116,18 @@ def decode(f: BinaryIO) -> np.ndarray:
   Raises:
     one of `disk.BROKEN`: it is not a readable image; `why` says it in words.
   """
+  image, error = None, None
   try:
     image = _load(f)
   except disk.BROKEN as e:
+    error = e
+  if error or _lacks_end(f, image):
     f.seek(0)
-    image = None
     with contextlib.suppress(LookupError):
-      data = f.read(archives.MAX_BYTES + 1)
-      if len(data) <= archives.MAX_BYTES:
-        image = mending.read(data, lambda mended: _load(io.BytesIO(mended)))
-    if image is None:
-      raise e
+      data = f.read(archives.MAX_BYTES)
+      image = mending.read(data, lambda x: _load(io.BytesIO(x))) or image
+  if image is None:
+    raise error
   with image:
     return np.asarray(_to_rgb(_turn(image)))
 
@@ -323,6 +324,15 @@ def _load(f: BinaryIO) -> Image.Image:
   with _ALONE if pixels > _LARGE else contextlib.nullcontext():
     image.load()
   return image
+
+
+def _lacks_end(f: BinaryIO, image: Image.Image) -> bool:
+  """Whether pixels may lack that Pillow has not missed.
+
+  It takes what a cut JPEG was filled up with, often zeros, for its pixels.
+  """
+  f.seek(-2, os.SEEK_END)
+  return image.format in ('JPEG', 'MPO') and f.read(2) != b'\xff\xd9'
 
 
 def _unknown(start: bytes) -> str:

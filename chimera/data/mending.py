@@ -17,11 +17,13 @@ import zlib
 import numpy as np
 from PIL import Image
 
+from chimera.system import disk
+
 _PNG = b'\x89PNG\r\n\x1a\n'
 _JPEG = b'\xff\xd8\xff'
 # Of the texts in a PNG only those that may say how the picture is turned.
 _TURNS = (b'XML:com.adobe.xmp', b'Raw profile type exif', b'exif')
-_TEXT = 2**24  # bytes of each of them, unpacked
+_TEXT = 2**23  # bytes of each of them, unpacked
 _MARKER = re.compile(rb'\xff([\x01-\xcf\xd8-\xfe])')
 _RESTART = re.compile(rb'\xff([\xd0-\xd7])')
 _SOI, _EOI, _SOS, _TEM = 0xD8, 0xD9, 0xDA, 0x01
@@ -32,7 +34,7 @@ _BEYOND = 256  # bytes of bits that stand for those which may be lacking
 def read(
   data: bytes, load: Callable[[bytes], Image.Image]
 ) -> Image.Image | None:
-  """The image in a file that could not be read as it is.
+  """The image in a file that could not be read as it is, or has no end.
 
   Args:
     data: all of the file.
@@ -115,7 +117,7 @@ def _read_webp(
     at += 8 + size + size % 2
   try:
     return load(b'RIFF' + len(chunks).to_bytes(4, 'little') + chunks)
-  except OSError as e:
+  except disk.BROKEN as e:
     raise ValueError(
       f'it ends too soon: {len(data)} of {promised} bytes are there'
     ) from e
@@ -168,6 +170,8 @@ def _find_last_scan(data: bytes) -> int | None:
       continue
     size = int.from_bytes(data[at : at + 2])
     body = data[at + 2 : at + size]
+    if at + max(size, 2) > len(data):
+      return -1
     if marker in _FRAMES:
       components = body[6 : 6 + 3 * body[5] : 3]
       lacks = {component: np.full(64, 16) for component in components}

@@ -234,7 +234,7 @@ def test_a_file_that_changes_while_it_is_read_is_skipped(folder, monkeypatch):
   monkeypatch.setattr(images, 'decode', change)
   plan = crops_lib.plan_crops(str(folder), **PLAN)
   assert list(plan.skipped.values()) == ['it changed while it was read']
-  assert list(plan.skipped)[0].endswith('photo4.png')
+  assert next(iter(plan.skipped)).endswith('photo4.png')
 
 
 def test_a_folder_of_nothing_whole_says_why(tmp_path):

@@ -1,9 +1,11 @@
 """Files that are whole but for what no pixel depends on; and those that lack
 pixels, which never become pictures."""
 
+import contextlib
 import io
 import re
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -29,8 +31,17 @@ def _save(pixels, kind, mode='RGB', **options):
   return f.getvalue()
 
 
+class _TooSoon(ValueError):
+  """Refused, for it ends too soon."""
+
+
 def _read(data):
-  return images.decode(io.BytesIO(data))
+  try:
+    return images.decode(io.BytesIO(data))
+  except disk.BROKEN as e:
+    if images.why(e).startswith('it ends too soon'):
+      raise _TooSoon(images.why(e)) from e
+    raise
 
 
 def _refused(data):
@@ -48,7 +59,7 @@ JPEGS = [
   dict(quality=90, restart_marker_rows=1),
   dict(quality=90, restart_marker_blocks=3, progressive=True),
   dict(mode='L'),
-  dict(mode='CMYK', optimize=True),
+  dict(mode='CMYK'),
 ]
 
 
@@ -66,7 +77,10 @@ def test_a_jpeg_is_read_where_only_its_end_marker_lacks(pixels, options):
   places = {end + i for end in ends for i in (-1, 0, 1, 2, 3)}
   places |= {len(whole) - cut for cut in range(3, 30)}
   for place in sorted(p for p in places if begins + 20 < p < len(whole) - 2):
-    assert 'it ends too soon' in _refused(whole[:place]), place
+    with contextlib.suppress(_TooSoon):
+      # Of a flat image the last bytes may say nothing.
+      np.testing.assert_array_equal(_read(whole[:place]), expected)
+      assert pixels is FLAT, place
 
 
 def test_it_is_said_how_much_of_a_jpeg_is_there():
@@ -77,7 +91,8 @@ def test_it_is_said_how_much_of_a_jpeg_is_there():
   rows = int(re.fullmatch(r'it ends too soon: (\d+) of 80 rows .*', said)[1])
   # Noise takes as many bytes everywhere.
   assert rows in (32, 40)
-  assert _refused(whole[:begins]) == 'it ends too soon'
+  said = 'it ends too soon: not all of its scans are there'
+  assert _refused(whole[:begins]) == said
 
 
 @pytest.mark.parametrize('filling', [b'\0' * 5000, b'\xff' * 7, b'\xff\0\xff'])
@@ -103,7 +118,9 @@ def test_a_jpeg_with_a_thumbnail_before_it_is_cut_nowhere_else():
 
 def _chunk(kind, body, checksum=None):
   checksum = zlib.crc32(kind + body) if checksum is None else checksum
-  return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', checksum)
+  return (
+    struct.pack('>I', len(body)) + kind + body + struct.pack('>I', checksum)
+  )
 
 
 def _png(*chunks, after=(), mode='RGB', **options):
@@ -141,9 +158,14 @@ def test_a_long_xmp_turns_a_png_as_a_short_one_does():
 
 
 def test_a_bomb_in_a_text_is_not_unpacked():
-  text = zlib.compress(b'<a tiff:Orientation="6"/>' + bytes(3 * 2**28))
+  text = zlib.compress(b'<a tiff:Orientation="6"/>' + bytes(2**27))
   data = _png(_chunk(b'iTXt', b'XML:com.adobe.xmp\0\1\0\0\0' + text))
-  np.testing.assert_array_equal(_read(data), np.rot90(NOISE, -1))
+  tracemalloc.start()
+  seen = _read(data)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  np.testing.assert_array_equal(seen, np.rot90(NOISE, -1))
+  assert peak < 2**26
 
 
 @pytest.mark.parametrize(
@@ -212,9 +234,7 @@ def test_a_webp_is_read_if_the_chunk_of_its_pixels_is_whole(options):
     ((_, begin, end),) = [c for c in _riff(whole) if c[0][:3] == b'VP8'][-1:]
     if not options:
       assert end in (len(whole), len(whole) - 1)
-    np.testing.assert_array_equal(
-      _read(whole[:end]).shape, (31, 45, 3)
-    )
+    np.testing.assert_array_equal(_read(whole[:end]).shape, (31, 45, 3))
     stored = Image.open(io.BytesIO(whole)).convert('RGB')
     np.testing.assert_array_equal(_read(whole[:end]), np.asarray(stored))
     for place in (end - 1, begin + 30):
