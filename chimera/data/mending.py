@@ -26,6 +26,10 @@ _TURNS = (b'XML:com.adobe.xmp', b'Raw profile type exif', b'exif')
 _TEXT = 2**23  # bytes of each of them, unpacked
 _MARKER = re.compile(rb'\xff([\x01-\xcf\xd8-\xfe])')
 _RESTART = re.compile(rb'\xff([\xd0-\xd7])')
+_CHUNKS = (
+  *(b'VP8 ', b'VP8L', b'VP8X', b'ALPH', b'ANIM', b'ANMF'),
+  *(b'ICCP', b'EXIF', b'XMP '),
+)
 _SOI, _EOI, _SOS, _TEM = 0xD8, 0xD9, 0xDA, 0x01
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BEYOND = 256  # bytes of bits that stand for those which may be lacking
@@ -68,6 +72,10 @@ def _rebuild_png(data: bytes) -> bytes:
     end = at + 12 + size
     body = data[at + 8 : end - 4]
     if not kind[0] & 0x20 or kind == b'tRNS':
+      # Pillow compares no checksum of pixels. But this file is damaged.
+      is_whole = end <= len(data) and kind != b'IEND'
+      if is_whole and _chunk(kind, body) != data[at:end]:
+        raise ValueError(f'the checksum of its {ascii(kind)[2:-1]} is wrong')
       (pixels if pixels or kind == b'IDAT' else head).append(data[at:end])
     elif kind == b'eXIf' and len(body) == size:
       texts[kind] = _chunk(kind, body)
@@ -109,7 +117,10 @@ def _read_webp(
   if promised <= len(data):
     return None
   chunks, at = b'WEBP', 12
-  while at + 8 <= len(data):
+  while kind := data[at : at + 4]:
+    # Otherwise bytes lack before it.
+    if not any(known.startswith(kind) for known in _CHUNKS):
+      raise ValueError(f'{promised - len(data)} bytes lack in it')
     size = int.from_bytes(data[at + 4 : at + 8], 'little')
     if at + 8 + size > len(data):
       break

@@ -154,7 +154,7 @@ _BROKEN = {
     "it is no image, it begins with b'%!PS-Adobe-3.0 E'",
   ),
   'a header': (b'\x89PNG\r\n\x1a\n' + bytes(30), 'its header is broken'),
-  'JPEG': (b'\xff\xd8\xff' * 9, 'its header is broken'),
+  'JPEG': (b'\xff\xd8\xff' * 9, 'it ends too soon: not all of its scans are'),
   'TIFF': (b'II*\0\x99\0\0\0', 'its header is broken'),
   'a BMP of 9 Tpixels': (
     b'BM' + struct.pack('<IIIIiiHHIIiiII', 99, 0, 54, 40, *(3 * 10**6,) * 2,
@@ -215,7 +215,7 @@ def test_a_tiff_of_fewer_strips_than_rows_is_no_half_black_image(tmp_path):
   path = tmp_path / 'a.tif'
   _GRAY.save(path)
   data = bytearray(path.read_bytes())
-  place = data.index(struct.pack('<HHI', 257, 3, 1)) + 8
+  place = data.index(struct.pack('<HHI', 257, 4, 1)) + 8
   assert data[place] == 7
   data[place] = 9
   path.write_bytes(data)
@@ -293,7 +293,7 @@ def test_folders_are_paths_or_refused_in_one_line(tmp_path, load):
 
 def test_what_is_no_path_is_one_line():
   for read in (images.load_photograph, chimera.read_image):
-    with pytest.raises(TypeError, match='expected str, bytes or os.PathLike'):
+    with pytest.raises(TypeError, match=r'expected str, bytes or os\.PathL'):
       read(_noise(0))
 
 

@@ -205,14 +205,20 @@ def test_a_png_without_its_end_is_read_and_without_pixels_refused():
   assert _refused(broken[:-100]) == 'it ends too soon'
 
 
-@pytest.mark.parametrize('kind', [b'IHDR', b'PLTE', b'tRNS'])
+@pytest.mark.parametrize('kind', ['IHDR', 'PLTE', 'tRNS'])
 def test_a_png_whose_colors_may_be_others_is_refused(kind):
   data = bytearray(
     _save(NOISE, 'PNG', 'P', transparency=bytes(range(0, 250, 50)))
   )
-  place = data.index(kind) + 5
-  data[place] ^= 64
-  assert _refused(bytes(data)) == 'its header is broken'
+  data[data.index(kind.encode()) + 5] ^= 64
+  assert _refused(bytes(data)) == f'the checksum of its {kind} is wrong'
+
+
+def test_a_png_of_broken_comments_has_whole_pixels_or_is_refused():
+  for place in range(-20, -12):  # the last pixels and their checksums
+    data = bytearray(_png(_chunk(b'tEXt', b'Comment\0x', 0)))
+    data[place] ^= 1
+    assert _refused(bytes(data)) == 'the checksum of its IDAT is wrong'
 
 
 def _riff(data):
