@@ -30,6 +30,7 @@ _CHUNKS = (
   *(b'VP8 ', b'VP8L', b'VP8X', b'ALPH', b'ANIM', b'ANMF'),
   *(b'ICCP', b'EXIF', b'XMP '),
 )
+_HAS_EXIF = 8  # a flag
 _SOI, _EOI, _SOS, _TEM = 0xD8, 0xD9, 0xDA, 0x01
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BEYOND = 256  # bytes of bits that stand for those which may be lacking
@@ -77,7 +78,7 @@ def _rebuild_png(data: bytes) -> bytes:
       if is_whole and _chunk(kind, body) != data[at:end]:
         raise ValueError(f'the checksum of its {ascii(kind)[2:-1]} is wrong')
       (pixels if pixels or kind == b'IDAT' else head).append(data[at:end])
-    elif kind == b'eXIf' and len(body) == size:
+    elif kind == b'eXIf':
       texts[kind] = _chunk(kind, body)
     elif kind in (b'tEXt', b'zTXt', b'iTXt'):
       with contextlib.suppress(IndexError, zlib.error):
@@ -116,7 +117,7 @@ def _read_webp(
   promised = int.from_bytes(data[4:8], 'little') + 8
   if promised <= len(data):
     return None
-  chunks, at = b'WEBP', 12
+  chunks, at = {}, 12
   while kind := data[at : at + 4]:
     # Otherwise bytes lack before it.
     if not any(known.startswith(kind) for known in _CHUNKS):
@@ -124,14 +125,18 @@ def _read_webp(
     size = int.from_bytes(data[at + 4 : at + 8], 'little')
     if at + 8 + size > len(data):
       break
-    chunks += data[at : at + 8 + size] + b'\0' * (size % 2)
+    chunk = data[at : at + 8 + size] + b'\0' * (size % 2)
+    chunks[kind] = chunks.get(kind, b'') + chunk
     at += 8 + size + size % 2
-  try:
-    return load(b'RIFF' + len(chunks).to_bytes(4, 'little') + chunks)
-  except disk.BROKEN as e:
-    raise ValueError(
-      f'it ends too soon: {len(data)} of {promised} bytes are there'
-    ) from e
+  # Whether it is turned must be there too, if it is anywhere.
+  flags = chunks.get(b'VP8X', bytes(9))[8]
+  body = b'WEBP' + b''.join(chunks.values())
+  with contextlib.suppress(*disk.BROKEN):
+    if not flags & _HAS_EXIF or b'EXIF' in chunks:
+      return load(b'RIFF' + len(body).to_bytes(4, 'little') + body)
+  raise ValueError(
+    f'it ends too soon: {len(data)} of {promised} bytes are there'
+  )
 
 
 def _read_jpeg(
