@@ -43,6 +43,10 @@ PATH_PARAMS_SUFFIXES = ('.npy', '.npz', '.pkl')
 MAX_PIXELS = 2**28
 # Of a byte of the file, where there are many: what deflate does at most, bits.
 _MOST_GROWN = 2**13
+_MOST_PLANES = 8  # of a TIFF; Pillow reads six
+# Pixels times scans of a JPEG: a scan of a few bytes takes as long as any.
+_MOST_SCANNED = 2**32
+_JPEG = ('JPEG', 'MPO')  # Pillow's names
 # Pillow's own limit is lower than some cameras', and a warning at first.
 Image.MAX_IMAGE_PIXELS = None
 # How the files of `SUFFIXES` begin.
@@ -315,12 +319,19 @@ def _load(f: BinaryIO) -> Image.Image:
     raise ValueError(f'{pixels} pixels are more than {MAX_PIXELS}')
   if pixels > max(_LARGE, _MOST_GROWN * size):
     raise ValueError(f'{pixels} pixels cannot be in {size} bytes')
-  tiles = [tile.extents for tile in image.tile if image.format == 'TIFF']
-  covered = sum((right - x) * (low - y) for x, y, right, low in tiles)
-  if tiles and covered < pixels:
-    raise ValueError(
-      f'it ends too soon: {covered} of {pixels} pixels are there'
-    )
+  if image.format == 'TIFF':
+    tiles = (tile.extents for tile in image.tile)
+    covered = sum((right - x) * (low - y) for x, y, right, low in tiles)
+    if covered < pixels:
+      raise ValueError(
+        f'it ends too soon: {covered} of {pixels} pixels are there'
+      )
+    if covered > _MOST_PLANES * pixels:
+      raise ValueError(f'it holds {covered} values for {pixels} pixels')
+  if image.format in _JPEG:
+    f.seek(0)
+    if (scans := f.read().count(b'\xff\xda')) * pixels > _MOST_SCANNED:
+      raise ValueError(f'its {pixels} pixels are sent {scans} times')
   with _ALONE if pixels > _LARGE else contextlib.nullcontext():
     image.load()
   return image
@@ -332,7 +343,7 @@ def _lacks_end(f: BinaryIO, image: Image.Image) -> bool:
   It takes what a cut JPEG was filled up with, often zeros, for its pixels.
   """
   f.seek(-2, os.SEEK_END)
-  return image.format in ('JPEG', 'MPO') and f.read(2) != b'\xff\xd9'
+  return image.format in _JPEG and f.read(2) != b'\xff\xd9'
 
 
 def _unknown(start: bytes) -> str:

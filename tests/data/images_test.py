@@ -223,6 +223,32 @@ def test_a_tiff_of_fewer_strips_than_rows_is_no_half_black_image(tmp_path):
     images.load_photograph(path)
 
 
+def test_a_tiff_of_one_strip_over_and_over_is_refused_at_once(tmp_path):
+  path = tmp_path / 'a.tif'
+  _GRAY.save(path)
+  data = bytearray(path.read_bytes())
+  count = 10_000
+  for tag in (273, 279):  # where the strips are, and how long
+    place = data.index(struct.pack('<HHI', tag, 4, 1))
+    struct.pack_into('<HHII', data, place, tag, 4, count, len(data))
+  place = data.index(struct.pack('<HHII', 278, 4, 1, 7))  # rows of a strip
+  struct.pack_into('<HHII', data, place, 278, 4, 1, 1)
+  path.write_bytes(data + struct.pack('<I', 63) * count)
+  with pytest.raises(ValueError, match='90000 values for 63 pixels'):
+    images.load_photograph(path)
+
+
+def test_a_jpeg_of_the_same_scan_over_and_over_is_refused_at_once(tmp_path):
+  f = io.BytesIO()
+  Image.new('L', (4000, 4000)).save(f, 'JPEG', progressive=True)
+  data = f.getvalue()
+  scan = data[data.rindex(b'\xff\xda') : -2]
+  # Half a minute, of 0.1 MB.
+  (tmp_path / 'a.jpg').write_bytes(data[:-2] + scan * 1000 + data[-2:])
+  with pytest.raises(ValueError, match='16000000 pixels are sent 1006 times'):
+    images.load_photograph(tmp_path / 'a.jpg')
+
+
 def _exif(*more):
   """Bytes of EXIF that turn an image upside down, and say more."""
   entries = [struct.pack('<HHIHxx', 0x0112, 3, 1, 3), *more]
