@@ -220,7 +220,8 @@ def _judge(readers, home, kind, whole, damages):
   path, data, uncut = home / 'damaged.png', whole, whole
   for damage in damages:
     data = _damage(data, *damage)
-    uncut = uncut if damage[1] == 'cut' else _damage(uncut, *damage)
+    if damage[1] not in ('cut', 'drop'):
+      uncut = _damage(uncut, *damage)
   path.write_bytes(data)
   ours, strict, lenient = (reader.read(path) for reader in readers)
   assert 'fault' not in ours, ours
