@@ -1,12 +1,10 @@
 """Image files that have all their pixels, but not all that belongs around them.
 
 Pillow refuses a file for a checksum of its comments, for more of them than it
-cares to unpack, or for an end that is not there. Each format here is rebuilt
-without what no pixel depends on; whether pixels lack is found out, not assumed.
+cares to unpack, or for an end that is not there. A PNG is rebuilt without what
+no pixel depends on. Whether a JPEG lacks pixels is found out, not assumed.
 
-PNG: https://www.w3.org/TR/png-3/#5Chunk-layout. WebP:
-https://developers.google.com/speed/webp/docs/riff_container. JPEG: ITU-T T.81,
-annex B.
+PNG: https://www.w3.org/TR/png-3/#5Chunk-layout. JPEG: ITU-T T.81, annex B.
 """
 
 from collections.abc import Callable
@@ -17,20 +15,17 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from chimera.system import disk
-
 _PNG = b'\x89PNG\r\n\x1a\n'
 _JPEG = b'\xff\xd8\xff'
-# Of the texts in a PNG only those that may say how the picture is turned.
-_TURNS = (b'XML:com.adobe.xmp', b'Raw profile type exif', b'exif')
+# Of the texts in a PNG those that may say how it is turned, and how they are
+# written plainly.
+_TURNS = {
+  b'XML:com.adobe.xmp': (b'iTXt', b'\0\0\0\0\0'),
+  b'Raw profile type exif': (b'tEXt', b'\0'),
+}
 _TEXT = 2**23  # bytes of each of them, unpacked
 _MARKER = re.compile(rb'\xff([\x01-\xcf\xd8-\xfe])')
 _RESTART = re.compile(rb'\xff([\xd0-\xd7])')
-_CHUNKS = (
-  *(b'VP8 ', b'VP8L', b'VP8X', b'ALPH', b'ANIM', b'ANMF'),
-  *(b'ICCP', b'EXIF', b'XMP '),
-)
-_HAS_EXIF = 8  # a flag
 _SOI, _EOI, _SOS, _TEM = 0xD8, 0xD9, 0xDA, 0x01
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BEYOND = 256  # bytes of bits that stand for those which may be lacking
@@ -55,7 +50,12 @@ def read(
   if data.startswith(_PNG):
     return load(_rebuild_png(data))
   if data.startswith(b'RIFF') and data[8:12] == b'WEBP':
-    return _read_webp(data, load)
+    # It says how long it is, and has nothing to tell a wrong pixel by.
+    promised = int.from_bytes(data[4:8], 'little') + 8
+    if promised > len(data):
+      raise ValueError(
+        f'it ends too soon: {len(data)} of {promised} bytes are there'
+      )
   if data.startswith(_JPEG):
     return _read_jpeg(data, load)
   return None
@@ -81,12 +81,9 @@ def _rebuild_png(data: bytes) -> bytes:
     elif kind == b'eXIf':
       texts[kind] = _chunk(kind, body)
     elif kind in (b'tEXt', b'zTXt', b'iTXt'):
-      with contextlib.suppress(IndexError, zlib.error):
-        key, text = _text(kind, body)
-        start = b'\0\0\0\0\0' if key == _TURNS[0] else b'\0'
-        if key in _TURNS:
-          kind = b'iTXt' if key == _TURNS[0] else b'tEXt'
-          texts[key] = _chunk(kind, key + start + text)
+      with contextlib.suppress(LookupError, zlib.error):
+        key, chunk = _plain_text(kind, body)
+        texts[key] = chunk
     at = end
   return b''.join([*head, *texts.values(), *pixels])
 
@@ -96,47 +93,19 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
   return size.to_bytes(4) + kind + body + checksum.to_bytes(4)
 
 
-def _text(kind: bytes, body: bytes) -> tuple[bytes, bytes]:
-  """(keyword, text) of a chunk, the text no longer than `_TEXT`."""
+def _plain_text(kind: bytes, body: bytes) -> tuple[bytes, bytes]:
+  """(keyword, chunk), not packed, of a text; LookupError if it is no matter."""
   key, _, text = body.partition(b'\0')
+  form, start = _TURNS[key]
   is_packed = kind == b'zTXt' or (kind == b'iTXt' and text[0] == 1)
   if kind == b'zTXt':
     text = text[1:]  # behind the method
   elif kind == b'iTXt':
     # Behind whether and how it is packed, its language, and the keyword in it.
     text = text[2:].split(b'\0', 2)[2]
-  if is_packed and key in _TURNS:
+  if is_packed:
     text = zlib.decompressobj().decompress(text, _TEXT)
-  return key, text[:_TEXT]
-
-
-def _read_webp(
-  data: bytes, load: Callable[[bytes], Image.Image]
-) -> Image.Image | None:
-  """From its whole chunks, if it ends before it says it does."""
-  promised = int.from_bytes(data[4:8], 'little') + 8
-  if promised <= len(data):
-    return None
-  chunks, at = {}, 12
-  while kind := data[at : at + 4]:
-    # Otherwise bytes lack before it.
-    if not any(known.startswith(kind) for known in _CHUNKS):
-      raise ValueError(f'{promised - len(data)} bytes lack in it')
-    size = int.from_bytes(data[at + 4 : at + 8], 'little')
-    if at + 8 + size > len(data):
-      break
-    chunk = data[at : at + 8 + size] + b'\0' * (size % 2)
-    chunks[kind] = chunks.get(kind, b'') + chunk
-    at += 8 + size + size % 2
-  # Whether it is turned must be there too, if it is anywhere.
-  flags = chunks.get(b'VP8X', bytes(9))[8]
-  body = b'WEBP' + b''.join(chunks.values())
-  with contextlib.suppress(*disk.BROKEN):
-    if not flags & _HAS_EXIF or b'EXIF' in chunks:
-      return load(b'RIFF' + len(body).to_bytes(4, 'little') + body)
-  raise ValueError(
-    f'it ends too soon: {len(data)} of {promised} bytes are there'
-  )
+  return key, _chunk(form, key + start + text[:_TEXT])
 
 
 def _read_jpeg(

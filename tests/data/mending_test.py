@@ -221,53 +221,16 @@ def test_a_png_of_broken_comments_has_whole_pixels_or_is_refused():
     assert _refused(bytes(data)) == 'the checksum of its IDAT is wrong'
 
 
-def _riff(data):
-  """The chunks of a WebP: kind, where its bytes begin, where they end."""
-  at = 12
-  while at < len(data):
-    size = struct.unpack_from('<I', data, at + 4)[0]
-    yield data[at : at + 4], at + 8, at + 8 + size
-    at += 8 + size + size % 2
-
-
-@pytest.mark.parametrize(
-  'options',
-  [{}, dict(lossless=True), dict(exif=EXIF, xmp=b'abc')],
-  ids=range(3),
-)
-def test_a_webp_is_read_if_its_pixels_and_how_they_are_turned_are_whole(
-  options,
-):
-  for seed in range(8):
-    pixels = np.random.default_rng(seed).integers(0, 256, (31, 45, 3), np.uint8)
-    whole = _save(pixels, 'WEBP', **options)
-    expected = np.asarray(Image.open(io.BytesIO(whole)).convert('RGB'))
-    last = (b'VP8 ', b'VP8L')
-    if 'exif' in options:
-      expected, last = np.rot90(expected, -1), (b'EXIF',)
-    ((_, begin, end),) = [c for c in _riff(whole) if c[0] in last]
-    for place in {end, min(end + 9, len(whole)), len(whole)}:
-      np.testing.assert_array_equal(_read(whole[:place]), expected)
-    np.testing.assert_array_equal(_read(whole + b'odd bytes'), expected)
-    for place in (end - 1, begin + 8, max(begin - 9, 13)):
+def test_of_a_webp_it_is_said_how_much_is_there_and_more_does_no_harm():
+  f = io.BytesIO()
+  frames = [Image.fromarray(NOISE[::step]) for step in (-1, 1)]
+  Image.fromarray(NOISE).save(f, 'WEBP', save_all=True, append_images=frames)
+  for whole in (_save(NOISE, 'WEBP', exif=EXIF), f.getvalue()):
+    pixels = _read(whole)
+    for more in (b'\0', b'odd', whole):
+      np.testing.assert_array_equal(_read(whole + more), pixels)
+    for cut in (1, 30, len(whole) // 2):
+      place = len(whole) - cut
       assert _refused(whole[:place]) == (
         f'it ends too soon: {place} of {len(whole)} bytes are there'
       )
-
-
-def test_a_webp_that_lacks_bytes_inside_is_refused():
-  whole = _save(NOISE, 'WEBP', exif=EXIF)
-  assert _refused(whole[:200] + whole[202:]) == '2 bytes lack in it'
-
-
-def test_an_animation_is_its_first_frame_and_that_is_enough():
-  frames = [Image.fromarray(NOISE[::step]) for step in (1, -1, -1)]
-  f = io.BytesIO()
-  frames[0].save(
-    f, 'WEBP', save_all=True, append_images=frames[1:], lossless=True
-  )
-  whole = f.getvalue()
-  ends = [end for kind, _, end in _riff(whole) if kind == b'ANMF']
-  assert len(ends) > 1
-  np.testing.assert_array_equal(_read(whole[: ends[0] + 20]), NOISE)
-  assert 'too soon' in _refused(whole[: ends[0] - 1])
