@@ -51,9 +51,9 @@ class _Photograph(NamedTuple):
 
 
 def plan_crops(
-  source: images.Path,
+  source: images.AnyPath,
   *,
-  held_out_source: images.Path,
+  held_out_source: images.AnyPath,
   held_out_fraction: float,
   image_size: int,
   train_count: int,
@@ -234,7 +234,7 @@ def _stamp(f: BinaryIO) -> tuple[int, int] | None:
 def _distinct(
   found: dict[str, _Photograph | str],
   sources: list[str],
-  folder: images.Path,
+  folder: images.AnyPath,
   key: str,
 ) -> list[_Photograph]:
   """The readable photographs by lot; of identical ones the first."""

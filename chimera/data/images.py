@@ -41,7 +41,7 @@ _OTHER_SUFFIXES = (
 PATH_PARAMS_SUFFIXES = ('.npy', '.npz', '.pkl')
 # More are no photograph but a bomb: a few bytes that decode to gigabytes.
 MAX_PIXELS = 2**28
-# Of a byte of the file, where there are many: what deflate does at most, bits.
+# Pixels in a byte of a large image: deflate packs 1032 bytes of 8 in one.
 _MOST_GROWN = 2**13
 _MOST_PLANES = 8  # of a TIFF; Pillow reads six
 # Pixels times scans of a JPEG: a scan of a few bytes takes as long as any.
@@ -66,10 +66,10 @@ _TURNS = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
-Path = str | bytes | os.PathLike
+AnyPath = str | bytes | os.PathLike
 
 
-def load_photograph(source: Path) -> np.ndarray:
+def load_photograph(source: AnyPath) -> np.ndarray:
   """uint8 RGB (height, width, 3) of an image, as people see it.
 
   EXIF rotation is applied; alpha is composited over white; gray, palette and
@@ -82,15 +82,15 @@ def load_photograph(source: Path) -> np.ndarray:
   Raises:
     ValueError: it is not a readable image, or has more than `MAX_PIXELS`.
   """
+  source = os.fsdecode(source)
   try:
     with open_source(source) as f:
       return decode(f)
   except disk.BROKEN as e:
-    name = os.fsdecode(source)
-    raise ValueError(f'{name} is not a readable image: {why(e)}.') from e
+    raise ValueError(f'{source} is not a readable image: {why(e)}.') from e
 
 
-def open_source(source: Path) -> BinaryIO:
+def open_source(source: AnyPath) -> BinaryIO:
   """A source's file; a member of an archive is in memory.
 
   Raises:
@@ -127,9 +127,10 @@ def decode(f: BinaryIO) -> np.ndarray:
     error = e
   if error or _lacks_end(f, image):
     f.seek(0)
+    data = f.read(archives.MAX_BYTES + 1)
     with contextlib.suppress(LookupError):
-      data = f.read(archives.MAX_BYTES)
-      image = mending.read(data, lambda x: _load(io.BytesIO(x))) or image
+      if len(data) <= archives.MAX_BYTES:
+        image = mending.read(data, lambda x: _load(io.BytesIO(x))) or image
   if image is None:
     raise error
   with image:
@@ -164,7 +165,7 @@ def resize(square: np.ndarray, size: int) -> np.ndarray:
   return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
 
 
-def read_image(path: Path, size: int | None = None) -> np.ndarray:
+def read_image(path: AnyPath, size: int | None = None) -> np.ndarray:
   """`load_photograph`, and where `size` is given its `center` of that size."""
   photograph = load_photograph(path)
   return photograph if size is None else center(photograph, size)
@@ -194,12 +195,12 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
   return np.nan_to_num(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 
-def is_path_params(source: Path) -> bool:
+def is_path_params(source: AnyPath) -> bool:
   """Whether `source` names path_params rather than images, by its suffix."""
   return os.fsdecode(source).lower().endswith(PATH_PARAMS_SUFFIXES)
 
 
-def load_path_params(path: Path, *, chunk: int = 4096) -> np.ndarray:
+def load_path_params(path: AnyPath, *, chunk: int = 4096) -> np.ndarray:
   """Lets in path_params that were made elsewhere: float32 (N, H, W, 3).
 
   That is delta in [-pi, pi], chi in [-pi/4, pi/4], radius in [0, pi/2].
@@ -228,7 +229,7 @@ def load_path_params(path: Path, *, chunk: int = 4096) -> np.ndarray:
   return latents.astype(np.float32)
 
 
-def list_sources(source: Path, flag: str) -> list[str]:
+def list_sources(source: AnyPath, flag: str) -> list[str]:
   """Every image of 'photos', a folder, a .zip or a .tar, sorted.
 
   Files of kinds that are not read are counted in the log, once.
@@ -272,8 +273,8 @@ def list_sources(source: Path, flag: str) -> list[str]:
   )
   passed = ''
   if others:
-    kinds = ', '.join(sorted(others))
-    passed = f'{others.total()} file(s) of other kinds ({kinds})'
+    listed = ', '.join(sorted(others))
+    passed = f'{others.total()} file(s) of other kinds ({listed})'
   if not sources:
     raise ValueError(
       f'No readable image ({", ".join(SUFFIXES)}) in {source}'
@@ -330,7 +331,8 @@ def _load(f: BinaryIO) -> Image.Image:
       raise ValueError(f'it holds {covered} values for {pixels} pixels')
   if image.format in _JPEG:
     f.seek(0)
-    if (scans := f.read().count(b'\xff\xda')) * pixels > _MOST_SCANNED:
+    scans = f.read(archives.MAX_BYTES).count(b'\xff\xda')
+    if scans * pixels > _MOST_SCANNED:
       raise ValueError(f'its {pixels} pixels are sent {scans} times')
   with _ALONE if pixels > _LARGE else contextlib.nullcontext():
     image.load()

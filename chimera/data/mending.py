@@ -17,6 +17,7 @@ from PIL import Image
 
 _PNG = b'\x89PNG\r\n\x1a\n'
 _JPEG = b'\xff\xd8\xff'
+_CHECKED = (b'IHDR', b'PLTE', b'tRNS', b'IDAT')
 # Of the texts in a PNG those that may say how it is turned, and how they are
 # written plainly.
 _TURNS = {
@@ -74,9 +75,9 @@ def _rebuild_png(data: bytes) -> bytes:
     body = data[at + 8 : end - 4]
     if not kind[0] & 0x20 or kind == b'tRNS':
       # Pillow compares no checksum of pixels. But this file is damaged.
-      is_whole = end <= len(data) and kind != b'IEND'
+      is_whole = end <= len(data) and kind in _CHECKED
       if is_whole and _chunk(kind, body) != data[at:end]:
-        raise ValueError(f'the checksum of its {ascii(kind)[2:-1]} is wrong')
+        raise ValueError(f'the checksum of its {kind.decode()} is wrong')
       (pixels if pixels or kind == b'IDAT' else head).append(data[at:end])
     elif kind == b'eXIf':
       texts[kind] = _chunk(kind, body)

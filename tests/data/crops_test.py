@@ -84,6 +84,8 @@ def test_a_folder_is_searched_deeply_and_split_by_photograph(folder):
 
 def test_the_plan_is_a_function_of_the_seed(folder):
   plan = crops_lib.plan_crops(str(folder), **PLAN)
+  assert crops_lib.plan_crops(folder, **PLAN) == plan
+  assert crops_lib.plan_crops(os.fsencode(folder), **PLAN) == plan
   assert crops_lib.plan_crops(str(folder), **PLAN) == plan
   others = [
     crops_lib.plan_crops(str(folder), **{**PLAN, 'seed': s})
