@@ -321,8 +321,7 @@ def _load(f: BinaryIO) -> Image.Image:
   if pixels > max(_LARGE, _MOST_GROWN * size):
     raise ValueError(f'{pixels} pixels cannot be in {size} bytes')
   if image.format == 'TIFF':
-    tiles = (tile.extents for tile in image.tile)
-    covered = sum((right - x) * (low - y) for x, y, right, low in tiles)
+    covered = sum((r - x) * (b - y) for _, (x, y, r, b), *_ in image.tile)
     if covered < pixels:
       raise ValueError(
         f'it ends too soon: {covered} of {pixels} pixels are there'
