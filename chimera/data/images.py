@@ -140,7 +140,7 @@ def decode(f: BinaryIO) -> np.ndarray:
 def why(error: BaseException) -> str:
   """In words that a user knows: why a file is not read as an image."""
   said = disk.reason(error)
-  if isinstance(error, OSError) and error.strerror:
+  if isinstance(error, OSError) and error.filename:
     return error.strerror
   if 'truncated' in said.lower():
     return 'it ends too soon'
@@ -353,7 +353,7 @@ def _unknown(start: bytes) -> str:
     return 'it is empty'
   if start.startswith(_STARTS):
     return 'its header is broken'
-  return f'it is no image, it begins with {start!r}'
+  return f'it is no image that Pillow knows, it begins with {start!r}'
 
 
 def _turn(image: Image.Image) -> Image.Image:

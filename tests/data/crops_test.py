@@ -216,7 +216,8 @@ def test_corrupt_images_among_many_are_skipped_each_with_its_reason(
   plan = crops_lib.plan_crops(str(folder), **PLAN)
   assert {os.path.basename(s): why for s, why in plan.skipped.items()} == {
     'a_truncated.png': 'it ends too soon',
-    'b_text.jpg': "it is no image, it begins with b'not a JPEG'",
+    'b_text.jpg': 'it is no image that Pillow knows, it begins with '
+    "b'not a JPEG'",
     'c_empty.webp': 'it is empty',
   }
   assert len(_sources(plan.train) | _sources(plan.held_out)) == 8

@@ -143,15 +143,16 @@ def test_what_is_not_an_image_is_one_line(tmp_path):
 
 
 _GRAY = Image.new('L', (9, 7), 100)
+_NONE = 'it is no image that Pillow knows, it begins with '
 _BROKEN = {
   'empty': (b'', 'it is empty'),
-  'a text': (b'a recipe', "it is no image, it begins with b'a recipe'"),
-  'an SVG': (b'<svg xmlns="http:', 'it is no image, it begins with b\'<svg'),
-  'a page': (b'<!DOCTYPE html><p>', 'it is no image, it begins with b\'<!DOC'),
+  'a text': (b'a recipe', f"{_NONE}b'a recipe'"),
+  'an SVG': (b'<svg xmlns="http:', f"{_NONE}b'<svg"),
+  'a page': (b'<!DOCTYPE html><p>', f"{_NONE}b'<!DOC"),
   # Pillow would call Ghostscript.
   'PostScript': (
     b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n',
-    "it is no image, it begins with b'%!PS-Adobe-3.0 E'",
+    f"{_NONE}b'%!PS-Adobe-3.0 E'",
   ),
   'a header': (b'\x89PNG\r\n\x1a\n' + bytes(30), 'its header is broken'),
   'JPEG': (b'\xff\xd8\xff' * 9, 'it ends too soon: not all of its scans are'),

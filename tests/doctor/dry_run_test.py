@@ -71,7 +71,8 @@ def test_files_that_would_be_skipped_are_said_with_their_reasons(tmp_path):
   found = dry_run.survey(config, str(tmp_path / 'none'))
   assert list(dry_run._data(config, found))[-1] == (
     f'Skipped 2 image(s): {tmp_path}/none.jpg: it is empty; '
-    f"{tmp_path}/page.png: it is no image, it begins with b'<html>'"
+    f'{tmp_path}/page.png: it is no image that Pillow knows, it begins with '
+    "b'<html>'"
   )
 
 
