@@ -26,12 +26,14 @@ _Directory = tuple[
 _ONE_AT_A_TIME = threading.Lock()  # what reads a .zip moves in its one file
 
 
-def is_archive(path: str) -> bool:
+def is_archive(path: str | bytes | os.PathLike) -> bool:
   """Whether a file is meant to hold images, by its suffix."""
-  return path.lower().endswith(SUFFIXES + _COMPRESSED)
+  return os.fsdecode(path).lower().endswith(SUFFIXES + _COMPRESSED)
 
 
-def members(path: str, suffixes: tuple[str, ...]) -> list[str]:
+def members(
+  path: str | bytes | os.PathLike, suffixes: tuple[str, ...]
+) -> list[str]:
   """The sources of the files in an archive that end in `suffixes`, sorted.
 
   Links, archives in the archive and what macOS adds (`__MACOSX/`) are passed
@@ -40,12 +42,12 @@ def members(path: str, suffixes: tuple[str, ...]) -> list[str]:
   Raises:
     ValueError: it is broken, encrypted, or a compressed .tar; one line.
   """
+  path = os.path.abspath(os.fsdecode(path))
   if path.lower().endswith(_COMPRESSED):
     raise ValueError(
       f'Images come from a .tar that is not compressed, got {path}: unpack it, '
       'or make it a .tar or .zip.'
     )
-  path = os.path.abspath(path)
   file, places = _open(path)
   names = sorted(
     name
@@ -60,8 +62,9 @@ def members(path: str, suffixes: tuple[str, ...]) -> list[str]:
   return [f'{path}!{name}' for name in names]
 
 
-def split(source: str) -> tuple[str, str] | None:
+def split(source: str | bytes | os.PathLike) -> tuple[str, str] | None:
   """(archive, member) of a member's name; None where it is no member."""
+  source = os.fsdecode(source)
   for match in _SOURCE.finditer(source):
     path, member = source[: match.end() - 1], source[match.end() :]
     if os.path.isfile(path):
@@ -69,13 +72,14 @@ def split(source: str) -> tuple[str, str] | None:
   return None
 
 
-def read(path: str, member: str) -> bytes:
+def read(path: str | bytes | os.PathLike, member: str) -> bytes:
   """The bytes of a member; any number of threads may read.
 
   Raises:
     ValueError: there is no such member, it is broken, or larger than
       `MAX_BYTES`.
   """
+  path = os.fsdecode(path)
   file, places = _open(path)
   if member not in places:
     raise ValueError(f'{path} holds no {member!r}')

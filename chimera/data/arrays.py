@@ -24,7 +24,7 @@ _KEEPS = frozenset(('PUT', 'BINPUT', 'LONG_BINPUT'))
 _ASKS = frozenset(('PERSID', 'BINPERSID', 'EXT1', 'EXT2', 'EXT4'))
 
 
-def read(path: str) -> np.ndarray:
+def read(path: str | bytes | os.PathLike) -> np.ndarray:
   """The array of an .npy, an .npz or a .pkl, by its suffix.
 
   An .npy is memory-mapped. An .npz is of one array, or one of 'latents'; a .pkl
@@ -33,6 +33,7 @@ def read(path: str) -> np.ndarray:
   Raises:
     one of `disk.BROKEN`: it is not what its name claims.
   """
+  path = os.fsdecode(path)
   if not stat.S_ISREG(os.stat(path).st_mode):
     raise ValueError('it is not a file')
   readers = {'.npy': _read_npy, '.npz': _read_npz, '.pkl': _read_pickle}

@@ -4,7 +4,7 @@ Photographs are split into training and held-out ones **by photograph**: no
 crop of one that is trained on is ever held out. Host code only.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 import concurrent.futures
 import csv
 import functools
@@ -12,7 +12,7 @@ import hashlib
 import io
 import math
 import os
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from absl import logging
 import numpy as np
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
 
   train: list[Crop]  # crops, those of one photograph next to each other
   held_out: list[Crop]  # likewise
-  skipped: list[str]  # sources of the files that could not be read
+  skipped: Mapping[str, str]  # why, by the source of each file not read
 
 
 class _Photograph(NamedTuple):
@@ -51,9 +51,9 @@ class _Photograph(NamedTuple):
 
 
 def plan_crops(
-  source: str,
+  source: images.AnyPath,
   *,
-  held_out_source: str,
+  held_out_source: images.AnyPath,
   held_out_fraction: float,
   image_size: int,
   train_count: int,
@@ -100,7 +100,7 @@ def plan_crops(
       found[name] = photograph
       if progress is not None:
         progress(len(found), len(sources))
-  skipped = [name for name, photograph in found.items() if photograph is None]
+  skipped = {name: x for name, x in found.items() if isinstance(x, str)}
   train = _distinct(found, train_sources, source, 'source')
   if held_out_source:
     held_out = _distinct(
@@ -121,9 +121,6 @@ def plan_crops(
       )
     held = min(max(round(held_out_fraction * len(train)), 1), len(train) - 1)
     held_out, train = train[:held], train[held:]
-  if skipped:
-    message = 'Skipped %d unreadable image(s), the first is %s'
-    logging.warning(message, len(skipped), skipped[0])
   sides = [min(photograph[2:]) for photograph in train + held_out]
   small = sum(side < image_size for side in sides)
   if small:
@@ -209,32 +206,44 @@ def read_manifest(path: str | os.PathLike) -> tuple[list[Crop], np.ndarray]:
   return crops, np.asarray(scores, np.float32)
 
 
-def _examine(seed: int, source: str) -> _Photograph | None:
-  """Decodes one file; None where it cannot be read."""
+def _examine(seed: int, source: str) -> _Photograph | str:
+  """Decodes one file; why, where it cannot be read."""
   try:
     with images.open_source(source) as f:
+      before = _stamp(f)
       height, width, _ = images.decode(f).shape
       f.seek(0)
       digest = hashlib.file_digest(f, 'sha256').hexdigest()
+      if _stamp(f) != before:
+        raise ValueError('it changed while it was read')
   except disk.BROKEN as e:
-    logging.debug('%s: %s', source, e)
-    return None
+    return images.why(e)
   lot = hashlib.sha256(f'{seed}:{digest}'.encode()).hexdigest()
   return _Photograph(lot, source, height, width)
 
 
+def _stamp(f: BinaryIO) -> tuple[int, int] | None:
+  """Of a file on a disk: what a change of it changes."""
+  try:
+    status = os.fstat(f.fileno())
+  except io.UnsupportedOperation:
+    return None
+  return status.st_size, status.st_mtime_ns
+
+
 def _distinct(
-  found: dict[str, _Photograph | None],
+  found: dict[str, _Photograph | str],
   sources: list[str],
-  folder: str,
+  folder: images.AnyPath,
   key: str,
 ) -> list[_Photograph]:
   """The readable photographs by lot; of identical ones the first."""
-  photographs = [found[name] for name in sources if found[name] is not None]
+  examined = [found[name] for name in sources]
+  photographs = [x for x in examined if not isinstance(x, str)]
   if not photographs:
     raise ValueError(
-      f'No readable image in {folder}: all {len(sources)} are corrupt. '
-      f'Fix --config.data.{key}.'
+      f'No readable image in {folder}: all {len(sources)} are corrupt, '
+      f'{sources[0]}: {examined[0]}. Fix --config.data.{key}.'
     )
   return sorted({p.lot: p for p in reversed(photographs)}.values())
 

@@ -6,7 +6,9 @@ uint8 RGB in [0, 255] in storage, float32 RGB in [-1, 1] in every model
 (`to_float`, `to_uint8`). Host code only.
 """
 
+import collections
 import contextlib
+import functools
 import importlib.util
 import io
 import math
@@ -16,9 +18,9 @@ from typing import BinaryIO
 
 from absl import logging
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from chimera.data import archives, arrays
+from chimera.data import archives, arrays, mending
 from chimera.system import disk
 
 # Real photographs in scikit-image's wheel. motorcycle_right is the scene of
@@ -31,67 +33,122 @@ PHOTOGRAPHS = (
 )
 BUNDLED = 'skimage:'  # marks the source of a bundled photograph
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
+# What somebody may take for images that are read.
+_OTHER_SUFFIXES = (
+  *('.gif', '.heic', '.heif', '.avif', '.jxl', '.jp2', '.jfif', '.svg', '.psd'),
+  *('.dng', '.cr2', '.cr3', '.nef', '.arw', '.raf', '.rw2', '.orf', '.exr'),
+)
 PATH_PARAMS_SUFFIXES = ('.npy', '.npz', '.pkl')
 # More are no photograph but a bomb: a few bytes that decode to gigabytes.
 MAX_PIXELS = 2**28
+# Pixels in a byte of a large image: deflate packs 1032 bytes of 8 in one.
+_MOST_GROWN = 2**13
+_MOST_PLANES = 8  # of a TIFF; Pillow reads six
+# Pixels times scans of a JPEG: a scan of a few bytes takes as long as any.
+_MOST_SCANNED = 2**32
+_JPEG = ('JPEG', 'MPO')  # Pillow's names
 # Pillow's own limit is lower than some cameras', and a warning at first.
 Image.MAX_IMAGE_PIXELS = None
+# How the files of `SUFFIXES` begin.
+_STARTS = (
+  *(b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'RIFF', b'BM'),
+  *(b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'),
+)
+_TO_8_BITS = np.rint(np.arange(2**16) * (255.0 / 65535.0)).astype(np.uint8)
 _LARGE = 2**24  # pixels from which images are decoded one at a time
 _ALONE = threading.Lock()
+_TURNS = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
+AnyPath = str | bytes | os.PathLike
 
 
-def load_photograph(source: str) -> np.ndarray:
+def load_photograph(source: AnyPath) -> np.ndarray:
   """uint8 RGB (height, width, 3) of an image, as people see it.
 
   EXIF rotation is applied; alpha is composited over white; gray, palette and
   CMYK become RGB; 16-bit gray is scaled (65535 becomes 255), not clipped.
 
   Args:
-    source: absolute path, or 'skimage:' and the name of a bundled photograph,
-      or an archive's path, '!' and the name in it.
+    source: a file's path, or 'skimage:' and the name of a bundled photograph,
+      or an archive's path, '!' and the name in it. A file of that name wins.
 
   Raises:
     ValueError: it is not a readable image, or has more than `MAX_PIXELS`.
   """
+  source = os.fsdecode(source)
   try:
     with open_source(source) as f:
       return decode(f)
   except disk.BROKEN as e:
-    said = disk.reason(e)
-    raise ValueError(f'{source} is not a readable image: {said}.') from e
+    raise ValueError(f'{source} is not a readable image: {why(e)}.') from e
 
 
-def open_source(source: str) -> BinaryIO:
+def open_source(source: AnyPath) -> BinaryIO:
   """A source's file; a member of an archive is in memory.
 
   Raises:
     one of `disk.BROKEN`: there is no such file.
   """
-  if source.startswith(BUNDLED):
-    # Where scikit-image keeps its data, without importing it.
-    (home,) = importlib.util.find_spec('skimage').submodule_search_locations
-    source = os.path.join(home, 'data', source.removeprefix(BUNDLED))
-  elif member := archives.split(source):
-    return io.BytesIO(archives.read(*member))
+  source = os.fsdecode(source)
+  if os.path.islink(source) and not os.path.exists(source):
+    raise ValueError('it is a link to a file that is not there')
   # Whoever opens a pipe waits for ever.
   if os.path.exists(source) and not os.path.isfile(source):
     raise ValueError('it is not a file')
+  if not os.path.exists(source):
+    if source.startswith(BUNDLED):
+      # Where scikit-image keeps its data, without importing it.
+      (home,) = importlib.util.find_spec('skimage').submodule_search_locations
+      source = os.path.join(home, 'data', source.removeprefix(BUNDLED))
+    elif member := archives.split(source):
+      return io.BytesIO(archives.read(*member))
   return open(source, 'rb')
 
 
 def decode(f: BinaryIO) -> np.ndarray:
   """uint8 RGB (height, width, 3) of an image's file; see `load_photograph`.
 
+  What no pixel depends on may be broken or lacking.
+
   Raises:
-    one of `disk.BROKEN`: it is not a readable image.
+    one of `disk.BROKEN`: it is not a readable image; `why` says it in words.
   """
-  with Image.open(f) as image:
-    pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
-      raise ValueError(f'{pixels} pixels are more than {MAX_PIXELS}')
-    with _ALONE if pixels > _LARGE else contextlib.nullcontext():
-      image.load()
-      return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+  image, error = None, None
+  try:
+    image = _load(f)
+  except disk.BROKEN as e:
+    error = e
+  if error or _lacks_end(f, image):
+    f.seek(0)
+    data = f.read(archives.MAX_BYTES + 1)
+    with contextlib.suppress(LookupError):
+      if len(data) <= archives.MAX_BYTES:
+        image = mending.read(data, lambda x: _load(io.BytesIO(x))) or image
+  if image is None:
+    raise error
+  with image:
+    return np.asarray(_to_rgb(_turn(image)))
+
+
+def why(error: BaseException) -> str:
+  """In words that a user knows: why a file is not read as an image."""
+  said = disk.reason(error)
+  if isinstance(error, OSError) and error.filename:
+    return error.strerror
+  if 'truncated' in said.lower():
+    return 'it ends too soon'
+  if isinstance(error, MemoryError):
+    return 'there is not enough memory for it'
+  if isinstance(error, ValueError):
+    return said
+  return f'its contents are broken ({said})'
 
 
 def center(photograph: np.ndarray, size: int) -> np.ndarray:
@@ -108,9 +165,9 @@ def resize(square: np.ndarray, size: int) -> np.ndarray:
   return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
 
 
-def read_image(path: str | os.PathLike, size: int | None = None) -> np.ndarray:
+def read_image(path: AnyPath, size: int | None = None) -> np.ndarray:
   """`load_photograph`, and where `size` is given its `center` of that size."""
-  photograph = load_photograph(os.fspath(path))
+  photograph = load_photograph(path)
   return photograph if size is None else center(photograph, size)
 
 
@@ -138,12 +195,12 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
   return np.nan_to_num(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 
-def is_path_params(source: str) -> bool:
+def is_path_params(source: AnyPath) -> bool:
   """Whether `source` names path_params rather than images, by its suffix."""
-  return source.lower().endswith(PATH_PARAMS_SUFFIXES)
+  return os.fsdecode(source).lower().endswith(PATH_PARAMS_SUFFIXES)
 
 
-def load_path_params(path: str, *, chunk: int = 4096) -> np.ndarray:
+def load_path_params(path: AnyPath, *, chunk: int = 4096) -> np.ndarray:
   """Lets in path_params that were made elsewhere: float32 (N, H, W, 3).
 
   That is delta in [-pi, pi], chi in [-pi/4, pi/4], radius in [0, pi/2].
@@ -155,6 +212,7 @@ def load_path_params(path: str, *, chunk: int = 4096) -> np.ndarray:
   Raises:
     ValueError: not what its name claims, or a wrong shape, dtype or range.
   """
+  path = os.fsdecode(path)
   try:
     latents = arrays.read(path)
     _check_path_params(latents, chunk)
@@ -171,24 +229,35 @@ def load_path_params(path: str, *, chunk: int = 4096) -> np.ndarray:
   return latents.astype(np.float32)
 
 
-def list_sources(source: str, flag: str) -> list[str]:
+def list_sources(source: AnyPath, flag: str) -> list[str]:
   """Every image of 'photos', a folder, a .zip or a .tar, sorted.
+
+  Files of kinds that are not read are counted in the log, once.
 
   Raises:
     ValueError: there is none, and the `flag` that named it.
   """
+  source = os.fsdecode(source)
   if source == 'photos':
-    return [BUNDLED + name for name in PHOTOGRAPHS]
+    sources = [BUNDLED + name for name in PHOTOGRAPHS]
+    if there := [name for name in sources if os.path.exists(name)]:
+      raise ValueError(
+        f"A file here is named {there[0]}, as one of 'photos' is: rename it."
+      )
+    return sources
+  kinds = SUFFIXES + _OTHER_SUFFIXES
   if os.path.isdir(source):
-    sources = sorted(
+    found = [
       os.path.join(folder, name)
-      for folder, _, names in os.walk(os.path.abspath(source))
+      for folder, _, names in os.walk(
+        os.path.abspath(source), onerror=_say_unsearched
+      )
       for name in names
-      if name.lower().endswith(SUFFIXES)
-    )
+      if name.lower().endswith(kinds)
+    ]
   elif os.path.exists(source) and archives.is_archive(source):
     try:
-      sources = archives.members(source, SUFFIXES)
+      found = archives.members(source, kinds)
     except ValueError as e:
       raise ValueError(f'{e} Fix {flag}.') from e
   else:
@@ -196,30 +265,129 @@ def list_sources(source: str, flag: str) -> list[str]:
       "Images come from 'photos', a folder, a .zip or a .tar, got no such "
       f'folder: {source}. Fix {flag}.'
     )
+  sources = sorted(name for name in found if name.lower().endswith(SUFFIXES))
+  others = collections.Counter(
+    os.path.splitext(name)[1].lower()
+    for name in found
+    if not name.lower().endswith(SUFFIXES)
+  )
+  passed = ''
+  if others:
+    listed = ', '.join(sorted(others))
+    passed = f'{others.total()} file(s) of other kinds ({listed})'
   if not sources:
     raise ValueError(
-      f'No readable image ({", ".join(SUFFIXES)}) in {source}. Fix {flag}.'
+      f'No readable image ({", ".join(SUFFIXES)}) in {source}'
+      f'{passed and f", but {passed}"}. Fix {flag}.'
     )
+  if passed:
+    _say_once(f'{passed} in {source} are passed over.')
   return sources
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+  """For a source is listed before it is read."""
+  logging.warning('%s', line)
+
+
+def _say_unsearched(error: OSError) -> None:
+  _say_once(f'{error.filename} is not searched for images: {error.strerror}.')
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+  """Pillow's, without PostScript, for which it would run Ghostscript."""
+  Image.init()
+  return tuple(name for name in Image.ID if name != 'EPS')
+
+
+def _load(f: BinaryIO) -> Image.Image:
+  """Decodes a file, as it is stored.
+
+  Raises:
+    one of `disk.BROKEN`: Pillow cannot, or it is too large.
+  """
+  size = f.seek(0, os.SEEK_END)
+  f.seek(0)
+  start = f.read(16)
+  try:
+    image = Image.open(f, formats=_formats())
+  except UnidentifiedImageError as e:
+    raise ValueError(_unknown(start)) from e
+  pixels = image.width * image.height
+  if pixels > MAX_PIXELS:
+    raise ValueError(f'{pixels} pixels are more than {MAX_PIXELS}')
+  if pixels > max(_LARGE, _MOST_GROWN * size):
+    raise ValueError(f'{pixels} pixels cannot be in {size} bytes')
+  if image.format == 'TIFF':
+    covered = sum((r - x) * (b - y) for _, (x, y, r, b), *_ in image.tile)
+    if covered < pixels:
+      raise ValueError(
+        f'it ends too soon: {covered} of {pixels} pixels are there'
+      )
+    if covered > _MOST_PLANES * pixels:
+      raise ValueError(f'it holds {covered} values for {pixels} pixels')
+  if image.format in _JPEG:
+    f.seek(0)
+    scans = f.read(archives.MAX_BYTES).count(b'\xff\xda')
+    if scans * pixels > _MOST_SCANNED:
+      raise ValueError(f'its {pixels} pixels are sent {scans} times')
+  with _ALONE if pixels > _LARGE else contextlib.nullcontext():
+    image.load()
+  return image
+
+
+def _lacks_end(f: BinaryIO, image: Image.Image) -> bool:
+  """Whether pixels may lack that Pillow has not missed.
+
+  It takes what a cut JPEG was filled up with, often zeros, for its pixels.
+  """
+  f.seek(-2, os.SEEK_END)
+  return image.format in _JPEG and f.read(2) != b'\xff\xd9'
+
+
+def _unknown(start: bytes) -> str:
+  """Why a file that begins like this was not known by Pillow."""
+  if not start:
+    return 'it is empty'
+  if start.startswith(_STARTS):
+    return 'its header is broken'
+  return f'it is no image that Pillow knows, it begins with {start!r}'
+
+
+def _turn(image: Image.Image) -> Image.Image:
+  """As EXIF or XMP say that people see it.
+
+  Where these are broken, it stays as it is stored.
+  """
+  try:
+    turn = image.getexif().get(ExifTags.Base.Orientation)
+  except disk.BROKEN:
+    return image
+  return image.transpose(_TURNS[turn]) if turn in _TURNS else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
   """Any mode of Pillow's to 8-bit RGB."""
   if image.mode.startswith('I') or image.mode == 'F':
-    values = np.asarray(image, np.float64)
+    values = np.asarray(image)
     top = 1.0 if image.mode == 'F' else 65535.0
     if not (values.min() >= 0.0 and values.max() <= top):
       raise ValueError(
         f'values of mode {image.mode} must be in [0, {top:g}], got '
         f'[{values.min():g}, {values.max():g}]'
       )
-    gray = np.rint(values * (255.0 / top)).astype(np.uint8)
+    if image.mode == 'F':
+      gray = np.rint(values * np.float64(255.0)).astype(np.uint8)
+    else:
+      gray = _TO_8_BITS[values]
     return Image.fromarray(gray).convert('RGB')
   if image.has_transparency_data:
     image = image.convert('RGBA')
     white = Image.new('RGBA', image.size, 'white')
     image = Image.alpha_composite(white, image)
-  return image.convert('RGB')
+  return image if image.mode == 'RGB' else image.convert('RGB')
 
 
 def _check_path_params(latents: np.ndarray, chunk: int) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import csv
 import io
+import itertools
 import os
 import pathlib
 
@@ -29,10 +30,15 @@ def tell(skipped: Mapping[str, str], home: str | os.PathLike) -> None:
   writer.writerows([HEADER, *skipped.items()])
   # File names need not be UTF-8.
   disk.write(path, text.getvalue().encode(errors='surrogateescape'))
-  said = [f'{name}: {reason}' for name, reason in skipped.items()][:_SAID]
-  more = len(skipped) - len(said)
-  logging.warning(
-    'Skipped %d image(s): %s%s. See %s.',
-    *(len(skipped), '; '.join(said)),
-    *(f'; and {more} more' if more else '', path),
-  )
+  logging.warning('%s. See %s.', words(skipped), path)
+
+
+def words(skipped: Mapping[str, str]) -> str:
+  """How many were skipped, and of up to ten which and why; a line."""
+  said = [
+    f'{name if name.isprintable() else ascii(name)}: {reason}'
+    for name, reason in itertools.islice(skipped.items(), _SAID)
+  ]
+  if more := len(skipped) - len(said):
+    said.append(f'and {more} more')
+  return f'Skipped {len(skipped)} image(s): {"; ".join(said)}'

@@ -4,7 +4,7 @@ The compiled step is the run's own, and runs a few cycles on path_params of one
 random sample: its cost does not depend on what it sees. Nothing is written.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import itertools
 import math
 import os
@@ -23,7 +23,7 @@ from chimera import step as step_lib
 from chimera.clones import specialists
 from chimera.clones import state as state_lib
 from chimera.data import crops as crops_lib
-from chimera.data import images
+from chimera.data import images, skipped
 from chimera.optics import modules as optics
 from chimera.optics import poincare, stage_1
 from chimera.run import checkpoint, engine
@@ -43,7 +43,7 @@ class Survey(NamedTuple):
   grid: tuple[int, int]  # (H, W) of the path_params
   photographs: int | None = None  # of the training crops; None for path_params
   held_out_photographs: int | None = None  # likewise; None if split before
-  unreadable: int = 0  # files that would be skipped
+  skipped: Mapping[str, str] | None = None  # files, and why
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -135,7 +135,7 @@ def survey(config: ml_collections.ConfigDict, workdir: str) -> Survey:
   grid = (c.data.image_size // c.optics.cell,) * 2
   sources = map(_sources, (plan.train, plan.held_out))
   return Survey(
-    len(plan.train), len(plan.held_out), grid, *sources, len(plan.skipped)
+    len(plan.train), len(plan.held_out), grid, *sources, plan.skipped
   )
 
 
@@ -206,8 +206,8 @@ def _data(config: ml_collections.ConfigDict, found: Survey) -> Iterator[str]:
   others = found.held_out_photographs
   of = '' if others is None else f' from {others} others'
   yield f'{found.held_out} crops{of} held out'
-  if found.unreadable:
-    yield f'{found.unreadable} files are not readable images'
+  if found.skipped:
+    yield skipped.words(found.skipped)
 
 
 def _tokens(

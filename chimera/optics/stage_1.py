@@ -8,7 +8,8 @@ The workdir's `optics/` holds what was learned and what was seen:
   held_out.npz        held-out path_params, and their crops as uint8
   digests.json        SHA-256 of all of these and of latents.npy
 
-and beside it `latents.npy`, float32 (N, H, W, 3), appears last and whole.
+and beside it `latents.npy`, float32 (N, H, W, 3), appears last and whole. Where
+images could not be used, `skipped.csv` beside it says which and why.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ import numpy as np
 import safetensors.numpy
 
 from chimera.data import crops as crops_lib
-from chimera.data import images
+from chimera.data import images, skipped
 from chimera.optics import modules as optics
 from chimera.optics import training
 from chimera.school import curriculum
@@ -199,6 +200,7 @@ def _see(
     plan = crops_lib.plan_crops(
       **config.data, progress=lambda done, total: report(done, '', total)
     )
+  skipped.tell(plan.skipped, home.parent)
   held_out = crops_lib.read_crops(plan.held_out, image_size=size)
   home.mkdir(parents=True, exist_ok=True)
   if not (home / 'optics.json').exists():

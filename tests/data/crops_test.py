@@ -62,7 +62,7 @@ def test_a_whole_crop_is_the_centered_square_of_each_photograph_once(folder):
 
 def test_the_bundled_photographs_are_all_in_the_wheel_and_split():
   plan = crops_lib.plan_crops('photos', **PLAN)
-  assert plan.skipped == []
+  assert plan.skipped == {}
   assert len(plan.train) == 40
   assert len(plan.held_out) == 10
   # A quarter of the 16 photographs.
@@ -84,6 +84,8 @@ def test_a_folder_is_searched_deeply_and_split_by_photograph(folder):
 
 def test_the_plan_is_a_function_of_the_seed(folder):
   plan = crops_lib.plan_crops(str(folder), **PLAN)
+  assert crops_lib.plan_crops(folder, **PLAN) == plan
+  assert crops_lib.plan_crops(os.fsencode(folder), **PLAN) == plan
   assert crops_lib.plan_crops(str(folder), **PLAN) == plan
   others = [
     crops_lib.plan_crops(str(folder), **{**PLAN, 'seed': s})
@@ -102,7 +104,7 @@ def test_the_plan_does_not_depend_on_the_order_of_the_listing(
   monkeypatch.setattr(
     os,
     'walk',
-    lambda top: reversed([(d, s, n[::-1]) for d, s, n in walk(top)]),
+    lambda *a, **k: reversed([(d, s, n[::-1]) for d, s, n in walk(*a, **k)]),
   )
   assert crops_lib.plan_crops(str(folder), **PLAN) == plan
 
@@ -204,21 +206,44 @@ def test_a_held_out_source_that_is_the_source_is_refused(folder):
     )
 
 
-def test_corrupt_images_among_many_are_skipped_and_counted(folder, warnings):
+def test_corrupt_images_among_many_are_skipped_each_with_its_reason(
+  folder, warnings
+):
   whole = (folder / 'photo0.png').read_bytes()
   (folder / 'a_truncated.png').write_bytes(whole[: len(whole) // 2])
   (folder / 'b_text.jpg').write_text('not a JPEG')
   (folder / 'c_empty.webp').write_bytes(b'')
   plan = crops_lib.plan_crops(str(folder), **PLAN)
-  assert [os.path.basename(s) for s in plan.skipped] == [
-    'a_truncated.png',
-    'b_text.jpg',
-    'c_empty.webp',
-  ]
+  assert {os.path.basename(s): why for s, why in plan.skipped.items()} == {
+    'a_truncated.png': 'it ends too soon',
+    'b_text.jpg': 'it is no image that Pillow knows, it begins with '
+    "b'not a JPEG'",
+    'c_empty.webp': 'it is empty',
+  }
   assert len(_sources(plan.train) | _sources(plan.held_out)) == 8
-  (line,) = warnings
-  assert '3 unreadable' in line
-  assert 'a_truncated.png' in line
+  assert not warnings  # whoever has a workdir says it
+
+
+def test_a_file_that_changes_while_it_is_read_is_skipped(folder, monkeypatch):
+  decode = images.decode
+
+  def change(f):
+    pixels = decode(f)
+    if f.name.endswith('photo4.png'):
+      with open(f.name, 'ab') as g:
+        g.write(b'more')
+    return pixels
+
+  monkeypatch.setattr(images, 'decode', change)
+  plan = crops_lib.plan_crops(str(folder), **PLAN)
+  assert list(plan.skipped.values()) == ['it changed while it was read']
+  assert next(iter(plan.skipped)).endswith('photo4.png')
+
+
+def test_a_folder_of_nothing_whole_says_why(tmp_path):
+  (tmp_path / 'a.png').write_text('<svg xmlns="">')
+  with pytest.raises(ValueError, match=r"a\.png: it is no .* b'<svg xmlns"):
+    crops_lib.plan_crops(tmp_path, **PLAN)
 
 
 def test_a_corrupt_image_does_not_move_the_crops_of_the_others(folder):
@@ -250,10 +275,10 @@ def test_what_only_looks_like_an_image_in_the_listing_is_no_trouble(folder):
   (folder / 'nowhere.png').symlink_to(folder / 'gone.png')
   again = crops_lib.plan_crops(str(folder), **PLAN)
   assert again[:2] == plan[:2]
-  assert [os.path.basename(s) for s in again.skipped] == [
-    'nowhere.png',
-    'pipe.png',
-  ]
+  assert {os.path.basename(s): why for s, why in again.skipped.items()} == {
+    'nowhere.png': 'it is a link to a file that is not there',
+    'pipe.png': 'it is not a file',
+  }
 
 
 def test_photographs_that_are_enlarged_are_counted(folder, warnings):
@@ -290,7 +315,7 @@ def test_an_archive_is_split_and_cropped_as_the_folder_of_its_files(
   _pack(folder, path)
   path = path.rename(tmp_path / f'photos.{suffix}')
   a, b = (crops_lib.plan_crops(str(p), **PLAN) for p in (folder, path))
-  assert b.skipped == []
+  assert b.skipped == {}
   for ours, theirs in ((a.train, b.train), (a.held_out, b.held_out)):
     assert [c[1:] for c in ours] == [c[1:] for c in theirs]
     np.testing.assert_array_equal(

@@ -1,14 +1,22 @@
 """Images in: what people see, the colour range; and path_params let in."""
 
+import errno
 import fractions
+import io
 import os
+import pathlib
 import pickle
+import re
+import shutil
+import struct
+import zipfile
 
 import numpy as np
 from PIL import Image
 import pytest
 
-from chimera.data import images
+import chimera
+from chimera.data import archives, arrays, images
 
 
 def _noise(seed, height=60, width=50):
@@ -132,6 +140,258 @@ def test_what_is_not_an_image_is_one_line(tmp_path):
   with pytest.raises(ValueError, match=r'a\.png is not a readable image') as e:
     images.load_photograph(str(tmp_path / 'a.png'))
   assert '\n' not in str(e.value)
+
+
+_GRAY = Image.new('L', (9, 7), 100)
+_NONE = 'it is no image that Pillow knows, it begins with '
+_BROKEN = {
+  'empty': (b'', 'it is empty'),
+  'a text': (b'a recipe', f"{_NONE}b'a recipe'"),
+  'an SVG': (b'<svg xmlns="http:', f"{_NONE}b'<svg"),
+  'a page': (b'<!DOCTYPE html><p>', f"{_NONE}b'<!DOC"),
+  # Pillow would call Ghostscript.
+  'PostScript': (
+    b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n',
+    f"{_NONE}b'%!PS-Adobe-3.0 E'",
+  ),
+  'a header': (b'\x89PNG\r\n\x1a\n' + bytes(30), 'its header is broken'),
+  'JPEG': (b'\xff\xd8\xff' * 9, 'it ends too soon: not all of its scans are'),
+  'TIFF': (b'II*\0\x99\0\0\0', 'its header is broken'),
+  'a BMP of 9 Tpixels': (
+    b'BM' + struct.pack('<IIIIiiHHIIiiII', 99, 0, 54, 40, *(3 * 10**6,) * 2,
+                        1, 24, 0, 0, 0, 0, 0, 0),
+    '9000000000000 pixels are more than 268435456',
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', _BROKEN)
+def test_why_a_file_is_not_read_is_said_in_plain_words(tmp_path, name):
+  data, why = _BROKEN[name]
+  (tmp_path / 'a.png').write_bytes(data)
+  with pytest.raises(ValueError, match=re.escape(why)) as e:
+    images.load_photograph(tmp_path / 'a.png')
+  line = str(e.value)
+  assert line.startswith(f'{tmp_path}/a.png is not a readable image: {why}')
+  assert '\n' not in line
+  assert ' at 0x' not in line
+
+
+def test_what_cannot_be_opened_is_said_in_plain_words(tmp_path, monkeypatch):
+  (tmp_path / 'link.png').symlink_to('gone.png')
+  (tmp_path / 'folder.png').mkdir()
+  os.mkfifo(tmp_path / 'pipe.png')
+  (tmp_path / 'locked.png').write_bytes(b'x')
+
+  def refuse(path, mode):
+    if str(path).endswith('locked.png'):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    return io.FileIO(path, mode)
+
+  monkeypatch.setattr(images, 'open', refuse, raising=False)
+  for name, why in {
+    'link': 'it is a link to a file that is not there',
+    'folder': 'it is not a file',
+    'pipe': 'it is not a file',
+    'locked': 'Permission denied',
+    'nothing': 'No such file or directory',
+  }.items():
+    with pytest.raises(ValueError, match=rf'{name}\.png is not .* {why}\.$'):
+      images.load_photograph(tmp_path / f'{name}.png')
+
+
+def test_no_memory_is_taken_for_pixels_that_cannot_be_there(tmp_path):
+  path = tmp_path / 'a.tif'
+  _GRAY.save(path, compression='tiff_lzw')
+  data = bytearray(path.read_bytes())
+  for tag in (256, 257):  # width and height, of 4 bytes
+    place = data.index(struct.pack('<HH', tag, 3)) + 2
+    struct.pack_into('<HII', data, place, 4, 1, 15_000)
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match='225000000 pixels cannot be in'):
+    images.load_photograph(path)
+
+
+def test_a_tiff_of_fewer_strips_than_rows_is_no_half_black_image(tmp_path):
+  path = tmp_path / 'a.tif'
+  _GRAY.save(path)
+  data = bytearray(path.read_bytes())
+  place = data.index(struct.pack('<HHI', 257, 4, 1)) + 8
+  assert data[place] == 7
+  data[place] = 9
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match='too soon: 63 of 81 pixels are there'):
+    images.load_photograph(path)
+
+
+def test_a_tiff_of_one_strip_over_and_over_is_refused_at_once(tmp_path):
+  path = tmp_path / 'a.tif'
+  _GRAY.save(path)
+  data = bytearray(path.read_bytes())
+  count = 10_000
+  for tag in (273, 279):  # where the strips are, and how long
+    place = data.index(struct.pack('<HHI', tag, 4, 1))
+    struct.pack_into('<HHII', data, place, tag, 4, count, len(data))
+  place = data.index(struct.pack('<HHII', 278, 4, 1, 7))  # rows of a strip
+  struct.pack_into('<HHII', data, place, 278, 4, 1, 1)
+  path.write_bytes(data + struct.pack('<I', 63) * count)
+  with pytest.raises(ValueError, match='90000 values for 63 pixels'):
+    images.load_photograph(path)
+
+
+def test_a_jpeg_of_the_same_scan_over_and_over_is_refused_at_once(tmp_path):
+  f = io.BytesIO()
+  Image.new('L', (4000, 4000)).save(f, 'JPEG', progressive=True)
+  data = f.getvalue()
+  scan = data[data.rindex(b'\xff\xda') : -2]
+  # Half a minute, of 0.1 MB.
+  (tmp_path / 'a.jpg').write_bytes(data[:-2] + scan * 1000 + data[-2:])
+  with pytest.raises(ValueError, match='16000000 pixels are sent 1006 times'):
+    images.load_photograph(tmp_path / 'a.jpg')
+
+
+def _exif(*more):
+  """Bytes of EXIF that turn an image upside down, and say more."""
+  entries = [struct.pack('<HHIHxx', 0x0112, 3, 1, 3), *more]
+  tiff = struct.pack('<2sHIH', b'II', 42, 8, len(entries)) + b''.join(entries)
+  return b'Exif\0\0' + tiff + bytes(4)
+
+
+@pytest.mark.parametrize(
+  'more',
+  [
+    struct.pack('<HHII', 0x8769, 4, 1, 2**31),  # more of it, nowhere
+    struct.pack('<HHII', 0x927C, 7, 2**32 - 1, 4),  # 4 GB
+    struct.pack('<HHII', 0x8298, 99, 1, 4),  # of no type
+    struct.pack('<HHII', 0x011A, 5, 1, 20),  # 0 / 0
+    struct.pack('<HHII', 0x8769, 4, 1, 8),  # itself
+  ],
+  ids=range(5),
+)
+def test_broken_exif_turns_an_image_as_far_as_it_is_read(tmp_path, more):
+  _GRAY.putpixel((0, 0), 255)
+  _GRAY.save(tmp_path / 'a.png', exif=_exif(more))
+  seen = images.load_photograph(tmp_path / 'a.png')
+  assert seen[-1, -1].tolist() == [255] * 3
+  _GRAY.save(tmp_path / 'a.jpg', exif=_exif(more), quality=100)
+  assert images.load_photograph(tmp_path / 'a.jpg')[-1, -1].min() > 200
+
+
+def test_exif_that_is_none_turns_nothing(tmp_path):
+  for exif in (b'Exif\0\0', b'Exif\0\0no TIFF', b'Exif\0\0II*\0', b'x' * 99):
+    _GRAY.save(tmp_path / 'a.png', exif=exif)
+    assert images.load_photograph(tmp_path / 'a.png').shape == (7, 9, 3)
+
+
+@pytest.mark.parametrize('kind', [str, os.fsencode, pathlib.Path])
+def test_paths_of_any_kind_are_taken(tmp_path, kind):
+  name = kind(tmp_path / 'a.png')
+  pixels = _noise(0)
+  Image.fromarray(pixels).save(tmp_path / 'a.png')
+  for read in (images.load_photograph, chimera.read_image):
+    np.testing.assert_array_equal(read(name), pixels)
+  with images.open_source(name) as f:
+    np.testing.assert_array_equal(images.decode(f), pixels)
+  source = str(tmp_path / 'a.png')
+  assert images.list_sources(kind(tmp_path), '--x') == [source]
+  with zipfile.ZipFile(tmp_path / 'b.zip', 'w') as archive:
+    archive.write(source, 'c.png')
+  packed, member = kind(tmp_path / 'b.zip'), str(tmp_path / 'b.zip!c.png')
+  assert archives.is_archive(packed)
+  assert images.list_sources(packed, '--x') == [member]
+  assert archives.split(kind(member)) == (str(tmp_path / 'b.zip'), 'c.png')
+  assert archives.read(packed, 'c.png') == (tmp_path / 'a.png').read_bytes()
+  np.testing.assert_array_equal(images.load_photograph(kind(member)), pixels)
+  np.save(tmp_path / 'd.npy', _latents())
+  latents = kind(tmp_path / 'd.npy')
+  assert images.is_path_params(latents)
+  np.testing.assert_array_equal(images.load_path_params(latents), _latents())
+  np.testing.assert_array_equal(arrays.read(latents), _latents())
+
+
+@pytest.mark.parametrize('load', [chimera.load, chimera.load_tokens])
+def test_folders_are_paths_or_refused_in_one_line(tmp_path, load):
+  for path in (str(tmp_path), tmp_path):
+    with pytest.raises(ValueError, match='No toke'):
+      load(path)
+  with pytest.raises(TypeError, match=r'str.*bytes'):
+    load(bytes(tmp_path))
+
+
+def test_what_is_no_path_is_one_line():
+  for read in (images.load_photograph, chimera.read_image):
+    with pytest.raises(TypeError, match=r'expected str, bytes or os\.PathL'):
+      read(_noise(0))
+
+
+def test_a_file_wins_over_what_its_name_looks_like(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  pixels = [_noise(i) for i in range(4)]
+  with zipfile.ZipFile('a.zip', 'w') as archive:
+    Image.fromarray(pixels[3]).save('b.png')
+    archive.write('b.png')
+  names = 'skimage:cat.png', 'skimage:coffee.png', 'a.zip!b.png'
+  for name, image in zip(names, pixels):
+    Image.fromarray(image).save(name)
+    for path in (name, pathlib.Path(name), os.path.abspath(name)):
+      np.testing.assert_array_equal(images.load_photograph(path), image)
+  # But bundled ones are meant by 'photos'.
+  with pytest.raises(ValueError, match=r'named skimage:coffee\.png.*rename'):
+    images.list_sources('photos', '--x')
+  for name in names:
+    os.remove(name)
+  assert images.load_photograph('skimage:coffee.png').shape == (400, 600, 3)
+  np.testing.assert_array_equal(
+    images.load_photograph('a.zip!b.png'), pixels[3]
+  )
+  with pytest.raises(
+    ValueError, match=r'skimage:cat\.png is not .*No such file'
+  ):
+    images.load_photograph('skimage:cat.png')
+
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_files_of_other_kinds_are_said_once(tmp_path, warnings, packed):
+  home = tmp_path / 'home'
+  home.mkdir()
+  for name in ('a.JPG', 'b.HEIC', 'c.heic', 'd.gif', 'notes.txt', 'e.heic.txt'):
+    (home / name).write_bytes(b'x')
+  if packed:
+    shutil.make_archive(str(home), 'zip', home)
+    home = tmp_path / 'home.zip'
+  for _ in range(2):
+    (source,) = images.list_sources(home, '--x')
+    assert source.endswith('a.JPG')
+  assert warnings == [
+    f'3 file(s) of other kinds (.gif, .heic) in {home} are passed over.'
+  ]
+
+
+def test_a_folder_of_other_kinds_alone_is_refused_by_their_names(tmp_path):
+  (tmp_path / 'a.heic').write_bytes(b'x')
+  with pytest.raises(
+    ValueError, match=r'but 1 file\(s\) of other kinds \(\.heic\)\. Fix --x'
+  ):
+    images.list_sources(tmp_path, '--x')
+
+
+def test_a_folder_that_cannot_be_searched_is_said(
+  tmp_path, monkeypatch, warnings
+):
+  (tmp_path / 'inner').mkdir()
+  (tmp_path / 'a.png').write_bytes(b'x')
+  scan = os.scandir
+
+  def refuse(path):
+    if str(path).endswith('inner'):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    return scan(path)
+
+  monkeypatch.setattr(os, 'scandir', refuse)
+  assert images.list_sources(tmp_path, '--x') == [str(tmp_path / 'a.png')]
+  assert warnings == [
+    f'{tmp_path}/inner is not searched for images: Permission denied.'
+  ]
 
 
 def test_all_256_values_survive_the_models_range():

@@ -6,6 +6,7 @@ import types
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
 from chimera.doctor import dry_run
@@ -56,8 +57,23 @@ def test_photographs_and_crops_are_counted(tmp_path, crop, samples):
   config.data.held_out_count = 3
   found = dry_run.survey(config, str(tmp_path / 'none'))
   # 16 photographs in all, of which a quarter is held out.
-  assert found == dry_run.Survey(samples, 3, (16, 16), 12, 3, 0)
+  assert found == dry_run.Survey(samples, 3, (16, 16), 12, 3, {})
   assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_would_be_skipped_are_said_with_their_reasons(tmp_path):
+  for i in range(3):
+    Image.new('RGB', (64, 64), (i, 0, 0)).save(tmp_path / f'{i}.png')
+  (tmp_path / 'page.png').write_text('<html>')
+  (tmp_path / 'none.jpg').write_bytes(b'')
+  config = chimera_config.get_config()
+  config.data.source = str(tmp_path)
+  found = dry_run.survey(config, str(tmp_path / 'none'))
+  assert list(dry_run._data(config, found))[-1] == (
+    f'Skipped 2 image(s): {tmp_path}/none.jpg: it is empty; '
+    f'{tmp_path}/page.png: it is no image that Pillow knows, it begins with '
+    "b'<html>'"
+  )
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Stage 1 on a handful of crops of real photographs."""
 
+import csv
 import errno
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 from scipy import stats
 
@@ -93,6 +95,44 @@ def test_held_out_crops_come_from_other_photographs(workdir):
     seed=_config().data.seed,
   )
   assert data.crops == plan.train
+
+
+class _EnoughError(Exception):
+  """What is looked at is there."""
+
+
+def test_every_file_that_was_skipped_is_listed_with_its_reason(
+  tmp_path, warnings, monkeypatch
+):
+  folder, workdir = tmp_path / 'folder', tmp_path / 'run'
+  folder.mkdir()
+  for i in range(3):
+    noise = np.random.default_rng(i).integers(0, 256, (20, 20, 3), np.uint8)
+    Image.fromarray(noise).save(folder / f'{i}.png')
+  shutil.copy(folder / '0.png', folder / 'cut, and long.png')
+  os.truncate(folder / 'cut, and long.png', 700)
+  (folder / 'empty.jpg').write_bytes(b'')
+  config = _config()
+  config.data.source = str(folder)
+
+  def stop(*args, **kwargs):
+    raise _EnoughError
+
+  # Before anything is learned.
+  monkeypatch.setattr(crops_lib, 'read_crops', stop)
+  with pytest.raises(_EnoughError):
+    stage_1.prepare(config, str(workdir))
+  (said,) = [line for line in warnings if 'Skipped' in line]
+  assert said == (
+    f'Skipped 2 image(s): {folder}/cut, and long.png: it ends too soon; '
+    f'{folder}/empty.jpg: it is empty. See {workdir}/skipped.csv.'
+  )
+  with open(workdir / 'skipped.csv', newline='') as f:
+    assert list(csv.reader(f)) == [
+      ['source', 'reason'],
+      [f'{folder}/cut, and long.png', 'it ends too soon'],
+      [f'{folder}/empty.jpg', 'it is empty'],
+    ]
 
 
 def test_a_run_takes_over_the_optics_that_it_starts_from(workdir, tmp_path):

@@ -1,0 +1,173 @@
+"""Image files that have all their pixels, but not all that belongs around them.
+
+Pillow refuses a file for a checksum of its comments, for more of them than it
+cares to unpack, or for an end that is not there. A PNG is rebuilt without what
+no pixel depends on. Whether a JPEG lacks pixels is found out, not assumed.
+
+PNG: https://www.w3.org/TR/png-3/#5Chunk-layout. JPEG: ITU-T T.81, annex B.
+"""
+
+from collections.abc import Callable
+import contextlib
+import re
+import zlib
+
+import numpy as np
+from PIL import Image
+
+_PNG = b'\x89PNG\r\n\x1a\n'
+_JPEG = b'\xff\xd8\xff'
+_CHECKED = (b'IHDR', b'PLTE', b'tRNS', b'IDAT')
+# Of the texts in a PNG those that may say how it is turned, and how they are
+# written plainly.
+_TURNS = {
+  b'XML:com.adobe.xmp': (b'iTXt', b'\0\0\0\0\0'),
+  b'Raw profile type exif': (b'tEXt', b'\0'),
+}
+_TEXT = 2**23  # bytes of each of them, unpacked
+_MARKER = re.compile(rb'\xff([\x01-\xcf\xd8-\xfe])')
+_RESTART = re.compile(rb'\xff([\xd0-\xd7])')
+_SOI, _EOI, _SOS, _TEM = 0xD8, 0xD9, 0xDA, 0x01
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_BEYOND = 256  # bytes of bits that stand for those which may be lacking
+
+
+def read(
+  data: bytes, load: Callable[[bytes], Image.Image]
+) -> Image.Image | None:
+  """The image in a file that could not be read as it is, or has no end.
+
+  Args:
+    data: all of the file.
+    load: decodes a file that may be whole now.
+
+  Returns:
+    None where the file is of a kind that cannot be mended.
+
+  Raises:
+    ValueError: pixels are lacking; how much of the image is there.
+    what `load` raises: it is not whole now, either.
+  """
+  if data.startswith(_PNG):
+    return load(_rebuild_png(data))
+  if data.startswith(b'RIFF') and data[8:12] == b'WEBP':
+    # It says how long it is, and has nothing to tell a wrong pixel by.
+    promised = int.from_bytes(data[4:8], 'little') + 8
+    if promised > len(data):
+      raise ValueError(
+        f'it ends too soon: {len(data)} of {promised} bytes are there'
+      )
+  if data.startswith(_JPEG):
+    return _read_jpeg(data, load)
+  return None
+
+
+def _rebuild_png(data: bytes) -> bytes:
+  """Its critical chunks as they are, what says how it is turned, and no more.
+
+  Transparency is as critical as the colors that it is of. Of an animation its
+  still remains, which is what its first frame is.
+  """
+  head, pixels, texts, at = [_PNG], [], {}, len(_PNG)
+  while kind := data[at + 4 : at + 8]:
+    size = int.from_bytes(data[at : at + 4])
+    end = at + 12 + size
+    body = data[at + 8 : end - 4]
+    if not kind[0] & 0x20 or kind == b'tRNS':
+      # Pillow compares no checksum of pixels. But this file is damaged.
+      is_whole = end <= len(data) and kind in _CHECKED
+      if is_whole and _chunk(kind, body) != data[at:end]:
+        raise ValueError(f'the checksum of its {kind.decode()} is wrong')
+      (pixels if pixels or kind == b'IDAT' else head).append(data[at:end])
+    elif kind == b'eXIf':
+      texts[kind] = _chunk(kind, body)
+    elif kind in (b'tEXt', b'zTXt', b'iTXt'):
+      with contextlib.suppress(LookupError, zlib.error):
+        key, chunk = _plain_text(kind, body)
+        texts[key] = chunk
+    at = end
+  return b''.join([*head, *texts.values(), *pixels])
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+  size, checksum = len(body), zlib.crc32(kind + body)
+  return size.to_bytes(4) + kind + body + checksum.to_bytes(4)
+
+
+def _plain_text(kind: bytes, body: bytes) -> tuple[bytes, bytes]:
+  """(keyword, chunk), not packed, of a text; LookupError if it is no matter."""
+  key, _, text = body.partition(b'\0')
+  form, start = _TURNS[key]
+  is_packed = kind == b'zTXt' or (kind == b'iTXt' and text[0] == 1)
+  if kind == b'zTXt':
+    text = text[1:]  # behind the method
+  elif kind == b'iTXt':
+    # Behind whether and how it is packed, its language, and the keyword in it.
+    text = text[2:].split(b'\0', 2)[2]
+  if is_packed:
+    text = zlib.decompressobj().decompress(text, _TEXT)
+  return key, _chunk(form, key + start + text[:_TEXT])
+
+
+def _read_jpeg(
+  data: bytes, load: Callable[[bytes], Image.Image]
+) -> Image.Image | None:
+  """One that lacks its end marker, and nothing that a pixel depends on.
+
+  The decoder reads ahead, so it alone does not tell. But where no bit is
+  lacking, it does not matter which bits follow.
+  """
+  # A cut file may have been filled up; and half of the marker may be there.
+  data = data.rstrip(b'\0\xff')
+  last = _find_last_scan(data)
+  if last is None:
+    return None
+  if last < 0:
+    raise ValueError('it ends too soon: not all of its scans are there')
+  numbers = _RESTART.findall(data, last)
+  restart = (numbers[-1][0] + 1) % 8 if numbers else 0
+  restart = bytes((0xFF, 0xD0 + restart))
+  first = load(data + bytes((0xFF, _EOI)))
+  for bits in (b'\0', b'\x55', b'\xb6\x4d', b'\xfe'):
+    bits *= _BEYOND
+    # Between two restarts, what follows is not read as pixels.
+    other = load(data + bits + restart + bits + bytes((0xFF, _EOI)))
+    differs = np.asarray(first) != np.asarray(other)
+    rows = differs.reshape(first.height, -1).any(1)
+    if rows.any():
+      raise ValueError(
+        f'it ends too soon: {rows.argmax()} of {first.height} rows are there'
+      )
+  return first
+
+
+def _find_last_scan(data: bytes) -> int | None:
+  """Where the last scan of a JPEG begins.
+
+  None where the image ends. -1 where there must be another scan: a coefficient
+  has not all of its bits.
+  """
+  lacks, at, begins = {}, 2, -1
+  while match := _MARKER.search(data, at):
+    marker, at = match[1][0], match.end()
+    if marker == _EOI:
+      return None
+    if marker in (_SOI, _TEM):
+      continue
+    size = int.from_bytes(data[at : at + 2])
+    body = data[at + 2 : at + size]
+    if at + max(size, 2) > len(data):
+      return -1
+    if marker in _FRAMES:
+      components = body[6 : 6 + 3 * body[5] : 3]
+      lacks = {component: np.full(64, 16) for component in components}
+    elif marker == _SOS:
+      # Which of the 64 coefficients of which components, down to which bit.
+      count = body[0]
+      low, high, bits = (body[1 + 2 * count + i] for i in range(3))
+      for component in body[1 : 1 + 2 * count : 2]:
+        lacks[component][low : high + 1] = bits & 15
+      begins = at + size
+    at += size
+  is_whole = lacks and not any(x.any() for x in lacks.values())
+  return begins if is_whole else -1
