@@ -64,7 +64,8 @@ def split(source: str) -> tuple[str, str] | None:
   """(archive, member) of a member's name; None where it is no member."""
   for match in _SOURCE.finditer(source):
     path, member = source[: match.end() - 1], source[match.end() :]
-    if os.path.isfile(path):
+    # A file may be named like a member.
+    if os.path.isfile(path) and not os.path.isfile(source):
       return path, member
   return None
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from absl import logging
 import numpy as np
 
-from chimera.data import images
+from chimera.data import fingerprints, images
 from chimera.system import disk
 
 
@@ -39,6 +39,7 @@ class Plan(NamedTuple):
   train: list[Crop]  # crops, those of one photograph next to each other
   held_out: list[Crop]  # likewise
   skipped: list[str]  # sources of the files that could not be read
+  fingerprints: dict[str, fingerprints.Fingerprint]  # of every source
 
 
 class _Photograph(NamedTuple):
@@ -95,9 +96,9 @@ def plan_crops(
   sources = train_sources + held_out_sources
   examine = functools.partial(_examine, seed)
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    found = {}
-    for name, photograph in zip(sources, pool.map(examine, sources)):
-      found[name] = photograph
+    found, marks = {}, {}
+    for name, seen in zip(sources, pool.map(examine, sources)):
+      marks[name], found[name] = seen
       if progress is not None:
         progress(len(found), len(sources))
   skipped = [name for name, photograph in found.items() if photograph is None]
@@ -140,7 +141,9 @@ def plan_crops(
     lay = functools.partial(
       _lay_crops, image_size=image_size, max_scale=max_scale
     )
-  return Plan(lay(train, train_count), lay(held_out, held_out_count), skipped)
+  return Plan(
+    lay(train, train_count), lay(held_out, held_out_count), skipped, marks
+  )
 
 
 def read_crops(crops: Iterable[Crop], *, image_size: int) -> np.ndarray:
@@ -209,18 +212,19 @@ def read_manifest(path: str | os.PathLike) -> tuple[list[Crop], np.ndarray]:
   return crops, np.asarray(scores, np.float32)
 
 
-def _examine(seed: int, source: str) -> _Photograph | None:
+def _examine(
+  seed: int, source: str
+) -> tuple[fingerprints.Fingerprint, _Photograph | None]:
   """Decodes one file; None where it cannot be read."""
+  mark = fingerprints.UNREADABLE
   try:
-    with images.open_source(source) as f:
+    with fingerprints.opened(source) as (f, mark):
       height, width, _ = images.decode(f).shape
-      f.seek(0)
-      digest = hashlib.file_digest(f, 'sha256').hexdigest()
   except disk.BROKEN as e:
     logging.debug('%s: %s', source, e)
-    return None
-  lot = hashlib.sha256(f'{seed}:{digest}'.encode()).hexdigest()
-  return _Photograph(lot, source, height, width)
+    return mark, None
+  lot = hashlib.sha256(f'{seed}:{mark["sha256"]}'.encode()).hexdigest()
+  return mark, _Photograph(lot, source, height, width)
 
 
 def _distinct(

@@ -6,6 +6,7 @@ The workdir's `optics/` holds what was learned and what was seen:
   optics.json         architecture, the settings it was made by, its figures
   crops.csv           each training sample's crop and gradient magnitude
   held_out.npz        held-out path_params, and their crops as uint8
+  sources.json        fingerprints of the files that all this was made of
   digests.json        SHA-256 of all of these and of latents.npy
 
 and beside it `latents.npy`, float32 (N, H, W, 3), appears last and whole.
@@ -13,6 +14,7 @@ and beside it `latents.npy`, float32 (N, H, W, 3), appears last and whole.
 
 from collections.abc import Callable, Iterator
 import json
+import os
 import pathlib
 from typing import Any, BinaryIO, NamedTuple
 
@@ -24,7 +26,7 @@ import numpy as np
 import safetensors.numpy
 
 from chimera.data import crops as crops_lib
-from chimera.data import images
+from chimera.data import fingerprints, images
 from chimera.optics import modules as optics
 from chimera.optics import training
 from chimera.school import curriculum
@@ -33,6 +35,7 @@ from chimera.system import disk, progress
 _POOL_MB = 256  # of the crops, uint8, that the optics learn from
 _FILES = ('optics.json', 'optics.safetensors', 'crops.csv', 'held_out.npz')
 _DIGESTS = 'digests.json'
+_SOURCES = 'sources.json'
 
 
 class Prepared(NamedTuple):
@@ -88,6 +91,7 @@ def prepare(
       f.flush()
       digests = {k: disk.digest(p) for k, p in files.items() if p.exists()}
       disk.write_sealed(home / _DIGESTS, digests)
+  _tell_of_changes(home)
   crops, gradients_N = crops_lib.read_manifest(home / 'crops.csv')
   with np.load(home / 'held_out.npz', allow_pickle=False) as held_out:
     held_out = dict(held_out)
@@ -199,9 +203,13 @@ def _see(
     plan = crops_lib.plan_crops(
       **config.data, progress=lambda done, total: report(done, '', total)
     )
+  is_learned = (home / 'optics.json').exists()
+  if is_learned:
+    _check_sources(home, plan.fingerprints)
   held_out = crops_lib.read_crops(plan.held_out, image_size=size)
   home.mkdir(parents=True, exist_ok=True)
-  if not (home / 'optics.json').exists():
+  if not is_learned:
+    _write_sources(home, plan.fingerprints)
     _learn(config, home, plan, held_out, inherit)
   model, variables = training.load_optics(str(home.parent))
 
@@ -266,8 +274,12 @@ def _learn(
 def _let_in(config: ml_collections.ConfigDict, home: pathlib.Path) -> _Made:
   """From path_params that were made elsewhere."""
   source, chunk = config.data.source, config.optics.chunk
+  files = [source, config.data.held_out_source]
+  files = [os.path.abspath(file) for file in files if file]
+  seen = fingerprints.look_again({}, {file: file for file in files})
   paths, train_N, held_out = split_path_params(config)
   home.mkdir(parents=True, exist_ok=True)
+  _write_sources(home, seen)
   disk.write_json(home / 'optics.json', {'settings': _settings(config)})
   side = paths.shape[1]
   crops = [crops_lib.Crop(f'{source}[{i}]', 0, 0, side) for i in train_N]
@@ -285,6 +297,56 @@ def _write(f: BinaryIO, shape: tuple[int, ...], parts: _Parts) -> np.ndarray:
     f.write(np.ascontiguousarray(paths, '<f4').data)
     gradients.append(part)
   return np.concatenate(gradients)
+
+
+def _write_sources(
+  home: pathlib.Path, taken: dict[str, fingerprints.Fingerprint]
+) -> None:
+  disk.write_sealed(home / _SOURCES, {'sources': taken})
+
+
+def _check_sources(
+  home: pathlib.Path, now: dict[str, fingerprints.Fingerprint]
+) -> None:
+  """Refuses photographs that are not those of which the optics were made."""
+  try:
+    then = disk.read_sealed(home / _SOURCES)['sources']
+  except FileNotFoundError:
+    return  # an earlier Chimera kept no record
+  except (OSError, ValueError) as e:
+    line = f'{home}: {disk.reason(e)}: start anew in another --workdir.'
+    raise ValueError(line) from e
+  changes = fingerprints.compare(then, now)
+  if any(changes):
+    raise ValueError(
+      f'{home} was begun with other photographs ({changes}): put them back as '
+      'they were, or start anew in another --workdir.'
+    )
+
+
+def _tell_of_changes(home: pathlib.Path) -> None:
+  """Warns where the sources are not what the latents were made of."""
+  path = home / _SOURCES
+  try:
+    then = disk.read_sealed(path)['sources']
+  except FileNotFoundError:
+    return  # an earlier Chimera kept no record
+  except (OSError, ValueError) as e:
+    logging.warning('Whether the sources have changed is not known: %s.', e)
+    return
+  now = fingerprints.look_again(then, {source: source for source in then})
+  changes = fingerprints.compare(then, now)
+  if any(changes):
+    logging.warning(
+      'The run goes on with the latents that it has, but what they were made '
+      'of is not as it was (%s).',
+      changes,
+    )
+  same = now.keys() - changes.changed
+  # They need not be read another time.
+  if any(now[name] != then[name] for name in same):
+    with disk.spared(_SOURCES):
+      _write_sources(home, then | {name: now[name] for name in same})
 
 
 def _verify(home: pathlib.Path) -> None:

@@ -54,6 +54,18 @@ def changed(home: pathlib.Path, digests: dict[str, str]) -> list[str]:
   ]
 
 
+def check_folder(path: str | os.PathLike, what: str) -> None:
+  """ValueError where `what` is at a path that can be no folder."""
+  path = pathlib.Path(path)
+  for part in (path, *path.parents):
+    if os.path.lexists(part):
+      if not part.is_dir():
+        raise ValueError(
+          f'{what} must be a folder, got {path}: {part} is none.'
+        )
+      return
+
+
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   """A file to be filled, in place of what is there once it is on the disk.
