@@ -9,7 +9,6 @@ import concurrent.futures
 import csv
 import functools
 import hashlib
-import io
 import math
 import os
 from typing import NamedTuple
@@ -176,13 +175,11 @@ def write_manifest(
   path: str | os.PathLike, crops: Iterable[Crop], scores: Iterable[float]
 ) -> None:
   """Writes which crop every sample is, atomically, as CSV."""
-  text = io.StringIO(newline='')
-  writer = csv.writer(text, lineterminator='\n')
-  writer.writerow(MANIFEST_HEADER)
-  for i, (crop, score) in enumerate(zip(crops, scores, strict=True)):
-    writer.writerow((i, f'{float(score):.9g}', *crop))
-  # File names need not be UTF-8.
-  disk.write(path, text.getvalue().encode(errors='surrogateescape'))
+  rows = (
+    (i, f'{float(score):.9g}', *crop)
+    for i, (crop, score) in enumerate(zip(crops, scores, strict=True))
+  )
+  disk.write_csv(path, [MANIFEST_HEADER, *rows])
 
 
 def read_manifest(path: str | os.PathLike) -> tuple[list[Crop], np.ndarray]:

@@ -90,7 +90,7 @@ def compare(
 
 def several(names: Iterable[str]) -> str:
   """Up to three names, and how many more there are."""
-  names = list(names)
+  names = [name if name.isprintable() else repr(name) for name in names]
   more = len(names) - _SAID
   return ', '.join(names[:_SAID]) + (f' and {more} more' if more > 0 else '')
 

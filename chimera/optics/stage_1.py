@@ -12,7 +12,7 @@ The workdir's `optics/` holds what was learned and what was seen:
 and beside it `latents.npy`, float32 (N, H, W, 3), appears last and whole.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import json
 import os
 import pathlib
@@ -305,33 +305,55 @@ def _write_sources(
   disk.write_sealed(home / _SOURCES, {'sources': taken})
 
 
+def _read_sources(home: pathlib.Path) -> dict[str, fingerprints.Fingerprint]:
+  """What `_write_sources` wrote; nothing where an earlier Chimera did not.
+
+  Raises:
+    ValueError: it is not as it was written.
+  """
+  try:
+    return disk.read_sealed(home / _SOURCES)['sources']
+  except FileNotFoundError:
+    return {}
+  except OSError as e:
+    raise ValueError(disk.reason(e)) from e
+
+
 def _check_sources(
   home: pathlib.Path, now: dict[str, fingerprints.Fingerprint]
 ) -> None:
   """Refuses photographs that are not those of which the optics were made."""
   try:
-    then = disk.read_sealed(home / _SOURCES)['sources']
-  except FileNotFoundError:
-    return  # an earlier Chimera kept no record
-  except (OSError, ValueError) as e:
-    line = f'{home}: {disk.reason(e)}: start anew in another --workdir.'
-    raise ValueError(line) from e
+    then = _read_sources(home)
+  except ValueError as e:
+    raise ValueError(f'{home}: {e}: start anew in another --workdir.') from e
   changes = fingerprints.compare(then, now)
-  if any(changes):
+  if then and any(changes):
     raise ValueError(
       f'{home} was begun with other photographs ({changes}): put them back as '
       'they were, or start anew in another --workdir.'
     )
 
 
+def changes_of(
+  workdir: str | os.PathLike, sources: Iterable[str]
+) -> fingerprints.Changes:
+  """What of a run's sources is not what its latents were made of.
+
+  Raises:
+    ValueError: the record of them is not as it was written.
+  """
+  then = _read_sources(pathlib.Path(workdir, 'optics'))
+  then = {source: then[source] for source in sources if source in then}
+  now = fingerprints.look_again(then, {source: source for source in then})
+  return fingerprints.compare(then, now)
+
+
 def _tell_of_changes(home: pathlib.Path) -> None:
   """Warns where the sources are not what the latents were made of."""
-  path = home / _SOURCES
   try:
-    then = disk.read_sealed(path)['sources']
-  except FileNotFoundError:
-    return  # an earlier Chimera kept no record
-  except (OSError, ValueError) as e:
+    then = _read_sources(home)
+  except ValueError as e:
     logging.warning('Whether the sources have changed is not known: %s.', e)
     return
   now = fingerprints.look_again(then, {source: source for source in then})

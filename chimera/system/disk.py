@@ -4,9 +4,11 @@ A process may be killed, and a disk be full, at any byte: what is read back
 later is the old file or the new one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import lzma
 import os
@@ -94,6 +96,20 @@ def write(path: str | os.PathLike, data: bytes) -> None:
   """`writing`, of what is in memory."""
   with writing(path) as f:
     f.write(data)
+
+
+def write_csv(path: str | os.PathLike, rows: Iterable[Iterable[Any]]) -> None:
+  """`writing`, of rows, for `csv.reader`; file names need not be UTF-8."""
+  text = io.StringIO(newline='')
+  plain, quoted = (
+    csv.writer(text, lineterminator='\n', quoting=how)
+    for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+  )
+  for row in map(tuple, rows):
+    # It ends a row for the reader, and older writers do not quote it.
+    has_return = any('\r' in str(value) for value in row)
+    (quoted if has_return else plain).writerow(row)
+  write(path, text.getvalue().encode(errors='surrogateescape'))
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
