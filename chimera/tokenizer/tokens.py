@@ -225,7 +225,7 @@ class _Work:
     self._whole = whole  # what tokens.json says
     self._done = done  # what it will say
     self._parts = _open_shards(home, done)
-    # The files that somebody may read.
+    # The files that tokens.json or the journal may lead to.
     self._taken = {
       shard['file']: shard['sha256']
       for meta in (whole or done, done)
@@ -251,8 +251,8 @@ class _Work:
     rows = {s['file'] for s in done['sources']}
     if gone := [name for name in changes.gone if name in rows]:
       raise ValueError(
-        f'{self._home} holds rows of {fingerprints.several(gone)}, which is '
-        'gone: put it back, or give another --out.'
+        f'{self._home} holds rows of images that are gone '
+        f'({fingerprints.several(gone)}): put them back, or give another --out.'
       )
     for name in now.keys() - changes.changed:
       then[name] |= now[name]
@@ -384,7 +384,7 @@ class _Work:
         path.unlink()
 
   def _write(self, k: int, part_nxhxw: np.ndarray) -> dict[str, Any]:
-    """Shard k, in no file that somebody may read; its entry."""
+    """Shard k, in the place of no file that is led to; its entry."""
     buffer = io.BytesIO()
     np.save(buffer, part_nxhxw, allow_pickle=False)
     data = buffer.getvalue()
@@ -393,6 +393,7 @@ class _Work:
     if self._taken.get(file, digest) != digest:
       file = f'tokens-{k:05d}-{digest[:8]}.npy'
     disk.write(self._home / file, data)
+    self._taken[file] = digest
     return {'file': file, 'count': len(part_nxhxw), 'sha256': digest}
 
   def _read_ahead(

@@ -244,10 +244,12 @@ def test_broken_tokens_are_refused(
 
 
 def _paint(path, seed, height=20, width=20):
-  """A picture of its own."""
+  """A picture of its own, whose tokens are its own too."""
   rng = np.random.default_rng(seed)
-  picture = rng.integers(256, size=(height, width, 3), dtype=np.uint8)
-  Image.fromarray(picture).save(path)
+  ramp = np.linspace(-200, 200, width)[:, None] * rng.normal(size=3)
+  picture = rng.integers(256, size=3) + ramp + np.zeros((height, 1, 1))
+  picture += rng.uniform(0, 99) * rng.normal(size=picture.shape)
+  Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).save(path)
 
 
 def _rows(tokenizer, path, crop):
@@ -351,8 +353,12 @@ def test_an_update_that_is_killed_shows_the_old_or_the_new(
   mine, tokenizer, config, tmp_path, monkeypatch, crop
 ):
   config.tokens.crop = crop
-  was, _ = _tokenize(mine, tokenizer, tmp_path / 'was', config)
-  for name in ('1.png', '5.png'):
+  _tokenize(mine, tokenizer, tmp_path / 'was', config)
+  # Its last shard has a name of its own since.
+  _paint(mine / 'inner' / '0.png', 5, 17, 40)
+  was, meta = _tokenize(mine, tokenizer, tmp_path / 'was', config)
+  assert meta['shards'][-1]['file'].count('-') == 2
+  for name in ('1.png', '5.png', 'inner/0.png'):
     with Image.open(mine / name) as picture:
       width, height = picture.size
     _paint(mine / name, 7, height, width)
@@ -399,8 +405,9 @@ def test_an_update_that_is_killed_shows_the_old_or_the_new(
     stop = keep
     again, said = tokens.load(out)
     np.testing.assert_array_equal(again, new)
-    assert said == meta
-    assert set(os.listdir(out)) == set(os.listdir(tmp_path / 'new'))
+    assert said['sources'] == meta['sources']
+    files = {s['file'] for s in said['shards']}
+    assert set(os.listdir(out)) == {*files, 'skipped.csv', tokens.META}
   assert seen == {False, True}
   assert stop > 8
 
@@ -480,7 +487,7 @@ def test_what_would_move_rows_is_refused_by_name_and_leaves_all_as_it_is(
     r'1\.png has changed, and its 6 row\(s\).*it makes 16 now': (50, 50),
     r'1\.png has changed.*at least a cell of 4 pixels, got 3 x 2': (2, 3),
     r'1\.png has changed, and its 6 row\(s\)': None,
-    r'holds rows of 1\.png, which is gone': 'gone',
+    r'holds rows of images that are gone \(1\.png\)': 'gone',
   }
   for out in (killed, whole):
     before = _files(out)
