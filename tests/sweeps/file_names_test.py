@@ -1,12 +1,10 @@
 """Files of any name that a file system takes: in, to tokens, and drawn."""
 
 import csv
-import io
 import os
 import pathlib
 import tarfile
 import tempfile
-import types
 from unittest import mock
 
 import hypothesis
@@ -16,9 +14,10 @@ from PIL import Image
 
 from chimera.data import crops as crops_lib
 from chimera.data import images
-from chimera.tokenizer import export, pictures, tokens
+from chimera.tokenizer import pictures, tokens
 from configs import chimera as chimera_config
 from tests import sweep
+from tests.sweeps import gray
 
 SUFFIX = b'.png'
 # What shells, globs, CSV, printf, archives and we ourselves give a meaning.
@@ -45,25 +44,7 @@ FOLDERS = NAMES.filter(lambda name: name not in (b'.', b'..', b'.lock'))
 
 
 def _png(shade):
-  data = io.BytesIO()
-  Image.new('L', (16, 16), shade).save(data, 'PNG')
-  return data.getvalue()
-
-
-class _Tokenizer:
-  """Its tokens are shades of gray, from 0 to 15."""
-
-  image_size, grid, codes = 16, (2, 2), 16
-  codebook_digest = 'gray'
-  meta = types.MappingProxyType({'files': {export.WEIGHTS: 'none'}})
-  parts = types.SimpleNamespace(optics=types.SimpleNamespace(cell=4))
-
-  def encode(self, images_BxSxSx3):
-    return images_BxSxSx3[:, ::8, ::8, 0].astype(np.int32) // 16
-
-  def decode(self, tokens_Bxhxw):
-    gray = tokens_Bxhxw.repeat(8, 1).repeat(8, 2)[..., None] * 16
-    return images.to_float(gray.repeat(3, -1).astype(np.uint8))
+  return gray.png(np.full((2, 2), shade // 16))
 
 
 def _shades(home):
@@ -86,7 +67,7 @@ def test_any_file_is_tokenized_under_its_name(names, folder, broken):
   hypothesis.assume(broken not in names and folder not in (*names, broken))
   with (
     tempfile.TemporaryDirectory() as place,
-    mock.patch.object(tokens, 'open_tokenizer', return_value=_Tokenizer()),
+    mock.patch.object(tokens, 'open_tokenizer', return_value=gray.Tokenizer()),
   ):
     home = os.fsencode(place)
     mine, out, drawn = (os.path.join(place, name) for name in ('m', 'o', 'd'))
