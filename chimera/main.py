@@ -211,6 +211,9 @@ def usage() -> str:
 
 def parse(argv: Sequence[str]) -> tuple[str, Job]:
   """The command and what it asks for; a mistake is ValueError, flags.Error."""
+  # What stands behind `--` is no flag.
+  end = [*argv, '--'].index('--')
+  argv, behind = list(argv[:end]), argv[end + 1 :]
   # In one word or two; no argument holds a NUL.
   shipped = re.compile(r'(\0--?config[=\0])(?=:)')
   argv = shipped.sub(
@@ -238,8 +241,10 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
     )
   named = [match[2] for match in matches if match]
   preflight.check_keys(named, preflight.keys(values.config))
+  # Neither is the name of a file.
+  argv = [f'./{word}' if _is_file(word, values) else word for word in argv]
   values = _create_flags(argv)
-  command, *arguments = values(argv)[1:] or ['train']
+  command, *arguments = [*values(argv)[1:], *behind] or ['train']
   if command not in COMMANDS:
     near = preflight.nearest(command, COMMANDS)
     raise ValueError(
@@ -254,6 +259,10 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
     )
   if values['dry-run'].value and command != 'train':
     raise ValueError(f'--dry-run is of train, got {command}.')
+  for flag in ('workdir', 'out', 'tokenizer'):
+    disk.check_folder(values[flag].value, f'--{flag}')
+  if command == 'detokenize':
+    disk.check_folder(*arguments, 'FOLDER')
   workdir = values.workdir or os.path.join('runs', values.config.basename)
   return command, Job(
     config=values.config,
@@ -265,6 +274,13 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
     dry_run=values['dry-run'].value,
     watch=preemption.Watch(),
   )
+
+
+def _is_file(word: str, known: flags.FlagValues) -> bool:
+  """Whether a word that looks like a flag is the name of a file."""
+  name = word.lstrip('-').partition('=')[0]
+  is_flag = {name, name.removeprefix('no')} & set(known)
+  return word.startswith('-') and not is_flag and os.path.exists(word)
 
 
 def _create_flags(argv: Sequence[str]) -> flags.FlagValues:

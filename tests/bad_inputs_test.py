@@ -122,7 +122,7 @@ FILES = [
   ('f', 'No readable image', lambda: _folder({})),
   ('f', 'all 1 are corrupt', lambda: _folder({'a.png': b''})),
   ('f', 'all 1 are corrupt', lambda: _folder({'a.jpg': b'\xff\xd8\xff' * 9})),
-  ('a.txt', 'no such folder', lambda: _write('a.txt', b'x')),
+  ('a.txt', 'got the file a.txt', lambda: _write('a.txt', b'x')),
   ('a.zip', 'not a readable archive', lambda: _write('a.zip', b'PK\x03\x04')),
   ('a.tar', 'not a readable archive', lambda: _write('a.tar', b'x' * 600)),
   ('a.zip', 'No readable image', lambda: _images('a.zip', 0)),

@@ -97,6 +97,65 @@ def test_a_colon_elsewhere_is_left_alone(monkeypatch, ran):
   assert main.parse(['chimera', 'tokenize', ':a'])[1].arguments == [':a']
 
 
+@pytest.mark.parametrize(
+  ('words', 'files', 'out'),
+  [
+    (('-dash.png', 'b.png'), ['-dash.png', 'b.png'], ''),
+    (('--out=o', '--', '-dash.png', 'b.png'), ['-dash.png', 'b.png'], 'o'),
+    (('-dash.png', '--out', 'o', '--', 'b.png'), ['-dash.png', 'b.png'], 'o'),
+    (
+      ('--', '--config.png', '-config=:x.png'),
+      ['--config.png', '-config=:x.png'],
+      '',
+    ),
+    (
+      ('-no.png', '--debug', '--', '--out=-.png', '--debug'),
+      ['-no.png', '--out=-.png', '--debug'],
+      '',
+    ),
+  ],
+)
+def test_a_file_may_be_named_like_a_flag(ran, words, files, out):
+  for name in files:
+    pathlib.Path(name).write_text('')
+  command, job = main.parse(['chimera', 'reconstruct', *words])
+  assert command == 'reconstruct'
+  assert [str(pathlib.Path(name)) for name in job.arguments] == files
+  assert job.out == out
+
+
+def test_a_word_that_is_neither_flag_nor_file_is_refused(ran, capfd):
+  assert _main('reconstruct', '-dash.png') == 2
+  assert "Unknown command line flag 'dash.png'" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+  'argv',
+  [
+    ('tokenize', 'photos', '--out=f'),
+    ('detokenize', 'f'),
+    ('detokenize', 'd', '--out=f/deep/er'),
+    ('reconstruct', 'f', '--out', 'f'),
+    ('export', '--out=f'),
+    ('reconstruct', 'f', '--tokenizer=f'),
+    ('train', '--workdir=f'),
+    ('doctor', '--workdir=f/w'),
+    ('mission-control', '--workdir=link'),
+  ],
+)
+def test_a_file_in_the_place_of_a_folder_is_said_to_be_one(ran, capfd, argv):
+  pathlib.Path('f').write_text('kept')
+  pathlib.Path('d').mkdir()
+  pathlib.Path('link').symlink_to('nowhere')
+  assert _main(*argv) == 2
+  [line] = capfd.readouterr().err.splitlines()
+  assert 'must be a folder, got ' in line
+  assert line.endswith((': f is none.', ': link is none.'))
+  assert not ran
+  assert pathlib.Path('f').read_text() == 'kept'
+  assert sorted(p.name for p in pathlib.Path().iterdir()) == ['d', 'f', 'link']
+
+
 def test_without_a_command_line_it_is_the_process_s_own(ran, monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['chimera', '--config=:smoke', 'train'])
   assert main.main() == 0

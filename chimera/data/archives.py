@@ -67,7 +67,8 @@ def split(source: str | bytes | os.PathLike) -> tuple[str, str] | None:
   source = os.fsdecode(source)
   for match in _SOURCE.finditer(source):
     path, member = source[: match.end() - 1], source[match.end() :]
-    if os.path.isfile(path):
+    # A file may be named like a member.
+    if os.path.isfile(path) and not os.path.isfile(source):
       return path, member
   return None
 

@@ -9,15 +9,14 @@ import concurrent.futures
 import csv
 import functools
 import hashlib
-import io
 import math
 import os
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from absl import logging
 import numpy as np
 
-from chimera.data import images
+from chimera.data import fingerprints, images
 from chimera.system import disk
 
 
@@ -39,6 +38,7 @@ class Plan(NamedTuple):
   train: list[Crop]  # crops, those of one photograph next to each other
   held_out: list[Crop]  # likewise
   skipped: Mapping[str, str]  # why, by the source of each file not read
+  fingerprints: dict[str, fingerprints.Fingerprint]  # of every source
 
 
 class _Photograph(NamedTuple):
@@ -95,9 +95,9 @@ def plan_crops(
   sources = train_sources + held_out_sources
   examine = functools.partial(_examine, seed)
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    found = {}
-    for name, photograph in zip(sources, pool.map(examine, sources)):
-      found[name] = photograph
+    found, marks = {}, {}
+    for name, seen in zip(sources, pool.map(examine, sources)):
+      marks[name], found[name] = seen
       if progress is not None:
         progress(len(found), len(sources))
   skipped = {name: x for name, x in found.items() if isinstance(x, str)}
@@ -137,7 +137,9 @@ def plan_crops(
     lay = functools.partial(
       _lay_crops, image_size=image_size, max_scale=max_scale
     )
-  return Plan(lay(train, train_count), lay(held_out, held_out_count), skipped)
+  return Plan(
+    lay(train, train_count), lay(held_out, held_out_count), skipped, marks
+  )
 
 
 def read_crops(crops: Iterable[Crop], *, image_size: int) -> np.ndarray:
@@ -170,13 +172,11 @@ def write_manifest(
   path: str | os.PathLike, crops: Iterable[Crop], scores: Iterable[float]
 ) -> None:
   """Writes which crop every sample is, atomically, as CSV."""
-  text = io.StringIO(newline='')
-  writer = csv.writer(text, lineterminator='\n')
-  writer.writerow(MANIFEST_HEADER)
-  for i, (crop, score) in enumerate(zip(crops, scores, strict=True)):
-    writer.writerow((i, f'{float(score):.9g}', *crop))
-  # File names need not be UTF-8.
-  disk.write(path, text.getvalue().encode(errors='surrogateescape'))
+  rows = (
+    (i, f'{float(score):.9g}', *crop)
+    for i, (crop, score) in enumerate(zip(crops, scores, strict=True))
+  )
+  disk.write_csv(path, [MANIFEST_HEADER, *rows])
 
 
 def read_manifest(path: str | os.PathLike) -> tuple[list[Crop], np.ndarray]:
@@ -206,29 +206,20 @@ def read_manifest(path: str | os.PathLike) -> tuple[list[Crop], np.ndarray]:
   return crops, np.asarray(scores, np.float32)
 
 
-def _examine(seed: int, source: str) -> _Photograph | str:
+def _examine(
+  seed: int, source: str
+) -> tuple[fingerprints.Fingerprint, _Photograph | str]:
   """Decodes one file; why, where it cannot be read."""
+  mark = fingerprints.UNREADABLE
   try:
-    with images.open_source(source) as f:
-      before = _stamp(f)
+    with fingerprints.opened(source) as (f, mark):
       height, width, _ = images.decode(f).shape
-      f.seek(0)
-      digest = hashlib.file_digest(f, 'sha256').hexdigest()
-      if _stamp(f) != before:
+      if fingerprints.look(source) != mark['stat']:
         raise ValueError('it changed while it was read')
   except disk.BROKEN as e:
-    return images.why(e)
-  lot = hashlib.sha256(f'{seed}:{digest}'.encode()).hexdigest()
-  return _Photograph(lot, source, height, width)
-
-
-def _stamp(f: BinaryIO) -> tuple[int, int] | None:
-  """Of a file on a disk: what a change of it changes."""
-  try:
-    status = os.fstat(f.fileno())
-  except io.UnsupportedOperation:
-    return None
-  return status.st_size, status.st_mtime_ns
+    return mark, images.why(e)
+  lot = hashlib.sha256(f'{seed}:{mark["sha256"]}'.encode()).hexdigest()
+  return mark, _Photograph(lot, source, height, width)
 
 
 def _distinct(

@@ -261,9 +261,10 @@ def list_sources(source: AnyPath, flag: str) -> list[str]:
     except ValueError as e:
       raise ValueError(f'{e} Fix {flag}.') from e
   else:
+    got = 'the file' if os.path.exists(source) else 'no such folder:'
     raise ValueError(
-      "Images come from 'photos', a folder, a .zip or a .tar, got no such "
-      f'folder: {source}. Fix {flag}.'
+      "Images come from 'photos', a folder, a .zip or a .tar, got "
+      f'{got} {source}. Fix {flag}.'
     )
   sources = sorted(name for name in found if name.lower().endswith(SUFFIXES))
   others = collections.Counter(

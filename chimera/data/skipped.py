@@ -1,8 +1,6 @@
 """Which of somebody's files could not be used, and why: said and listed."""
 
 from collections.abc import Mapping
-import csv
-import io
 import itertools
 import os
 import pathlib
@@ -25,11 +23,7 @@ def tell(skipped: Mapping[str, str], home: str | os.PathLike) -> None:
   if not skipped:
     path.unlink(missing_ok=True)
     return
-  text = io.StringIO(newline='')
-  writer = csv.writer(text, lineterminator='\n')
-  writer.writerows([HEADER, *skipped.items()])
-  # File names need not be UTF-8.
-  disk.write(path, text.getvalue().encode(errors='surrogateescape'))
+  disk.write_csv(path, [HEADER, *skipped.items()])
   logging.warning('%s. See %s.', words(skipped), path)
 
 

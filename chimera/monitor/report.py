@@ -24,7 +24,7 @@ from chimera.clones import models
 from chimera.data import crops as crops_lib
 from chimera.evaluation import evaluate, exam, metrics, sheets
 from chimera.monitor import curves, history, summary
-from chimera.optics import poincare
+from chimera.optics import poincare, stage_1
 from chimera.school import curriculum
 from chimera.system import disk
 
@@ -118,7 +118,9 @@ def write(
     _section('Curves', _curves(seen, figures, colors, base)),
     _section('Contact sheets', _sheets(workdir / 'previews')),
     _section('Codebook', _codebook(subject, chunk)),
-    _section('Curriculum', _curriculum(subject, rows, colors, image_size)),
+    _section(
+      'Curriculum', _curriculum(workdir, subject, rows, colors, image_size)
+    ),
     _section('Protocol', [f'<pre>{as_json}</pre>']),
   ]
   page = (
@@ -252,6 +254,7 @@ def _codebook(subject: Subject, chunk: int) -> Iterable[str]:
 
 
 def _curriculum(
+  workdir: pathlib.Path,
   subject: Subject,
   rows: Sequence[Mapping[str, Any]],
   colors: Mapping[str, str],
@@ -262,7 +265,8 @@ def _curriculum(
     ids[np.linspace(0, len(ids) - 1, _SAMPLES).round().astype(int)]
     for ids in bins.values()
   ]
-  tiles, what = _samples(subject, np.concatenate(picks), image_size)
+  ids_X = np.concatenate(picks)
+  tiles, what = _samples(workdir, subject, ids_X, image_size)
   yield (
     f'<p>Training samples of each bin, {what}; within a bin too they go from '
     'easy to hard. Beside it the clones whose lessons begin with it.</p>'
@@ -281,12 +285,15 @@ def _curriculum(
 
 
 def _samples(
-  subject: Subject, ids_X: np.ndarray, image_size: int
+  workdir: pathlib.Path, subject: Subject, ids_X: np.ndarray, image_size: int
 ) -> tuple[np.ndarray, str]:
   """Pictures of training samples, uint8, and what they are."""
   if subject.eyes is not None:
     try:
       crops = [subject.crops[i] for i in ids_X]
+      changes = stage_1.changes_of(workdir, {crop.source for crop in crops})
+      if any(changes):
+        raise ValueError(f'photographs are not what they were ({changes})')
       pictures = crops_lib.read_crops(crops, image_size=image_size)
       return pictures, 'the photographs themselves'
     except ValueError as e:

@@ -6,14 +6,16 @@ The workdir's `optics/` holds what was learned and what was seen:
   optics.json         architecture, the settings it was made by, its figures
   crops.csv           each training sample's crop and gradient magnitude
   held_out.npz        held-out path_params, and their crops as uint8
+  sources.json        fingerprints of the files that all this was made of
   digests.json        SHA-256 of all of these and of latents.npy
 
 and beside it `latents.npy`, float32 (N, H, W, 3), appears last and whole. Where
 images could not be used, `skipped.csv` beside it says which and why.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import json
+import os
 import pathlib
 from typing import Any, BinaryIO, NamedTuple
 
@@ -25,7 +27,7 @@ import numpy as np
 import safetensors.numpy
 
 from chimera.data import crops as crops_lib
-from chimera.data import images, skipped
+from chimera.data import fingerprints, images, skipped
 from chimera.optics import modules as optics
 from chimera.optics import training
 from chimera.school import curriculum
@@ -34,6 +36,7 @@ from chimera.system import disk, progress
 _POOL_MB = 256  # of the crops, uint8, that the optics learn from
 _FILES = ('optics.json', 'optics.safetensors', 'crops.csv', 'held_out.npz')
 _DIGESTS = 'digests.json'
+_SOURCES = 'sources.json'
 
 
 class Prepared(NamedTuple):
@@ -89,6 +92,7 @@ def prepare(
       f.flush()
       digests = {k: disk.digest(p) for k, p in files.items() if p.exists()}
       disk.write_sealed(home / _DIGESTS, digests)
+  _tell_of_changes(home)
   crops, gradients_N = crops_lib.read_manifest(home / 'crops.csv')
   with np.load(home / 'held_out.npz', allow_pickle=False) as held_out:
     held_out = dict(held_out)
@@ -201,9 +205,13 @@ def _see(
       **config.data, progress=lambda done, total: report(done, '', total)
     )
   skipped.tell(plan.skipped, home.parent)
+  is_learned = (home / 'optics.json').exists()
+  if is_learned:
+    _check_sources(home, plan.fingerprints)
   held_out = crops_lib.read_crops(plan.held_out, image_size=size)
   home.mkdir(parents=True, exist_ok=True)
-  if not (home / 'optics.json').exists():
+  if not is_learned:
+    _write_sources(home, plan.fingerprints)
     _learn(config, home, plan, held_out, inherit)
   model, variables = training.load_optics(str(home.parent))
 
@@ -268,8 +276,12 @@ def _learn(
 def _let_in(config: ml_collections.ConfigDict, home: pathlib.Path) -> _Made:
   """From path_params that were made elsewhere."""
   source, chunk = config.data.source, config.optics.chunk
+  files = [source, config.data.held_out_source]
+  files = [os.path.abspath(file) for file in files if file]
+  seen = fingerprints.look_again({}, {file: file for file in files})
   paths, train_N, held_out = split_path_params(config)
   home.mkdir(parents=True, exist_ok=True)
+  _write_sources(home, seen)
   disk.write_json(home / 'optics.json', {'settings': _settings(config)})
   side = paths.shape[1]
   crops = [crops_lib.Crop(f'{source}[{i}]', 0, 0, side) for i in train_N]
@@ -287,6 +299,78 @@ def _write(f: BinaryIO, shape: tuple[int, ...], parts: _Parts) -> np.ndarray:
     f.write(np.ascontiguousarray(paths, '<f4').data)
     gradients.append(part)
   return np.concatenate(gradients)
+
+
+def _write_sources(
+  home: pathlib.Path, taken: dict[str, fingerprints.Fingerprint]
+) -> None:
+  disk.write_sealed(home / _SOURCES, {'sources': taken})
+
+
+def _read_sources(home: pathlib.Path) -> dict[str, fingerprints.Fingerprint]:
+  """What `_write_sources` wrote; nothing where an earlier Chimera did not.
+
+  Raises:
+    ValueError: it is not as it was written.
+  """
+  try:
+    return disk.read_sealed(home / _SOURCES)['sources']
+  except FileNotFoundError:
+    return {}
+  except OSError as e:
+    raise ValueError(disk.reason(e)) from e
+
+
+def _check_sources(
+  home: pathlib.Path, now: dict[str, fingerprints.Fingerprint]
+) -> None:
+  """Refuses photographs that are not those of which the optics were made."""
+  try:
+    then = _read_sources(home)
+  except ValueError as e:
+    raise ValueError(f'{home}: {e}: start anew in another --workdir.') from e
+  changes = fingerprints.compare(then, now)
+  if then and any(changes):
+    raise ValueError(
+      f'{home} was begun with other photographs ({changes}): put them back as '
+      'they were, or start anew in another --workdir.'
+    )
+
+
+def changes_of(
+  workdir: str | os.PathLike, sources: Iterable[str]
+) -> fingerprints.Changes:
+  """What of a run's sources is not what its latents were made of.
+
+  Raises:
+    ValueError: the record of them is not as it was written.
+  """
+  then = _read_sources(pathlib.Path(workdir, 'optics'))
+  then = {source: then[source] for source in sources if source in then}
+  now = fingerprints.look_again(then, {source: source for source in then})
+  return fingerprints.compare(then, now)
+
+
+def _tell_of_changes(home: pathlib.Path) -> None:
+  """Warns where the sources are not what the latents were made of."""
+  try:
+    then = _read_sources(home)
+  except ValueError as e:
+    logging.warning('Whether the sources have changed is not known: %s.', e)
+    return
+  now = fingerprints.look_again(then, {source: source for source in then})
+  changes = fingerprints.compare(then, now)
+  if any(changes):
+    logging.warning(
+      'The run goes on with the latents that it has, but what they were made '
+      'of is not as it was (%s).',
+      changes,
+    )
+  same = now.keys() - changes.changed
+  # They need not be read another time.
+  if any(now[name] != then[name] for name in same):
+    with disk.spared(_SOURCES):
+      _write_sources(home, then | {name: now[name] for name in same})
 
 
 def _verify(home: pathlib.Path) -> None:

@@ -6,7 +6,9 @@ later is the old file or the new one.
 
 from collections.abc import Iterable, Iterator
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import lzma
 import os
@@ -88,6 +90,18 @@ def changed(home: pathlib.Path, digests: dict[str, str]) -> list[str]:
   ]
 
 
+def check_folder(path: str | os.PathLike, what: str) -> None:
+  """ValueError where `what` is at a path that can be no folder."""
+  path = pathlib.Path(path)
+  for part in (path, *path.parents):
+    if os.path.lexists(part):
+      if not part.is_dir():
+        raise ValueError(
+          f'{what} must be a folder, got {path}: {part} is none.'
+        )
+      return
+
+
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   """A file to be filled, in place of what is there once it is on the disk.
@@ -116,6 +130,20 @@ def write(path: str | os.PathLike, data: bytes) -> None:
   """`writing`, of what is in memory."""
   with writing(path) as f:
     f.write(data)
+
+
+def write_csv(path: str | os.PathLike, rows: Iterable[Iterable[Any]]) -> None:
+  """`writing`, of rows, for `csv.reader`; file names need not be UTF-8."""
+  text = io.StringIO(newline='')
+  plain, quoted = (
+    csv.writer(text, lineterminator='\n', quoting=how)
+    for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+  )
+  for row in map(tuple, rows):
+    # It ends a row for the reader, and older writers do not quote it.
+    has_return = any('\r' in str(value) for value in row)
+    (quoted if has_return else plain).writerow(row)
+  write(path, text.getvalue().encode(errors='surrogateescape'))
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

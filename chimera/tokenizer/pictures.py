@@ -14,11 +14,13 @@ from chimera.data import images
 from chimera.optics import training
 from chimera.system import disk, lock, progress
 from chimera.tokenizer import export
+from chimera.tokenizer import tiles as tiles_lib
 from chimera.tokenizer import tokens as tokens_lib
 
 _BATCH = 64  # crops decoded at a time
 _TEXT = 15  # pixels, the height of a picture's letters
 _LEAST = 192  # pixels: smaller pictures are drawn larger
+_LONGEST = 255 - len('.png.tmp')  # bytes of a name that is drawn to
 
 
 def detokenize(folder: str, tokenizer: str, out: str) -> None:
@@ -46,10 +48,10 @@ def detokenize(folder: str, tokenizer: str, out: str) -> None:
     for i, source in enumerate(meta['sources']):
       rows, columns = source['rows'], source['columns']
       tiles = np.stack(list(itertools.islice(decoded, rows * columns)))
-      picture = tokens_lib.join(tiles, rows, columns)
+      picture = tiles_lib.join(tiles, rows, columns)
       if meta['crop'] == 'tiles':
         picture = picture[: source['height'], : source['width']]
-      path = home / f'{source["file"]}.png'
+      path = home / _drawn(source['file'])
       if not path.resolve().is_relative_to(home.resolve()):
         raise ValueError(
           f'Pictures are drawn within {home}, got {source["file"]!r} in '
@@ -70,15 +72,23 @@ def reconstruct(paths: Sequence[str], tokenizer: str, out: str) -> None:
   """
   loaded = tokens_lib.open_tokenizer(tokenizer)
   home = pathlib.Path(out or 'reconstructions')
-  pictures = [images.load_photograph(path) for path in paths]
-  for path, picture in zip(paths, pictures):
-    tokens_lib.check_size(path, picture, loaded)
+  disk.check_folder(home, '--out')
+  pictures = {}
+  for path in paths:
+    # Nothing in the name of a file says that it is another's.
+    source = os.path.abspath(path) if os.path.exists(path) else path
+    pictures[path] = picture = images.load_photograph(source)
+    try:
+      tokens_lib.check_size(picture, loaded)
+    except ValueError as e:
+      raise ValueError(f'{path} cannot be used: {e}; give another.') from e
   home.mkdir(parents=True, exist_ok=True)
-  for path, picture in zip(paths, pictures):
+  taken = {os.path.abspath(path) for path in pictures}
+  for path, picture in pictures.items():
     height, width = picture.shape[:2]
-    tiles, rows, columns = tokens_lib.cut(picture, loaded.image_size)
+    tiles, rows, columns = tiles_lib.cut(picture, loaded.image_size)
     optics, back = (
-      tokens_lib.join(part, rows, columns)[:height, :width]
+      tiles_lib.join(part, rows, columns)[:height, :width]
       for part in _look_and_tokenize(loaded, tiles)
     )
     mse = np.mean((picture.astype(np.float64) - back) ** 2)
@@ -86,8 +96,14 @@ def reconstruct(paths: Sequence[str], tokenizer: str, out: str) -> None:
     size = loaded.image_size
     whole = height % size == width % size == 0
     sizes = width, height, columns, rows, size
-    name = os.path.basename(path).removeprefix(images.BUNDLED)
-    target = home / f'{name}.png'
+    name = os.path.basename(path)
+    if not os.path.exists(path):
+      name = name.removeprefix(images.BUNDLED)
+    target, again = home / _drawn(name), 1
+    while os.path.abspath(target) in taken:
+      again += 1
+      target = home / _drawn(f'{name}.{again}')
+    taken.add(os.path.abspath(target))
     _save(target, _beside(picture, optics, back))
     logging.info(
       '%s: %d x %d pixels, %d x %d tiles of %d%s; PSNR %.2f dB; see %s',
@@ -103,7 +119,7 @@ def _decode_each(
   loaded: export.Tokenizer, tokens_Nxhxw: Iterable[np.ndarray]
 ) -> Iterator[np.ndarray]:
   """The crops (S, S, 3), uint8, one by one."""
-  for batch, count in tokens_lib.batches(tokens_Nxhxw, _BATCH):
+  for batch, count in tiles_lib.batches(tokens_Nxhxw, _BATCH):
     yield from images.to_uint8(loaded.decode(batch.astype(np.int32)))[:count]
 
 
@@ -114,7 +130,7 @@ def _look_and_tokenize(
   model, variables = loaded.parts.optics, loaded.parts.variables
   paths = training.encode_images(model, variables, tiles, _BATCH)
   seen = training.decode_paths(model, variables, paths, _BATCH)
-  tokens = np.stack(list(tokens_lib.encode_each(loaded, tiles, _BATCH)))
+  tokens = np.stack(list(tiles_lib.encode_each(loaded, tiles, _BATCH)))
   return images.to_uint8(seen), np.stack(list(_decode_each(loaded, tokens)))
 
 
@@ -133,6 +149,16 @@ def _beside(*pictures: np.ndarray) -> np.ndarray:
     pen.text(middle, name, 'black', font, anchor='mm')
     canvas.paste(Image.fromarray(picture), (i * step, header))
   return np.asarray(canvas)
+
+
+def _drawn(file: str) -> str:
+  """`file`.png, its name shortened to what a file system takes."""
+  folder, name = os.path.split(file)
+  data = os.fsencode(name)
+  if len(data) > _LONGEST:
+    mark = f'-{disk.digest(data)[:8]}'
+    name = data[: _LONGEST - len(mark)].decode(errors='ignore') + mark
+  return os.path.join(folder, f'{name}.png')
 
 
 def _save(path: pathlib.Path, picture: np.ndarray) -> None:

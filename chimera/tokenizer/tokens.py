@@ -5,36 +5,49 @@ What `tokenize` leaves in its folder:
   tokens-00000.npy ...  (n, h, w), int16 or int32 by the codebook's size
   tokens.json           grid, codebook, order, sources, digests; written last,
                         and sealed: one other digit would shift all rows
+  skipped.csv           which files gave no rows, and why
 
 One row is one crop. With crop = 'center' that is the largest centered square of
 a photograph, resized; with 'tiles' all of it, in squares of image_size from the
 top left, row by row, edges padded by their mirror image. Rows follow the
 photographs in the order of their paths.
 
+A row stays where it is: people have labels by row. The same command over other
+photographs tokenizes those that changed anew, in place, and appends those that
+are new; what would move rows is refused.
+
 The work is streamed, a shard at a time: `tokens.partial.json` says after each
-what is done, and the same command goes on from there.
+what is done, and the same command goes on from there. A shard that others read
+is not written over: what takes its place has a name of its own,
+tokens-00000-0123abcd.npy, until tokens.json leads there.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 import concurrent.futures
+import copy
 import io
 import itertools
 import os
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 from absl import logging
 import ml_collections
 import numpy as np
 
-from chimera.data import images
+from chimera.data import fingerprints, images
+from chimera.data import skipped as skipped_lib
 from chimera.system import disk, lock, progress
 from chimera.tokenizer import export
+from chimera.tokenizer import tiles as tiles_lib
 
-FORMAT = 1
+FORMAT = 2  # 1 has no fingerprints; `load` reads it
 META = 'tokens.json'
 PARTIAL = 'tokens.partial.json'
+_SHARD = re.compile(r'tokens-\d{5,}(-[0-9a-f]{8})?\.npy')
 _AHEAD = 32  # photographs decoded before they are needed
+_ANEW = 1024  # photographs whose tokens wait for their place in the shards
 
 
 class Tokens(NamedTuple):
@@ -47,21 +60,21 @@ class Tokens(NamedTuple):
 def tokenize(
   source: str, tokenizer: str, out: str, config: ml_collections.ConfigDict
 ) -> None:
-  """Tokenizes every image of `source` into `out`, or goes on with it.
+  """Tokenizes every image of `source` into `out`, or what of it is not there.
 
   Raises:
     ValueError: no image there, no tokenizer, or `out` holds other tokens or is
-      in use.
+      in use, or rows of it would move.
   """
   if not out:
     raise ValueError('tokenize needs a folder for its tokens: give --out=DIR.')
   loaded = open_tokenizer(tokenizer)
-  sources = images.list_sources(source, 'FOLDER')
-  # The photographs' paths within the folder or the archive.
+  paths = images.list_sources(source, 'FOLDER')
+  # By the photographs' paths within the folder or the archive.
   within = os.path.abspath(source)
   within = os.path.join(within, '') if os.path.isdir(within) else f'{within}!'
   within = images.BUNDLED if source == 'photos' else within
-  names = [path.removeprefix(within) for path in sources]
+  sources = {path.removeprefix(within): path for path in paths}
   home = pathlib.Path(out)
   request = {
     'format': FORMAT,
@@ -73,17 +86,21 @@ def tokenize(
     'codebook_digest': loaded.codebook_digest,
     'tokenizer_digest': loaded.meta['files'][export.WEIGHTS],
     'shard': config.tokens.shard,
-    'order': 'photographs by path; within one, tiles row by row',
-    'names_digest': disk.digest('\n'.join(names).encode()),
+    'order': 'photographs as in sources; within one, tiles row by row',
   }
   with lock.hold(home, '--out'):
-    done = _begin(home, request)
-    if done is None:
-      logging.info('Nothing to do: %s is whole.', home)
-      return
-    if done['count']:
-      logging.info('Going on from crop %d.', done['count'])
-    _stream(home, loaded, sources, names, done, config.tokens.batch_size)
+    whole, done = (_read(home / name, request) for name in (META, PARTIAL))
+    if whole is None and done is None and any(home.glob('tokens-*.npy')):
+      raise ValueError(
+        f'{home} holds tokens without {META}: give another --out.'
+      )
+    nothing = {'count': 0, 'shards': [], 'sources': [], 'skipped': []}
+    done = done or copy.deepcopy(whole) or {**request, **nothing}
+    work = _Work(home, loaded, sources, whole, done)
+    work.take_stock()
+    work.renew(config.tokens.batch_size)
+    work.append(config.tokens.batch_size)
+    work.finish()
 
 
 def load(folder: str | os.PathLike) -> Tokens:
@@ -93,47 +110,23 @@ def load(folder: str | os.PathLike) -> Tokens:
     ValueError: no tokens there, or not as they were written.
   """
   home = pathlib.Path(folder)
+  disk.check_folder(home, 'What holds tokens')
   try:
     meta = disk.read_sealed(home / META)
-    parts = []
-    for shard in meta['shards']:
-      path = home / shard['file']
-      if disk.digest(path) != shard['sha256']:
-        raise ValueError(f'{shard["file"]} is not as it was written')
-      parts.append(np.load(path, mmap_mode='r', allow_pickle=False))
-    tokens = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    if tokens.shape != (meta['count'], *meta['grid']):
-      raise ValueError(f'{tokens.shape} tokens, not as {META} says')
-    return Tokens(tokens, meta)
   except FileNotFoundError as e:
     yet = ' yet: give the same tokenize command again'
     hint = yet if (home / PARTIAL).exists() else ''
     raise ValueError(f'No tokens in {home}{hint} ({e.filename}).') from e
-  except (OSError, ValueError, KeyError, TypeError, IndexError) as e:
-    raise ValueError(
-      f'{home} does not hold whole tokens ({e}): tokenize anew into another '
-      '--out.'
-    ) from e
-
-
-def cut(picture: np.ndarray, size: int) -> tuple[np.ndarray, int, int]:
-  """tiles (rows * columns, size, size, 3) of a picture, rows and columns.
-
-  Beyond the right and the lower edge the picture is mirrored.
-  """
-  height, width = picture.shape[:2]
-  rows, columns = -(-height // size), -(-width // size)
-  padding = ((0, rows * size - height), (0, columns * size - width), (0, 0))
-  tiles = np.pad(picture, padding, mode='symmetric')
-  tiles = tiles.reshape(rows, size, columns, size, 3).transpose(0, 2, 1, 3, 4)
-  return tiles.reshape(rows * columns, size, size, 3), rows, columns
-
-
-def join(tiles: np.ndarray, rows: int, columns: int) -> np.ndarray:
-  """The picture (rows * size, columns * size, 3): the inverse of `cut`."""
-  size = tiles.shape[1]
-  tiles = tiles.reshape(rows, columns, size, size, 3)
-  return tiles.transpose(0, 2, 1, 3, 4).reshape(rows * size, columns * size, 3)
+  except (OSError, ValueError) as e:
+    raise _broken(home, e) from e
+  try:
+    parts = _open_shards(home, meta)
+  except ValueError:
+    # tokenize may have put others in the place of the shards.
+    if disk.read_sealed(home / META) == meta:
+      raise
+    return load(folder)
+  return Tokens(parts[0] if len(parts) == 1 else np.concatenate(parts), meta)
 
 
 def open_tokenizer(tokenizer: str) -> export.Tokenizer:
@@ -151,158 +144,291 @@ def open_tokenizer(tokenizer: str) -> export.Tokenizer:
   return loaded
 
 
-def check_size(
-  path: str, picture: np.ndarray, loaded: export.Tokenizer
-) -> None:
+def check_size(picture: np.ndarray, loaded: export.Tokenizer) -> None:
   """ValueError where a picture is smaller than a cell."""
   height, width = picture.shape[:2]
   cell = loaded.parts.optics.cell
   if min(height, width) < cell:
     raise ValueError(
-      f'{path} must be at least a cell of {cell} pixels, got {width} x '
-      f'{height}: give a larger image.'
+      f'it must be at least a cell of {cell} pixels, got {width} x {height}'
     )
 
 
-def _begin(
-  home: pathlib.Path, request: dict[str, Any]
-) -> dict[str, Any] | None:
-  """What of the request is done in `home`; None where it is all."""
-  for name in (META, PARTIAL):
-    try:
-      there = disk.read_sealed(home / name)
-    except FileNotFoundError:
-      continue
-    except (OSError, ValueError) as e:
+def _read(path: pathlib.Path, request: dict[str, Any]) -> dict[str, Any] | None:
+  """What tokens.json or the journal says, if it is of this request."""
+  home = path.parent
+  try:
+    there = disk.read_sealed(path)
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError) as e:
+    raise ValueError(
+      f'{home} holds tokens that cannot be gone on with ({e}): give another '
+      '--out.'
+    ) from e
+  if there.get('format') == 1:
+    raise ValueError(
+      f'{home} holds tokens of an earlier Chimera, which did not note what its '
+      'photographs were: they can be read, but to tokenize give another --out.'
+    )
+  if differ := [k for k, v in request.items() if there.get(k) != v]:
+    raise ValueError(
+      f'{home} holds tokens of another request, which differs in '
+      f'{", ".join(differ)}: give another --out.'
+    )
+  return there
+
+
+def _open_shards(home: pathlib.Path, meta: dict[str, Any]) -> list[np.ndarray]:
+  """The shards, (n, h, w) each, read-only memory maps.
+
+  Raises:
+    ValueError: one is not as it was written.
+  """
+  try:
+    parts = []
+    for shard in meta['shards']:
+      path = home / shard['file']
+      if disk.digest(path) != shard['sha256']:
+        raise ValueError(f'{shard["file"]} is not as it was written')
+      parts.append(np.load(path, mmap_mode='r', allow_pickle=False))
+      if parts[-1].shape != (shard['count'], *meta['grid']):
+        raise ValueError(f'{parts[-1].shape} tokens, not as {META} says')
+    if sum(map(len, parts)) != meta['count']:
+      raise ValueError(f'not as many tokens as {META} says')
+    return parts
+  except (OSError, ValueError, KeyError, TypeError, IndexError) as e:
+    raise _broken(home, e) from e
+
+
+def _broken(home: pathlib.Path, error: Exception) -> ValueError:
+  return ValueError(
+    f'{home} does not hold whole tokens ({error}): tokenize anew into another '
+    '--out.'
+  )
+
+
+class _Work:
+  """One tokenize command, from what is done to what the photographs are."""
+
+  def __init__(
+    self,
+    home: pathlib.Path,
+    loaded: export.Tokenizer,
+    sources: dict[str, str],
+    whole: dict[str, Any] | None,
+    done: dict[str, Any],
+  ):
+    self._home = home
+    self._loaded = loaded
+    self._sources = sources
+    self._whole = whole  # what tokens.json says
+    self._done = done  # what it will say
+    self._parts = _open_shards(home, done)
+    # The files that tokens.json or the journal may lead to.
+    self._taken = {
+      shard['file']: shard['sha256']
+      for meta in (whole or done, done)
+      for shard in meta['shards']
+    }
+    self._changed: list[dict[str, Any]] = []  # of done['sources']
+    self._todo: list[str] = []  # names
+
+  def take_stock(self) -> None:
+    """Holds what is done against the photographs.
+
+    Raises:
+      ValueError: some of what has rows are gone.
+    """
+    done, sources = self._done, self._sources
+    # What is not whole in the shards, the last of a journal, is not done.
+    done['sources'] = [s for s in done['sources'] if _end(s) <= done['count']]
+    self._follow_names()
+    then = {e['file']: e for e in (*done['sources'], *done['skipped'])}
+    there = {name: sources[name] for name in then if name in sources}
+    now = fingerprints.look_again(then, there)
+    changes = fingerprints.compare(then, now)
+    rows = {s['file'] for s in done['sources']}
+    if gone := [name for name in changes.gone if name in rows]:
       raise ValueError(
-        f'{home} holds tokens that cannot be gone on with ({e}): give another '
-        '--out.'
-      ) from e
-    if differ := [k for k, v in request.items() if there.get(k) != v]:
-      raise ValueError(
-        f'{home} holds tokens of another request, which differs in '
-        f'{", ".join(differ)}: give another --out.'
+        f'{self._home} holds rows of images that are gone '
+        f'({fingerprints.several(gone)}): put them back, or give another --out.'
       )
-    if name == META:
-      load(home)
-      # A process may have been killed between the two.
-      (home / PARTIAL).unlink(missing_ok=True)
-      return None
-    return there
-  if home.is_dir() and any(home.glob('tokens-*.npy')):
-    raise ValueError(f'{home} holds tokens without {META}: give another --out.')
-  return {**request, 'count': 0, 'shards': [], 'sources': [], 'skipped': []}
+    for name in now.keys() - changes.changed:
+      then[name] |= now[name]
+    self._changed = [s for s in done['sources'] if s['file'] in changes.changed]
+    again = {*changes.changed, *changes.gone}
+    done['skipped'] = [e for e in done['skipped'] if e['file'] not in again]
+    known = rows | {e['file'] for e in done['skipped']}
+    self._todo = [name for name in sources if name not in known]
+    news = changes._replace(
+      changed=[s['file'] for s in self._changed],
+      new=self._todo if self._whole else [],
+      gone=[],
+    )
+    if any(news):
+      logging.info('Since the last time, %s.', news)
+    if done['count'] and not self._whole:
+      logging.info('Going on from crop %d.', done['count'])
 
+  def _follow_names(self) -> None:
+    """What was renamed keeps its rows."""
+    entries = self._done['sources']
+    gone = [entry for entry in entries if entry['file'] not in self._sources]
+    if not gone:
+      return
+    known = {entry['file'] for entry in entries}
+    new = {k: path for k, path in self._sources.items() if k not in known}
+    by_digest = {}
+    for name, taken in fingerprints.look_again({}, new).items():
+      by_digest.setdefault(taken['sha256'], []).append(name)
+    for entry in gone:
+      if names := by_digest.get(entry['sha256']):
+        logging.info('%s is %s now.', entry['file'], names[0])
+        entry['file'] = names.pop(0)
 
-def _stream(
-  home: pathlib.Path,
-  loaded: export.Tokenizer,
-  sources: list[str],
-  names: list[str],
-  done: dict[str, Any],
-  batch_size: int,
-) -> None:
-  """From the photographs that are not done to shards on disk."""
-  first, seen = done['count'], len(done['sources']) + len(done['skipped'])
-  # One that is not whole in the shards is read again, with all after it.
-  for source in done['sources']:
-    if source['first'] + source['rows'] * source['columns'] > done['count']:
-      first, seen = source['first'], names.index(source['file'])
-      break
-  again = set(names[seen:])
-  done['sources'] = [s for s in done['sources'] if s['file'] not in again]
-  done['skipped'] = [name for name in done['skipped'] if name not in again]
-  ahead = done['count'] - first  # its crops that stand in a shard already
+  def renew(self, batch_size: int) -> None:
+    """Tokenizes what changed anew, in place.
 
-  def crops(first: int) -> Iterator[np.ndarray]:
-    read = _read_ahead(sources[seen:], loaded, done['crop'])
-    for i, (name, (tiles, facts)) in enumerate(zip(names[seen:], read), seen):
-      if facts:
-        done['sources'].append({'file': name, **facts, 'first': first})
+    Raises:
+      ValueError: it makes more rows now, or fewer.
+    """
+    for i in range(0, len(self._changed), _ANEW):
+      some = self._changed[i : i + _ANEW]
+      crops = self._tiles_anew(some)
+      rows = tiles_lib.encode_each(self._loaded, crops, batch_size)
+      tokens_nxhxw = np.stack(list(rows))
+      at_n = np.concatenate([np.arange(s['first'], _end(s)) for s in some])
+      first = 0
+      for k, part in enumerate(self._parts):
+        is_here_n = (at_n >= first) & (at_n < first + len(part))
+        if is_here_n.any():
+          self._parts[k] = np.array(part)
+          self._parts[k][at_n[is_here_n] - first] = tokens_nxhxw[is_here_n]
+          self._done['shards'][k] = self._write(k, self._parts[k])
+        first += len(part)
+      disk.write_sealed(self._home / PARTIAL, self._done)
+
+  def _tiles_anew(self, changed: list[dict[str, Any]]) -> Iterator[np.ndarray]:
+    read = self._read_ahead([entry['file'] for entry in changed])
+    for entry, (tiles, facts) in zip(changed, read):
+      count = entry['rows'] * entry['columns']
+      if len(tiles) != count:
+        why = facts.get('reason', f'it makes {len(tiles)} now')
+        raise ValueError(
+          f'{entry["file"]} has changed, and its {count} row(s) in '
+          f'{self._home} cannot be made anew ({why}): put it back as it was, '
+          'or give another --out.'
+        )
+      entry |= facts
+      yield from tiles
+
+  def append(self, batch_size: int) -> None:
+    """Tokenizes what has no rows, a shard at a time."""
+    done = self._done
+    end = _end(done['sources'][-1]) if done['sources'] else 0
+    if not self._todo and end == done['count']:
+      return
+    # All shards but the last are full; that one is filled up.
+    k, begun = divmod(end, done['shard'])
+    before = self._parts[k][:begun] if begun else ()
+    done['shards'], done['count'] = done['shards'][:k], k * done['shard']
+    with progress.bar('Photographs', len(self._todo)) as report:
+      crops = self._tiles_of_new(end, report)
+      encoded = tiles_lib.encode_each(self._loaded, crops, batch_size)
+      rows = itertools.chain(before, encoded)
+      while shard := list(itertools.islice(rows, done['shard'])):
+        if not self._taken and not done['count']:
+          # A shard without a journal would be anyone's.
+          disk.write_sealed(self._home / PARTIAL, done)
+        part = np.stack(shard).astype(done['dtype'])
+        done['shards'].append(self._write(len(done['shards']), part))
+        done['count'] += len(shard)
+        disk.write_sealed(self._home / PARTIAL, done)
+
+  def _tiles_of_new(
+    self, first: int, report: Callable[[int, str], None]
+  ) -> Iterator[np.ndarray]:
+    read = self._read_ahead(self._todo)
+    for i, (name, (tiles, facts)) in enumerate(zip(self._todo, read)):
+      if len(tiles):
+        self._done['sources'].append({'file': name, **facts, 'first': first})
         first += len(tiles)
         yield from tiles
       else:
-        done['skipped'].append(name)
+        self._done['skipped'].append({'file': name, **facts})
       report(i + 1, '')
 
-  with progress.bar('Photographs', len(sources)) as report:
-    todo = itertools.islice(crops(first), ahead, None)
-    rows = encode_each(loaded, todo, batch_size)
-    while shard := list(itertools.islice(rows, done['shard'])):
-      buffer = io.BytesIO()
-      np.save(buffer, np.stack(shard).astype(done['dtype']), allow_pickle=False)
-      data, file = buffer.getvalue(), f'tokens-{len(done["shards"]):05d}.npy'
-      if not done['count']:
-        # A shard without a journal would be anyone's.
-        disk.write_sealed(home / PARTIAL, done)
-      disk.write(home / file, data)
-      entry = {'file': file, 'count': len(shard), 'sha256': disk.digest(data)}
-      done['shards'].append(entry)
-      done['count'] += len(shard)
-      disk.write_sealed(home / PARTIAL, done)
-  if not done['count']:
-    raise ValueError(
-      f'None of {len(sources)} image(s) is readable and at least a cell of '
-      f'{loaded.parts.optics.cell} pixels: fix the folder.'
-    )
-  if skipped := done['skipped']:
-    message = 'Skipped %d unreadable or too small image(s), the first is %s'
-    logging.warning(message, len(skipped), skipped[0])
-  disk.write_sealed(home / META, done)
-  (home / PARTIAL).unlink()
-  counts = done['count'], len(done['sources'])
-  logging.info('%d crop(s) of %d photograph(s) in %s.', *counts, home)
+  def finish(self) -> None:
+    """Has tokens.json lead to what was made."""
+    home, done = self._home, self._done
+    done['skipped'].sort(key=lambda entry: entry['file'])
+    skipped = {entry['file']: entry['reason'] for entry in done['skipped']}
+    if not done['count']:
+      name, reason = next(iter(skipped.items()))
+      raise ValueError(
+        f'None of {len(self._sources)} image(s) can be used, the first is '
+        f'{name} ({reason}): fix the folder.'
+      )
+    if done == self._whole:
+      logging.info('Nothing to do: %s is whole.', home)
+    else:
+      skipped_lib.tell(skipped, home)
+      disk.write_sealed(home / META, done)
+      counts = done['count'], len(done['sources'])
+      logging.info('%d crop(s) of %d photograph(s) in %s.', *counts, home)
+    (home / PARTIAL).unlink(missing_ok=True)
+    files = {shard['file'] for shard in done['shards']}
+    for path in home.glob('tokens-*.npy'):
+      if _SHARD.fullmatch(path.name) and path.name not in files:
+        path.unlink()
 
+  def _write(self, k: int, part_nxhxw: np.ndarray) -> dict[str, Any]:
+    """Shard k, in the place of no file that is led to; its entry."""
+    buffer = io.BytesIO()
+    np.save(buffer, part_nxhxw, allow_pickle=False)
+    data = buffer.getvalue()
+    digest = disk.digest(data)
+    file = f'tokens-{k:05d}.npy'
+    if self._taken.get(file, digest) != digest:
+      file = f'tokens-{k:05d}-{digest[:8]}.npy'
+    disk.write(self._home / file, data)
+    self._taken[file] = digest
+    return {'file': file, 'count': len(part_nxhxw), 'sha256': digest}
 
-def _read_ahead(
-  sources: list[str], loaded: export.Tokenizer, crop: str
-) -> Iterator[tuple[np.ndarray, dict[str, int]]]:
-  """(tiles, what they are of) of each photograph, in order, decoded by threads.
+  def _read_ahead(
+    self, names: list[str]
+  ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """(tiles, what they are of) of photographs, in order, decoded by threads.
 
-  Nothing of what cannot be read.
-  """
-  size = loaded.image_size
+    Of what cannot be used no tiles, and the reason.
+    """
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      waiting = [pool.submit(self._tile, name) for name in names[:_AHEAD]]
+      for name in [*names[_AHEAD:], *[None] * len(waiting)]:
+        yield waiting.pop(0).result()
+        if name is not None:
+          waiting.append(pool.submit(self._tile, name))
 
-  def read(path: str) -> tuple[np.ndarray, dict[str, int]]:
+  def _tile(self, name: str) -> tuple[np.ndarray, dict[str, Any]]:
+    size = self._loaded.image_size
+    taken = fingerprints.UNREADABLE
     try:
-      picture = images.load_photograph(path)
-      check_size(path, picture, loaded)
-    except ValueError as e:
-      logging.debug('%s', e)
-      return np.empty((0, size, size, 3), np.uint8), {}
+      with fingerprints.opened(self._sources[name]) as (f, taken):
+        picture = images.decode(f)
+      check_size(picture, self._loaded)
+    except disk.BROKEN as e:
+      nothing = np.empty((0, size, size, 3), np.uint8)
+      return nothing, {**taken, 'reason': disk.reason(e)}
     height, width = picture.shape[:2]
-    if crop == 'center':
+    if self._done['crop'] == 'center':
       tiles, rows, columns = images.center(picture, size)[None], 1, 1
     else:
-      tiles, rows, columns = cut(picture, size)
-    return tiles, dict(height=height, width=width, rows=rows, columns=columns)
-
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    waiting = [pool.submit(read, path) for path in sources[:_AHEAD]]
-    for path in [*sources[_AHEAD:], *[None] * len(waiting)]:
-      yield waiting.pop(0).result()
-      if path is not None:
-        waiting.append(pool.submit(read, path))
+      tiles, rows, columns = tiles_lib.cut(picture, size)
+    shape = {'height': height, 'width': width, 'rows': rows, 'columns': columns}
+    return tiles, {**shape, **taken}
 
 
-def encode_each(
-  loaded: export.Tokenizer, crops: Iterable[np.ndarray], batch_size: int
-) -> Iterator[np.ndarray]:
-  """Tokens (h, w) of each crop; the next batch is computed meanwhile."""
-  encoded = (
-    (loaded.encode(batch), count) for batch, count in batches(crops, batch_size)
-  )
-  # What is taken from the device is one behind what was sent there.
-  pairs = itertools.pairwise(itertools.chain(encoded, [None]))
-  for (tokens, count), _ in pairs:
-    yield from np.asarray(tokens)[:count]
-
-
-def batches(
-  rows: Iterable[np.ndarray], size: int
-) -> Iterator[tuple[np.ndarray, int]]:
-  """(batch, rows in it), filled up to one size, lest it compile again."""
-  rows = iter(rows)
-  while part := list(itertools.islice(rows, size)):
-    filling = [np.zeros_like(part[0])] * (size - len(part))
-    yield np.stack([*part, *filling]), len(part)
+def _end(entry: dict[str, Any]) -> int:
+  """The row behind the last one of a source."""
+  return entry['first'] + entry['rows'] * entry['columns']

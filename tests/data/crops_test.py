@@ -359,7 +359,7 @@ def test_progress_counts_every_file(folder):
   ('make', 'complaint'),
   [
     (lambda home: None, r'no such folder.*--config\.data\.source'),
-    (lambda home: home.write_text('x'), r'no such folder'),
+    (lambda home: home.write_text('x'), r'got the file'),
     (lambda home: home.mkdir(), r'No readable image.*--config\.data\.source'),
     (
       lambda home: (home.mkdir(), (home / 'a.png').write_text('x')),

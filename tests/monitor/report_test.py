@@ -13,8 +13,11 @@ from PIL import Image
 import pytest
 
 from chimera.clones import models
-from chimera.evaluation import sheets
+from chimera.data import crops as crops_lib
+from chimera.data import fingerprints
+from chimera.evaluation import evaluate, sheets
 from chimera.monitor import curves, history, report
+from chimera.optics import stage_1
 from tests import tiny
 
 NAMES = ('perceptual', 'structural', 'a <b>', 'latent_purity')
@@ -183,3 +186,27 @@ def test_what_is_missing_raises_what_training_catches(tmp_path, subject):
   with pytest.raises(report.FAILURES):
     report.write(tmp_path, subject, ROWS, base=BASE, image_size=8, chunk=4)
   assert not (tmp_path / 'report.html').exists()
+
+
+def test_a_photograph_that_was_replaced_is_not_shown_as_a_sample(
+  tmp_path, subject, monkeypatch
+):
+  files = [str(tmp_path / f'{i}.bmp') for i in range(3)]
+  for i, file in enumerate(files):
+    Image.new('L', (8, 8), 10 * i).save(file)
+  subject = subject._replace(
+    crops=[crops_lib.Crop(file, 0, 0, 8) for file in files],
+    eyes=evaluate.Eyes(None, None),
+  )
+  taken = fingerprints.look_again({}, {file: file for file in files})
+  (tmp_path / 'optics').mkdir()
+  stage_1._write_sources(tmp_path / 'optics', taken)
+  monkeypatch.setattr(evaluate, 'draw', lambda x, eyes: 'drawn')
+  Image.new('L', (8, 8), 200).save(files[2])
+  for ids_X, what in (([0, 1], 'the photographs'), ([0, 2], 'as the optics')):
+    pictures, said = report._samples(tmp_path, subject, ids_X, 8)
+    assert said.startswith(what)
+    if what == 'as the optics':
+      assert pictures == 'drawn'
+    else:
+      assert pictures[:, 0, 0, 0].tolist() == [0, 10]

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import shutil
 
 import jax
@@ -182,6 +183,160 @@ def test_interrupted_before_the_end_only_the_rest_is_made(workdir):
   assert trained.stat().st_mtime_ns == before
   assert path.read_bytes() == written
   assert not temporary.exists()
+
+
+@pytest.fixture(scope='module')
+def born():
+  """Variables of the optics."""
+  return tiny.parts().variables
+
+
+@pytest.fixture
+def mine(born, tmp_path):
+  """(workdir, its stage 1) of `tmp_path / 'mine'`, by optics that are born."""
+  folder = tmp_path / 'mine'
+  folder.mkdir()
+  for i in range(4):
+    _paint(folder / f'{i}.bmp', i)
+  (folder / 'z.png').write_bytes(b'no picture')
+  config = _config()
+  config.data.source = str(folder)
+  config.init_from = 'born'
+  run = tmp_path / 'run'
+  return run, lambda: stage_1.prepare(config, str(run), lambda _: born)
+
+
+def _paint(path, seed):
+  rng = np.random.default_rng(seed)
+  picture = rng.integers(256, size=(40, 40, 3), dtype=np.uint8)
+  Image.fromarray(picture).save(path)
+
+
+def _change(folder):
+  """Of the same size and age."""
+  before = (folder / '2.bmp').stat()
+  _paint(folder / '2.bmp', 9)
+  os.utime(folder / '2.bmp', ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+CHANGES = [
+  (_change, r'\(changed: /.*/2\.bmp\)'),
+  (lambda f: (f / '1.bmp').unlink(), r'\(gone: /.*/1\.bmp\)'),
+  (lambda f: _paint(f / '!.bmp', 9), r'\(new: /.*/!\.bmp\)'),
+  (lambda f: _paint(f / 'z.png', 9), r'\(changed: /.*/z\.png\)'),
+  (
+    lambda f: os.replace(f / '1.bmp', f / '5.bmp'),
+    r'\(new: /.*/5\.bmp; gone: /.*/1\.bmp\)',
+  ),
+]
+
+
+@pytest.mark.parametrize(('change', 'names'), CHANGES)
+def test_optics_of_other_photographs_are_not_gone_on_with(
+  mine, tmp_path, change, names
+):
+  run, prepare = mine
+  prepare()
+  path = run / 'latents.npy'
+  written = path.read_bytes()
+  path.unlink()
+  photographs = tmp_path / 'mine'
+  shutil.copytree(photographs, tmp_path / 'kept')
+  before = _modified(run)
+  change(photographs)
+  with pytest.raises(ValueError, match=f'other photographs {names}: put') as e:
+    prepare()
+  assert '\n' not in str(e.value)
+  assert _modified(run) == before
+  # Put back, with other times: by their contents they are what they were.
+  shutil.rmtree(photographs)
+  shutil.copytree(tmp_path / 'kept', photographs, copy_function=shutil.copyfile)
+  prepare()
+  assert path.read_bytes() == written
+
+
+@pytest.mark.parametrize(('change', 'names'), CHANGES)
+def test_latents_are_gone_on_with_and_what_changed_is_said(
+  mine, tmp_path, change, names, warnings
+):
+  run, prepare = mine
+  data = prepare()
+  before = _modified(run)
+  change(tmp_path / 'mine')
+  warnings.clear()
+  again = prepare()
+  np.testing.assert_array_equal(again.paths_NxHxWxC, data.paths_NxHxWxC)
+  assert again.crops == data.crops
+  assert _modified(run) == before
+  if 'new' in names:  # nothing that the latents are of
+    names = names.replace(r'new: /.*/5\.bmp; ', '')
+  if 'new' in names:
+    assert warnings == []
+  else:
+    [line] = warnings
+    assert re.search(names, line)
+
+
+def test_photographs_that_were_only_touched_are_read_once_more(
+  mine, tmp_path, warnings, monkeypatch
+):
+  _, prepare = mine
+  prepare()
+  shutil.copy(tmp_path / 'mine' / '1.bmp', tmp_path / 'copy')
+  os.replace(tmp_path / 'copy', tmp_path / 'mine' / '1.bmp')
+  warnings.clear()
+  prepare()
+  monkeypatch.setattr(images, 'open_source', None)
+  prepare()
+  assert warnings == []
+
+
+def test_of_optics_without_a_record_nothing_is_said(mine, tmp_path, warnings):
+  run, prepare = mine
+  prepare()
+  (run / 'optics' / 'sources.json').unlink()
+  _change(tmp_path / 'mine')
+  warnings.clear()
+  prepare()
+  assert warnings == []
+  (run / 'latents.npy').unlink()
+  prepare()
+
+
+def test_a_record_that_is_broken_is_not_believed(mine, warnings):
+  run, prepare = mine
+  prepare()
+  record = run / 'optics' / 'sources.json'
+  record.write_text(record.read_text().replace('.bmp', '.bmq'))
+  warnings.clear()
+  prepare()
+  [line] = warnings
+  assert 'sources.json is not as it was written' in line
+  (run / 'latents.npy').unlink()
+  with pytest.raises(ValueError, match=r'is not as it was written.*--workdir'):
+    prepare()
+
+
+def test_path_params_that_were_replaced_are_told(tmp_path, warnings):
+  config = _config()
+  config.data.source = str(tmp_path / 'mine.npy')
+  config.data.held_out_source = str(tmp_path / 'held.npy')
+  for name in ('mine', 'held'):
+    np.save(tmp_path / f'{name}.npy', np.full((21, 4, 4, 3), 0.5, np.float32))
+  run = tmp_path / 'run'
+  first = np.array(stage_1.prepare(config, str(run)).paths_NxHxWxC)
+  np.save(config.data.source, np.full((21, 4, 4, 3), 0.25, np.float32))
+  assert warnings == []
+  again = stage_1.prepare(config, str(run))
+  np.testing.assert_array_equal(again.paths_NxHxWxC, first)
+  [line] = warnings
+  assert 'changed: ' in line
+  assert line.endswith('mine.npy).')
+  # Nothing was learned from them: all latents are made of what is there now.
+  (run / 'latents.npy').unlink()
+  new = stage_1.prepare(config, str(run))
+  assert np.all(new.paths_NxHxWxC == 0.25)
+  assert len(warnings) == 1
 
 
 @pytest.mark.parametrize(

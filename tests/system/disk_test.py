@@ -1,8 +1,10 @@
 """Files are whole or not there, whatever fails."""
 
+import csv
 import errno
 import json
 import os
+import pathlib
 import resource
 import signal
 import subprocess
@@ -161,3 +163,41 @@ def test_a_place_of_temporary_files_that_is_not_plain_is_passed_over(
   monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / '[1]'))
   with disk.plain(tmp_path / '[2]') as folder:
     assert '[' not in str(folder)
+
+
+def test_rows_come_back_whatever_is_in_them(tmp_path):
+  rows = [
+    ('plain', '1'),
+    ('a\rb', 'c\nd'),
+    ('"', ','),
+    ('\r', ''),
+    (os.fsdecode(b'\xff'), "'"),
+  ]
+  disk.write_csv(tmp_path / 'a.csv', rows)
+  with open(
+    tmp_path / 'a.csv', encoding='utf-8', errors='surrogateescape', newline=''
+  ) as f:
+    assert list(map(tuple, csv.reader(f))) == rows
+  assert (tmp_path / 'a.csv').read_bytes().startswith(b'plain,1\n')
+
+
+@pytest.mark.parametrize('path', ['', '.', 'd', 'd/none/deep', 'none', 'up'])
+def test_what_is_a_folder_or_is_not_there_can_be_one(
+  tmp_path, monkeypatch, path
+):
+  monkeypatch.chdir(tmp_path)
+  os.mkdir('d')
+  os.symlink('d', 'up')
+  disk.check_folder(path, '--out')
+
+
+@pytest.mark.parametrize(
+  ('path', 'what'), [('f', 'f'), ('f/a/b', 'f'), ('link/a', 'link')]
+)
+def test_what_cannot_be_a_folder_is_named(tmp_path, monkeypatch, path, what):
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path('f').write_text('')
+  os.symlink('nowhere', 'link')
+  with pytest.raises(ValueError, match='is none') as e:
+    disk.check_folder(path, '--out')
+  assert str(e.value) == f'--out must be a folder, got {path}: {what} is none.'

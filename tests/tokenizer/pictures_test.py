@@ -1,6 +1,8 @@
 """Tokens back to pictures, and pictures beside what they were."""
 
+import os
 import shutil
+import zipfile
 
 import numpy as np
 from PIL import Image
@@ -9,37 +11,7 @@ import pytest
 from chimera.data import images
 from chimera.system import disk, lock
 from chimera.tokenizer import export, pictures, tokens
-from configs import chimera as chimera_config
 from tests import tiny
-
-
-@pytest.fixture(scope='module')
-def tokenizer(tmp_path_factory):
-  return tiny.save_tokenizer(tmp_path_factory.mktemp('export') / 'tokenizer')
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-  """Nine photographs of several sizes, a corrupt one and a speck."""
-  home = tmp_path_factory.mktemp('photographs')
-  rng = np.random.default_rng(0)
-  for i in range(9):
-    size = (17 + 6 * i, 40 - 3 * i)
-    picture = rng.integers(256, size=(*size, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(home / f'{i}.png')
-  (home / '3.5.jpg').write_bytes(b'no picture')
-  Image.new('RGB', (3, 40)).save(home / '4.5.png')  # a cell is 4 pixels
-  (home / 'inner').mkdir()
-  shutil.copy(home / '0.png', home / 'inner' / '0.png')
-  return home
-
-
-@pytest.fixture
-def config():
-  c = chimera_config.get_config()
-  c.tokens.batch_size = 4
-  c.tokens.shard = 7
-  return c
 
 
 def _tokenize(folder, tokenizer, out, config):
@@ -106,6 +78,62 @@ def test_reconstructions_lie_beside_the_original(
   np.testing.assert_array_equal(picture[23::12, : 40 * 12 : 12], original)
   assert '40 x 17 pixels, 3 x 2 tiles of 16, mirrored beyond' in caplog.text
   assert '16 x 65 pixels, 1 x 5 tiles of 16, mirrored' in caplog.text
+
+
+def test_what_is_drawn_takes_no_other_s_place(folder, tokenizer, tmp_path):
+  home = tmp_path / 'home'
+  for i, name in enumerate(('a/x.png', 'b/x.png', 'x.png', 'x.png.png')):
+    (home / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / f'{i}.png', home / name)
+  before = {p: p.read_bytes() for p in home.rglob('*.png')}
+  # Twice the same is once.
+  paths = [*map(str, sorted(before)), str(home / 'a/x.png')]
+  pictures.reconstruct(paths, str(tokenizer), str(home))
+  found = {p.name for p in home.iterdir() if p not in before}
+  assert found == {
+    *('a', 'b', 'x.png.2.png', 'x.png.3.png', 'x.png.4.png', 'x.png.png.png'),
+  }
+  assert {p: p.read_bytes() for p in before} == before
+
+
+@pytest.mark.parametrize(
+  'name',
+  ['skimage:cat.png', 'b.zip!c.png', os.fsdecode(b'\xff.png'), 'x' * 255],
+)
+def test_a_file_of_any_name_is_reconstructed(
+  folder, tokenizer, tmp_path, monkeypatch, name
+):
+  monkeypatch.chdir(tmp_path)
+  shutil.copy(folder / '0.png', name)
+  with zipfile.ZipFile('b.zip', 'w') as archive:
+    archive.write(folder / '8.png', 'c.png')
+  pictures.reconstruct([name], str(tokenizer), 'out')
+  [drawn] = os.listdir('out')
+  if len(name) < 250:
+    assert drawn == f'{name}.png'
+  picture = np.asarray(Image.open(os.path.join('out', drawn)))
+  original = np.asarray(Image.open(folder / '0.png'))
+  np.testing.assert_array_equal(picture[23::12, : 40 * 12 : 12], original)
+
+
+def test_what_is_no_file_is_bundled_or_in_an_archive(
+  folder, tokenizer, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  with zipfile.ZipFile('b.zip', 'w') as archive:
+    archive.write(folder / '0.png', 'c.png')
+  paths = ['b.zip!c.png', 'skimage:cell.png']
+  pictures.reconstruct(paths, str(tokenizer), 'out')
+  assert sorted(os.listdir('out')) == ['b.zip!c.png.png', 'cell.png.png']
+
+
+def test_a_file_in_the_place_of_reconstructions_is_said_to_be_one(
+  folder, tokenizer, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'reconstructions').write_text('')
+  with pytest.raises(ValueError, match='--out must be a folder, got recon'):
+    pictures.reconstruct([str(folder / '0.png')], str(tokenizer), '')
 
 
 def test_tokens_of_another_codebook_are_refused(

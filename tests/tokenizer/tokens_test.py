@@ -1,51 +1,23 @@
-"""Tokens on disk: whole, resumable, of one language."""
+"""Tokens on disk: whole, resumable, of one language, of these photographs."""
 
 import json
+import os
 import pathlib
 import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 from PIL import Image
 import pytest
 
 from chimera.system import disk
-from chimera.tokenizer import export, tokens
-from configs import chimera as chimera_config
+from chimera.tokenizer import export, pictures, tokens
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-@pytest.fixture(scope='module')
-def tokenizer(tmp_path_factory):
-  return tiny.save_tokenizer(tmp_path_factory.mktemp('export') / 'tokenizer')
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-  """Nine photographs of several sizes, a corrupt one and a speck."""
-  home = tmp_path_factory.mktemp('photographs')
-  rng = np.random.default_rng(0)
-  for i in range(9):
-    size = (17 + 6 * i, 40 - 3 * i)
-    picture = rng.integers(256, size=(*size, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(home / f'{i}.png')
-  (home / '3.5.jpg').write_bytes(b'no picture')
-  Image.new('RGB', (3, 40)).save(home / '4.5.png')  # a cell is 4 pixels
-  (home / 'inner').mkdir()
-  shutil.copy(home / '0.png', home / 'inner' / '0.png')
-  return home
-
-
-@pytest.fixture
-def config():
-  c = chimera_config.get_config()
-  c.tokens.batch_size = 4
-  c.tokens.shard = 7
-  return c
 
 
 def _change(path, old, new):
@@ -65,7 +37,12 @@ def test_the_rows_are_the_tokens_of_the_centered_squares(
   found, meta = _tokenize(folder, tokenizer, tmp_path, config)
   names = [f'{i}.png' for i in range(9)] + ['inner/0.png']
   assert [s['file'] for s in meta['sources']] == names
-  assert meta['skipped'] == ['3.5.jpg', '4.5.png']
+  assert [s['file'] for s in meta['skipped']] == ['3.5.jpg', '4.5.png']
+  assert meta['skipped'][1]['reason'].endswith('4 pixels, got 3 x 40')
+  listed = (tmp_path / 'skipped.csv').read_text().splitlines()
+  assert [line.partition(',')[0] for line in listed] == [
+    *('source', '3.5.jpg', '4.5.png')
+  ]
   loaded = export.load(tokenizer)
   squares = []
   for name in names:
@@ -115,8 +92,9 @@ def test_what_was_interrupted_goes_on_to_the_same_tokens(
     write(path, data)
 
   monkeypatch.setattr(disk, 'write', die)
-  # The journal at first and after each shard, the shards, tokens.json.
-  for stop in range(1 + 2 * len(meta['shards']) + 1):
+  # The journal at first and after each shard, the shards, skipped.csv,
+  # tokens.json.
+  for stop in range(1 + 2 * len(meta['shards']) + 2):
     out = tmp_path / f'{stop}'
     written.clear()
     with pytest.raises(KeyboardInterrupt):
@@ -213,19 +191,13 @@ def test_an_archive_gives_the_tokens_of_its_folder(
   archive = tmp_path / 'photographs.zip'
   found, said = _tokenize(archive, tokenizer, tmp_path / 'b', config)
   np.testing.assert_array_equal(found, whole)
-  assert said == meta
-
-
-def test_join_is_the_inverse_of_cut():
-  picture = np.arange(20 * 37 * 3, dtype=np.uint8).reshape(20, 37, 3)
-  tiles, rows, columns = tokens.cut(picture, 16)
-  assert tiles.shape == (6, 16, 16, 3)
-  assert (rows, columns) == (2, 3)
-  whole = tokens.join(tiles, rows, columns)
-  np.testing.assert_array_equal(whole[:20, :37], picture)
-  np.testing.assert_array_equal(whole[20:40][::-1][-12:], whole[20:32][::-1])
-  np.testing.assert_array_equal(whole[20], whole[19])  # mirrored
-  np.testing.assert_array_equal(whole[:, 38], whole[:, 35])
+  assert said['shards'] == meta['shards']
+  assert [(s['file'], s['sha256']) for s in said['sources']] == [
+    (s['file'], s['sha256']) for s in meta['sources']
+  ]
+  # And in the place of its folder nothing has changed.
+  _tokenize(archive, tokenizer, tmp_path / 'a', config)
+  assert tokens.load(tmp_path / 'a').meta['shards'] == meta['shards']
 
 
 def test_large_codebooks_take_int32(folder, config, tmp_path):
@@ -242,7 +214,10 @@ def test_large_codebooks_take_int32(folder, config, tmp_path):
     (lambda out: (out / tokens.META).write_text('{}'), 'not hold whole tokens'),
     (lambda out: (out / tokens.META).write_text('no'), 'not hold whole tokens'),
     (lambda out: (out / tokens.META).unlink(), 'No tokens in'),
-    (lambda out: (out / 'tokens-00001.npy').unlink(), 'No tokens in'),
+    (
+      lambda out: (out / 'tokens-00001.npy').unlink(),
+      'not hold whole tokens.*No such file.*tokens-00001.npy',
+    ),
     (
       lambda out: _change(out / tokens.META, '"rows": 1', '"rows": 3'),
       'tokens.json is not as it was written',
@@ -266,3 +241,446 @@ def test_broken_tokens_are_refused(
   change(tmp_path)
   with pytest.raises(ValueError, match=complaint):
     tokens.load(tmp_path)
+
+
+def _paint(path, seed, height=20, width=20):
+  """A picture of its own, whose tokens are its own too."""
+  rng = np.random.default_rng(seed)
+  ramp = np.linspace(-200, 200, width)[:, None] * rng.normal(size=3)
+  picture = rng.integers(256, size=3) + ramp + np.zeros((height, 1, 1))
+  picture += rng.uniform(0, 99) * rng.normal(size=picture.shape)
+  Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).save(path)
+
+
+def _rows(tokenizer, path, crop):
+  """Tokens of one photograph, as they should be."""
+  picture = np.asarray(Image.open(path))
+  size = 16
+  if crop == 'tiles':
+    height, width = picture.shape[:2]
+    rows, columns = -(-height // size), -(-width // size)
+    padding = ((0, rows * size - height), (0, columns * size - width), (0, 0))
+    picture = np.pad(picture, padding, mode='symmetric')
+    squares = [
+      picture[size * i : size * (i + 1), size * j : size * (j + 1)]
+      for i in range(rows)
+      for j in range(columns)
+    ]
+  else:
+    side = min(picture.shape[:2])
+    top, left = ((n - side) // 2 for n in picture.shape[:2])
+    square = Image.fromarray(picture[top : top + side, left : left + side])
+    squares = [np.asarray(square.resize((size, size), Image.LANCZOS))]
+  # In one size, lest it compile for each.
+  batch = np.zeros((25, size, size, 3), np.uint8)
+  batch[: len(squares)] = squares
+  found = export.load(tokenizer).encode(batch)
+  return np.asarray(found)[: len(squares)]
+
+
+def _is_right(out, folder, tokenizer, names):
+  """Every row is of the photograph as it lies there, in this order."""
+  found, meta = tokens.load(out)
+  assert [s['file'] for s in meta['sources']] == names
+  right = [_rows(tokenizer, folder / name, meta['crop']) for name in names]
+  np.testing.assert_array_equal(found, np.concatenate(right))
+  files = {p.name for p in out.iterdir() if p.name != 'skipped.csv'}
+  assert files == {tokens.META, *(s['file'] for s in meta['shards'])}
+
+
+@pytest.fixture
+def mine(folder, tmp_path):
+  """The photographs, to be changed."""
+  return pathlib.Path(shutil.copytree(folder, tmp_path / 'mine'))
+
+
+@pytest.fixture
+def said(monkeypatch):
+  """What is said by the log, a line each."""
+  lines = []
+  monkeypatch.setattr(
+    tokens.logging, 'info', lambda text, *values: lines.append(text % values)
+  )
+  return lines
+
+
+NAMES = [*(f'{i}.png' for i in range(9)), 'inner/0.png']
+
+
+@pytest.mark.parametrize('crop', ['center', 'tiles'])
+def test_what_changed_is_made_anew_and_what_is_new_appended(
+  mine, tokenizer, config, tmp_path, said, crop
+):
+  config.tokens.crop = crop
+  out = tmp_path / 'out'
+  _, before = _tokenize(mine, tokenizer, out, config)
+  kept = {s['file']: (out / s['file']).stat() for s in before['shards']}
+  _paint(mine / '2.png', 1, 29, 34)  # as large as it was
+  _paint(mine / '!.png', 2)  # before all others, by its name
+  _paint(mine / '3.5.jpg', 3)  # repaired
+  said.clear()
+  _, meta = _tokenize(mine, tokenizer, out, config)
+  assert said[0] == 'Since the last time, changed: 2.png; new: !.png, 3.5.jpg.'
+  _is_right(out, mine, tokenizer, [*NAMES, '!.png', '3.5.jpg'])
+  assert [s['file'] for s in meta['skipped']] == ['4.5.png']
+  assert [s['count'] for s in meta['shards'][:-1]] == [7] * (
+    len(meta['shards']) - 1
+  )
+  # The shards that nothing happened to are the files that they were.
+  for shard in meta['shards']:
+    if shard in before['shards']:
+      assert (out / shard['file']).stat() == kept[shard['file']]
+  assert len([s for s in before['shards'] if s not in meta['shards']]) == 2
+  said.clear()
+  _tokenize(mine, tokenizer, out, config)
+  assert said == [f'Nothing to do: {out} is whole.']
+
+
+def test_of_many_names_three_are_said(mine, tokenizer, config, tmp_path, said):
+  _tokenize(mine, tokenizer, tmp_path / 'out', config)
+  for i in range(5):
+    _paint(mine / f'{i}.png', i)
+  said.clear()
+  _tokenize(mine, tokenizer, tmp_path / 'out', config)
+  assert said[0] == (
+    'Since the last time, changed: 0.png, 1.png, 2.png and 2 more.'
+  )
+  _is_right(tmp_path / 'out', mine, tokenizer, NAMES)
+
+
+@pytest.mark.parametrize('crop', ['center', 'tiles'])
+def test_an_update_that_is_killed_shows_the_old_or_the_new(
+  mine, tokenizer, config, tmp_path, monkeypatch, crop
+):
+  config.tokens.crop = crop
+  _tokenize(mine, tokenizer, tmp_path / 'was', config)
+  # Its last shard has a name of its own since.
+  _paint(mine / 'inner' / '0.png', 5, 17, 40)
+  was, meta = _tokenize(mine, tokenizer, tmp_path / 'was', config)
+  assert meta['shards'][-1]['file'].count('-') == 2
+  for name in ('1.png', '5.png', 'inner/0.png'):
+    with Image.open(mine / name) as picture:
+      width, height = picture.size
+    _paint(mine / name, 7, height, width)
+  _paint(mine / '!.png', 8, 50, 50)
+  right = [*NAMES, '!.png']
+  shutil.copytree(tmp_path / 'was', tmp_path / 'new')
+  _tokenize(mine, tokenizer, tmp_path / 'new', config)
+  _is_right(tmp_path / 'new', mine, tokenizer, right)
+  new, meta = tokens.load(tmp_path / 'new')
+  acts = {'write': disk.write, 'unlink': pathlib.Path.unlink}
+  done = []
+
+  def act(name, path, *rest, **more):
+    if len(done) == stop:
+      raise KeyboardInterrupt
+    done.append(path)
+    return acts[name](path, *rest, **more)
+
+  monkeypatch.setattr(disk, 'write', lambda *a: act('write', *a))
+  monkeypatch.setattr(
+    pathlib.Path,
+    'unlink',
+    lambda path, **k: (
+      act('unlink', path, **k)
+      if path.suffix in ('.npy', '.json')
+      else acts['unlink'](path, **k)
+    ),
+  )
+  seen = set()
+  for stop in range(99):
+    out = pathlib.Path(shutil.copytree(tmp_path / 'was', tmp_path / f'{stop}'))
+    done.clear()
+    try:
+      _tokenize(mine, tokenizer, out, config)
+      break
+    except KeyboardInterrupt:
+      pass
+    found = tokens.load(out).tokens_Nxhxw
+    is_new = len(found) == len(new)
+    np.testing.assert_array_equal(found, new if is_new else was)
+    seen.add(is_new)
+    keep, stop = stop, -1
+    _tokenize(mine, tokenizer, out, config)
+    stop = keep
+    again, said = tokens.load(out)
+    np.testing.assert_array_equal(again, new)
+    assert said['sources'] == meta['sources']
+    files = {s['file'] for s in said['shards']}
+    assert set(os.listdir(out)) == {*files, 'skipped.csv', tokens.META}
+  assert seen == {False, True}
+  assert stop > 8
+
+
+def _kill_at(monkeypatch, name):
+  """The next tokenize dies before it writes a file of that name."""
+  write = disk.write
+
+  def die(path, data):
+    if pathlib.Path(path).name == name:
+      raise KeyboardInterrupt
+    write(path, data)
+
+  monkeypatch.setattr(disk, 'write', die)
+
+
+def _begun(mine, tokenizer, config, out, monkeypatch):
+  """Two shards of tiles, as a kill leaves them; the journal."""
+  config.tokens.crop = 'tiles'
+  with monkeypatch.context() as m:
+    _kill_at(m, 'tokens-00002.npy')
+    with pytest.raises(KeyboardInterrupt):
+      _tokenize(mine, tokenizer, out, config)
+  journal = disk.read_sealed(out / tokens.PARTIAL)
+  ends = [
+    (s['file'], s['first'], s['first'] + s['rows'] * s['columns'])
+    for s in journal['sources']
+  ]
+  whole = [name for name, _, end in ends if end <= 14]
+  begun = [name for name, first, end in ends if first < 14 < end]
+  # Rows 12 to 17 are 2.png's: it stands in both shards, and in none whole.
+  assert (whole, begun) == (['0.png', '1.png'], ['2.png'])
+  return journal
+
+
+@pytest.mark.parametrize('name', ['2.png', '3.png', '7.png'])
+@pytest.mark.parametrize('size', [(16, 16), (50, 50)])
+def test_what_changed_behind_a_killed_run_moves_nothing(
+  mine, tokenizer, config, tmp_path, monkeypatch, name, size
+):
+  _begun(mine, tokenizer, config, tmp_path / 'out', monkeypatch)
+  _paint(mine / name, 1, *size)
+  _paint(mine / '!.png', 2)
+  _tokenize(mine, tokenizer, tmp_path / 'out', config)
+  # What had no rows yet follows in the order of the names.
+  names = ['0.png', '1.png', '!.png', *NAMES[2:]]
+  _is_right(tmp_path / 'out', mine, tokenizer, names)
+
+
+def test_what_changed_in_the_rows_of_a_killed_run_is_made_anew(
+  mine, tokenizer, config, tmp_path, monkeypatch, said
+):
+  _begun(mine, tokenizer, config, tmp_path / 'out', monkeypatch)
+  _paint(mine / '1.png', 1, 23, 37)
+  said.clear()
+  _tokenize(mine, tokenizer, tmp_path / 'out', config)
+  assert said[:2] == [
+    'Since the last time, changed: 1.png.',
+    'Going on from crop 14.',
+  ]
+  _is_right(tmp_path / 'out', mine, tokenizer, NAMES)
+
+
+def _files(home):
+  return {p: p.read_bytes() for p in home.rglob('*') if p.is_file()}
+
+
+def test_what_would_move_rows_is_refused_by_name_and_leaves_all_as_it_is(
+  mine, tokenizer, config, tmp_path, monkeypatch
+):
+  killed, whole = tmp_path / 'killed', tmp_path / 'whole'
+  _begun(mine, tokenizer, config, killed, monkeypatch)
+  _tokenize(mine, tokenizer, whole, config)
+  kept = (mine / '1.png').read_bytes()
+  changes = {
+    r'1\.png has changed, and its 6 row\(s\).*it makes 1 now': (16, 16),
+    r'1\.png has changed, and its 6 row\(s\).*it makes 16 now': (50, 50),
+    r'1\.png has changed.*at least a cell of 4 pixels, got 3 x 2': (2, 3),
+    r'1\.png has changed, and its 6 row\(s\)': None,
+    r'holds rows of images that are gone \(1\.png\)': 'gone',
+  }
+  for out in (killed, whole):
+    before = _files(out)
+    for complaint, size in changes.items():
+      if size == 'gone':
+        (mine / '1.png').unlink()
+      elif size is None:
+        (mine / '1.png').write_bytes(b'no picture')
+      else:
+        _paint(mine / '1.png', 1, *size)
+      with pytest.raises(ValueError, match=f'{complaint}.*--out') as e:
+        tokens.tokenize(str(mine), str(tokenizer), str(out), config)
+      assert '\n' not in str(e.value)
+      assert _files(out) == before
+    (mine / '1.png').write_bytes(kept)
+    _tokenize(mine, tokenizer, out, config)
+    _is_right(out, mine, tokenizer, NAMES)
+
+
+def test_what_only_looks_changed_is_not_made_anew(
+  mine, tokenizer, config, tmp_path, monkeypatch, said
+):
+  out = tmp_path / 'out'
+  _, meta = _tokenize(mine, tokenizer, out, config)
+  before = {p: p.stat() for p in out.glob('*.npy')}
+  monkeypatch.setattr(
+    export.Tokenizer, 'encode', lambda self, x: pytest.fail('encoded')
+  )
+  os.utime(mine / '2.png', (1, 1))  # touched
+  shutil.copy(mine / '3.png', tmp_path / 'copy')
+  os.replace(tmp_path / 'copy', mine / '3.png')  # copied
+  os.replace(mine / '5.png', mine / 'z.png')  # renamed
+  (mine / '3.5.jpg').unlink()  # gave no rows
+  said.clear()
+  _, now = _tokenize(mine, tokenizer, out, config)
+  assert '5.png is z.png now.' in said
+  names = ['z.png' if name == '5.png' else name for name in NAMES]
+  assert [s['file'] for s in now['sources']] == names
+  assert [s['file'] for s in now['skipped']] == ['4.5.png']
+  assert now['shards'] == meta['shards']
+  assert {p: p.stat() for p in out.glob('*.npy')} == before
+  # And the next time nobody reads them.
+  monkeypatch.setattr(tokens.images, 'open_source', None)
+  said.clear()
+  _tokenize(mine, tokenizer, out, config)
+  assert said == [f'Nothing to do: {out} is whole.']
+
+
+def test_names_that_were_exchanged_are_two_changes(
+  mine, tokenizer, config, tmp_path
+):
+  _tokenize(mine, tokenizer, tmp_path / 'out', config)
+  os.replace(mine / '1.png', mine / 'x')
+  os.replace(mine / '2.png', mine / '1.png')
+  os.replace(mine / 'x', mine / '2.png')
+  _tokenize(mine, tokenizer, tmp_path / 'out', config)
+  _is_right(tmp_path / 'out', mine, tokenizer, NAMES)
+
+
+def test_of_the_size_and_the_age_that_it_had_it_is_known_as_changed(
+  tokenizer, config, tmp_path
+):
+  mine = tmp_path / 'mine'
+  mine.mkdir()
+  for i in range(3):
+    _paint(mine / f'{i}.bmp', i)
+  _tokenize(mine, tokenizer, tmp_path / 'out', config)
+  before = (mine / '1.bmp').stat()
+  _paint(mine / '1.bmp', 9)
+  times = before.st_atime_ns, before.st_mtime_ns
+  os.utime(mine / '1.bmp', ns=times)  # as whoever unpacks or synchronizes does
+  after = (mine / '1.bmp').stat()
+  assert after.st_size == before.st_size
+  assert after.st_mtime_ns == before.st_mtime_ns
+  _tokenize(mine, tokenizer, tmp_path / 'out', config)
+  names = ['0.bmp', '1.bmp', '2.bmp']
+  _is_right(tmp_path / 'out', mine, tokenizer, names)
+
+
+@pytest.mark.parametrize('kind', ['zip', 'tar'])
+def test_a_member_of_an_archive_that_changed_is_made_anew(
+  mine, tokenizer, config, tmp_path, said, kind
+):
+  archive = tmp_path / f'mine.{kind}'
+  shutil.make_archive(str(tmp_path / 'mine'), kind, mine)
+  _tokenize(archive, tokenizer, tmp_path / 'out', config)
+  _paint(mine / '4.png', 1)
+  _paint(mine / 'inner' / '1.png', 2)
+  shutil.make_archive(str(tmp_path / 'mine'), kind, mine)
+  said.clear()
+  _tokenize(archive, tokenizer, tmp_path / 'out', config)
+  assert said[0].startswith('Since the last time, changed: ')
+  assert said[0].endswith('4.png; new: inner/1.png.') or kind == 'tar'
+  names = [s['file'] for s in tokens.load(tmp_path / 'out').meta['sources']]
+  assert len(names) == 11
+  _is_right(tmp_path / 'out', mine, tokenizer, names)
+
+
+def test_what_is_read_while_it_is_renewed_is_the_old_or_the_new(
+  mine, tokenizer, config, tmp_path, monkeypatch
+):
+  out = tmp_path / 'out'
+  _tokenize(mine, tokenizer, out, config)
+  _paint(mine / '1.png', 1)
+  digest = disk.digest
+
+  def meanwhile(source):
+    monkeypatch.undo()
+    tokens.tokenize(str(mine), str(tokenizer), str(out), config)
+    return digest(source)
+
+  monkeypatch.setattr(disk, 'digest', meanwhile)
+  found, _ = tokens.load(out)
+  np.testing.assert_array_equal(
+    found[1:2], _rows(tokenizer, mine / '1.png', 'center')
+  )
+
+
+def test_tokens_of_before_there_were_fingerprints_are_read(
+  folder, tokenizer, config, tmp_path
+):
+  out = tmp_path / 'out'
+  whole, meta = _tokenize(folder, tokenizer, out, config)
+  shape = ('file', 'height', 'width', 'rows', 'columns', 'first')
+  meta |= {
+    'format': 1,
+    'order': 'photographs by path; within one, tiles row by row',
+    'names_digest': '0' * 64,
+    'sources': [{k: s[k] for k in shape} for s in meta['sources']],
+    'skipped': [s['file'] for s in meta['skipped']],
+  }
+  disk.write_sealed(out / tokens.META, meta)
+  before = _files(out)
+  found, said = tokens.load(out)
+  np.testing.assert_array_equal(found, whole)
+  assert said == meta
+  pictures.detokenize(str(out), str(tokenizer), str(tmp_path / 'drawn'))
+  assert (tmp_path / 'drawn' / '8.png.png').exists()
+  with pytest.raises(ValueError, match=r'earlier Chimera.*another --out') as e:
+    _tokenize(folder, tokenizer, out, config)
+  assert '\n' not in str(e.value)
+  assert _files(out) == before
+  (out / tokens.META).rename(out / tokens.PARTIAL)
+  with pytest.raises(ValueError, match=r'earlier Chimera.*another --out'):
+    _tokenize(folder, tokenizer, out, config)
+
+
+def test_any_name_that_a_file_can_have_is_tokenized_and_drawn(
+  tokenizer, config, tmp_path
+):
+  mine = tmp_path / 'mine'
+  names = [
+    b'\xff\xfe.png',  # not UTF-8
+    b'a\nb\r.png',
+    b'[1]*?\\.png',
+    b'x' * 251 + b'.png',  # no more bytes fit into a name
+    b'\xd1\x84' * 125 + b'.png',
+  ]
+  bad = b'\xff no.png'
+  os.makedirs(os.fsencode(mine))
+  for i, name in enumerate(names):
+    _paint(mine / os.fsdecode(name), i)
+  (mine / os.fsdecode(bad)).write_bytes(b'no picture')
+  out = tmp_path / 'out'
+  _, meta = _tokenize(mine, tokenizer, out, config)
+  assert {os.fsencode(s['file']) for s in meta['sources']} == set(names)
+  assert [os.fsencode(s['file']) for s in meta['skipped']] == [bad]
+  assert bad in (out / 'skipped.csv').read_bytes()
+  ordered = [s['file'] for s in meta['sources']]
+  _is_right(out, mine, tokenizer, ordered)
+  drawn = tmp_path / 'drawn'
+  pictures.detokenize(str(out), str(tokenizer), str(drawn))
+  found = os.listdir(os.fsencode(drawn))
+  assert {n + b'.png' for n in names[:3]} < set(found)
+  assert len(found) == len(names)
+
+
+def test_a_file_named_like_a_member_is_a_file(tokenizer, config, tmp_path):
+  mine = tmp_path / 'mine'
+  mine.mkdir()
+  _paint(mine / 'a.zip!b.png', 1)
+  _paint(tmp_path / 'b.png', 2)
+  with zipfile.ZipFile(mine / 'a.zip', 'w') as archive:
+    archive.write(tmp_path / 'b.png', 'b.png')
+  _tokenize(mine, tokenizer, tmp_path / 'out', config)
+  _is_right(tmp_path / 'out', mine, tokenizer, ['a.zip!b.png'])
+
+
+def test_a_file_in_the_place_of_a_folder_is_said_to_be_one(
+  folder, tokenizer, config, tmp_path
+):
+  file = folder / '0.png'
+  with pytest.raises(ValueError, match=r'got the file .*0\.png\. Fix FOLDER'):
+    tokens.tokenize(str(file), str(tokenizer), str(tmp_path), config)
+  with pytest.raises(ValueError, match=r'must be a folder, got .*0\.png'):
+    tokens.load(file)

@@ -1,0 +1,34 @@
+"""A tokenizer that compiles nothing: a token is a shade of gray."""
+
+import io
+import types
+
+import numpy as np
+from PIL import Image
+
+from chimera.data import images
+from chimera.tokenizer import export
+
+
+class Tokenizer:
+  """Of 16 x 16 images: 2 x 2 tokens, 16 * token the shade of a quarter."""
+
+  image_size, grid, codes = 16, (2, 2), 16
+  codebook_digest = 'gray'
+  meta = types.MappingProxyType({'files': {export.WEIGHTS: 'none'}})
+  parts = types.SimpleNamespace(optics=types.SimpleNamespace(cell=4))
+
+  def encode(self, images_BxSxSx3):
+    return images_BxSxSx3[:, ::8, ::8, 0].astype(np.int32) // 16
+
+  def decode(self, tokens_Bxhxw):
+    gray = tokens_Bxhxw.repeat(8, 1).repeat(8, 2)[..., None] * 16
+    return images.to_float(gray.repeat(3, -1).astype(np.uint8))
+
+
+def png(tokens_hxw):
+  """The file of a picture that has these tokens."""
+  shades = 16 * np.asarray(tokens_hxw, np.uint8)
+  data = io.BytesIO()
+  Image.fromarray(shades.repeat(8, 0).repeat(8, 1)).save(data, 'PNG')
+  return data.getvalue()
