@@ -21,7 +21,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from chimera.monitor import live, writers
-from chimera.run import default_config, preflight
+from chimera.run import config_json, default_config, preflight
 from chimera.system import compiled, disk, preemption
 
 _HOME = os.path.dirname(os.path.abspath(__file__))
@@ -236,7 +236,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
       '--config=:smoke, it is the one that ships with Chimera.'
     )
   named = [match[2] for match in matches if match]
-  preflight.check_keys(named, preflight.keys(values.config))
+  preflight.check_keys(named, config_json.keys(values.config))
   values = _create_flags(argv)
   command, *arguments = values(argv)[1:] or ['train']
   if command not in COMMANDS:

@@ -8,7 +8,7 @@ import pytest
 
 from chimera.doctor import doctor
 from chimera.monitor import live
-from chimera.run import preflight
+from chimera.run import config_json, preflight
 from chimera.school import curriculum
 from configs import chimera as chimera_config
 
@@ -196,7 +196,7 @@ def test_a_config_file_with_a_key_too_many_is_told_the_nearest():
   ],
 )
 def test_an_unknown_key_is_told_the_nearest(key, near):
-  known = preflight.keys(chimera_config.get_config())
+  known = config_json.keys(chimera_config.get_config())
   with pytest.raises(ValueError, match='Unknown config key') as e:
     preflight.check_keys([key], known)
   assert str(e.value).endswith(f'did you mean --config.{near}?')
@@ -295,13 +295,13 @@ def test_a_run_of_an_earlier_chimera_is_refused_in_a_line_that_helps(tmp_path):
   readers = (
     lambda: preflight.check_workdir(_config(), workdir),
     lambda: preflight.check_init_from(_config(init_from=workdir), 'w'),
+    lambda: preflight.adopt(_config(), workdir, []),
     lambda: live.watch(workdir),
     lambda: doctor.diagnose(workdir),
   )
   for read in readers:
     with pytest.raises(ValueError, match=r'earlier .*: give a new --workdir\.'):
       read()
-  preflight.adopt(_config(), workdir, [])
   assert _snapshot(tmp_path) == before
   _exported(tmp_path / 'tokenizer')
   for read in readers:
@@ -440,10 +440,23 @@ def test_images_need_an_origin_with_optics_and_path_params_do_not(tmp_path):
     preflight.check_init_from(_config(init_from=elder), 'w')
 
 
-@pytest.mark.parametrize('text', ['{', '[]', '{"tokenizer": 3}', '{}'])
-def test_an_origin_that_is_none_is_refused_in_a_line(tmp_path, text):
+@pytest.mark.parametrize(
+  ('text', 'complaint'),
+  [
+    ('{', r'tokenizer\.json is not readable'),
+    ('[]', r'tokenizer\.json is not readable'),
+    ('{"tokenizer": 3}', 'it lacks model.width'),
+    ('{}', 'it lacks model.width'),
+    ('{"tokenizer": {"width": "8"}}', "model.width must be .*, got '8'"),
+    (
+      '{"tokenizer": {"quantizer": ["vq"]}}',
+      r'model\.quantizer must be one of',
+    ),
+  ],
+)
+def test_an_origin_that_is_none_is_refused_in_a_line(tmp_path, text, complaint):
   (tmp_path / 'tokenizer.json').write_text(text)
-  with pytest.raises(ValueError, match='is not readable') as e:
+  with pytest.raises(ValueError, match=complaint) as e:
     preflight.check_init_from(_config(init_from=str(tmp_path)), 'w')
   assert '\n' not in str(e.value)
   for nothing in (tmp_path / 'none', tmp_path.parent):
