@@ -225,7 +225,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
   except flags.IllegalFlagValueError as e:
     # A config file that raises is quoted with its traceback.
     reason = str(e).strip().splitlines()[-1].removeprefix('ValueError: ')
-    raise ValueError(f'--config: {reason}') from e
+    # And one that is refused in full.
+    raise ValueError(f'--config: {reason[:500]}') from e
   # A config file is code, and raises what it likes.
   except (ImportError, NameError, *disk.BROKEN) as e:
     raise ValueError(f'--config does not load: {e!r}.') from e

@@ -148,13 +148,19 @@ def _check_count(config: ml_collections.ConfigDict, samples: int) -> None:
       f'{samples} of {config.data.source}: give more, or others to hold out '
       'with --config.data.held_out_source.'
     )
+
+
+def _check_lessons(config: ml_collections.ConfigDict, samples: int) -> None:
+  """Refuses fewer crops than were asked for, where a lesson needs more."""
   lessons = [config.specialists[name].bins for name in config.clone_names]
   smallest = curriculum.smallest_lesson(samples, lessons)
-  if config.train.batch_size > smallest:
+  batch_size = config.train.batch_size
+  if samples < config.data.train_count and batch_size > smallest:
     raise ValueError(
-      f'train.batch_size must be at most the samples of the smallest lesson, '
-      f'{smallest} of {samples}, got {config.train.batch_size}: fix '
-      '--config.train.batch_size, or give more images.'
+      'train.batch_size must be at most the samples of the smallest lesson, '
+      f'{smallest} of {samples} whole crops, got train.batch_size = '
+      f'{batch_size}: fix --config.train.batch_size, give more images, or '
+      '--config.data.crop=random.'
     )
 
 
@@ -215,6 +221,7 @@ def _see(
       **config.data, progress=lambda done, total: report(done, '', total)
     )
   _check_count(config, len(plan.train))
+  _check_lessons(config, len(plan.train))
   held_out = crops_lib.read_crops(plan.held_out, image_size=size)
   home.mkdir(parents=True, exist_ok=True)
   if not (home / 'optics.json').exists():

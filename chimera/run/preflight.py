@@ -83,7 +83,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   known = rules.of_clones(config.clone_names)
   check_keys(values, known)
   _check(values, known)
-  _check_together(config)
+  _check_together(config, values)
 
 
 def _check(values: Mapping[str, Any], known: Mapping[str, rules.Rule]) -> None:
@@ -276,8 +276,10 @@ def _contents(path: pathlib.Path) -> tuple[bool, ...]:
   return tuple(any(any(path.glob(name)) for name in names) for names in kinds)
 
 
-def _check_together(config: ml_collections.ConfigDict) -> None:
-  """Rules between keys."""
+def _check_together(
+  config: ml_collections.ConfigDict, values: Mapping[str, Any]
+) -> None:
+  """Rules between keys; `values` are the config's, by dotted key."""
   c, block, clones = config, config.specialists, len(config.clone_names)
   divisors = (n for n in range(1, clones + 1) if clones % n == 0)
   dispatch, n = 'train.cycles_per_dispatch', c.train.cycles_per_dispatch
@@ -307,7 +309,6 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
       ('data.image_size', size),
       ('train.batch_size', _batch(config, c.data.train_count)),
     ]
-  values = config_json.keys(config)
   for key, rule in together:
     rules.check(key, rule, values[key])
   for name in c.clone_names:
