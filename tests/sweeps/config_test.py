@@ -249,17 +249,6 @@ def _is_shared(config, change):
   return len({*specs}) == 1
 
 
-def test_what_is_accepted_trains(tiny_config, accepted):
-  shared = [change for change in accepted if _is_shared(tiny_config, change)]
-  assert len(shared) > 200
-  some = shared[:: len(shared) // 20]
-  _train([(change, _changed(tiny_config, change)) for change in some])
-  # What needs a program of its own, all at once: of each key that may be, 0.
-  zeros = [c for c in accepted if c not in shared and c[1] == 0]
-  assert len(zeros) > 15
-  _train([(zeros, _changed(tiny_config, *zeros))])
-
-
 def _edges(config):
   """The least and the greatest of each number that is in the step."""
   ladder = _ladder()
@@ -276,15 +265,24 @@ def _edges(config):
   return [(k, end(values)) for k, values in found.items() for end in (min, max)]
 
 
-@pytest.mark.skipif('not config.getoption("long")', reason='an hour')
-def test_all_that_is_accepted_trains(tiny_config, accepted):
-  changes = [*accepted, *_edges(tiny_config)]
-  print(f'{len(changes)} changes')
-  _train([(change, _changed(tiny_config, change)) for change in changes])
+def _is_long():
+  return sweep.of(ci=1, long=2).max_examples == 2
 
 
-@pytest.mark.skipif('not config.getoption("long")', reason='some minutes')
-def test_sizes_that_fit_nothing_else_train_from_photographs(tmp_path):
+def test_what_is_accepted_trains(tiny_config, accepted):
+  shared = [change for change in accepted if _is_shared(tiny_config, change)]
+  assert len(shared) > 200
+  # What needs a program of its own, all at once: of each key that may be, 0.
+  zeros = [c for c in accepted if c not in shared and c[1] == 0]
+  assert len(zeros) > 15
+  some = shared[:: len(shared) // 20]
+  if _is_long():
+    some = [*accepted, *_edges(tiny_config)]
+  cases = [*((change, [change]) for change in some), ('zeros', zeros)]
+  _train([(what, _changed(tiny_config, *changes)) for what, changes in cases])
+
+
+def test_sizes_that_do_not_fold_or_divide_train(tmp_path):
   changes = {
     'data.image_size': 40,  # a grid of 10, which the critic folds twice
     'data.train_count': 40,
@@ -299,8 +297,19 @@ def test_sizes_that_fit_nothing_else_train_from_photographs(tmp_path):
     'train.rollbacks': 0,
     'train.warmup': 0,
   }
-  argv = [f'--config.{key}={value}' for key, value in changes.items()]
-  config = f'--config={ROOT}/tests/tiny.py'
-  workdir = f'--workdir={tmp_path}/w'
-  assert main.main(['chimera', config, workdir, *argv]) == 0
-  assert (tmp_path / 'w' / 'tokenizer' / 'tokenizer.json').exists()
+  config = _changed(tiny.get_config(), *changes.items())
+  assert _complaint(config) is None
+  if _is_long():
+    argv = [f'--config.{key}={value}' for key, value in changes.items()]
+    argv += [f'--config={ROOT}/tests/tiny.py', f'--workdir={tmp_path}/w']
+    assert main.main(['chimera', *argv]) == 0
+    assert (tmp_path / 'w' / 'tokenizer' / 'tokenizer.json').exists()
+    return
+  spec, devices = state_lib.create_spec(config), jax.devices()
+  bins, paths = tiny.bins_and_paths()
+  paths = np.pad(paths, ((0, 0), (0, 2), (0, 2), (0, 0)))
+  args = tiny.on_devices(config, spec, bins, paths, devices)
+  # Traced, not compiled: what does not fit shows there.
+  state, seen = jax.eval_shape(step_lib.make_train_step(spec, devices), *args)
+  assert seen['loss'].shape == (4, 1, 10)
+  assert state.step.shape == (4, 1)
