@@ -212,7 +212,7 @@ def _train(configs):
   """One cycle of each: the clones healthy, all numbers.
 
   One may be left out: who weighs a term by a million has a loss beyond
-  meld.loss_bound. Those that differ in what is data to the step share what is compiled.
+  meld.loss_bound. What differs in data to the step shares what is compiled.
   """
   bins, paths = tiny.bins_and_paths()
   by_spec, sick = {}, []
