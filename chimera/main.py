@@ -236,6 +236,11 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
       f'No such config file: {path}. Fix --config: without a file, as in '
       '--config=:smoke, it is the one that ships with Chimera.'
     )
+  if not isinstance(values.config, ml_collections.ConfigDict):
+    kind = type(values.config).__name__
+    raise ValueError(
+      f'--config: get_config must return a ConfigDict, got {kind}.'
+    )
   named = [match[2] for match in matches if match]
   preflight.check_keys(named, config_json.keys(values.config))
   values = _create_flags(argv)

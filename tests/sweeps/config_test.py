@@ -177,6 +177,16 @@ def dry_runs(tmp_path, monkeypatch):
   return seen
 
 
+@pytest.mark.parametrize('value', ['None', '7', "{'seed': 1}", 'get_config'])
+def test_a_config_file_that_gives_no_config_is_one_line(dry_runs, capfd, value):
+  sys.modules.pop('config_config', None)
+  pathlib.Path('own.py').write_text(f'def get_config():\n  return {value}\n')
+  assert main.main(['chimera', '--config=own.py', '--dry-run']) == 2
+  _, err = capfd.readouterr()
+  assert err.startswith('Error: --config: get_config must return a ConfigDict')
+  assert err.count('\n') == 1
+
+
 @sweep.of(ci=40, long=len(PAIRS))
 @hypothesis.given(pair=st.sampled_from(PAIRS))
 def test_a_config_file_of_ones_own_meets_the_same_rules(dry_runs, capfd, pair):
