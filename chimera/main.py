@@ -20,7 +20,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from chimera.monitor import live, writers
-from chimera.run import default_config, preflight
+from chimera.run import config_json, default_config, preflight
 from chimera.system import compiled, disk, preemption, streams
 
 _HOME = os.path.dirname(os.path.abspath(__file__))
@@ -229,7 +229,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
   except flags.IllegalFlagValueError as e:
     # A config file that raises is quoted with its traceback.
     reason = str(e).strip().splitlines()[-1].removeprefix('ValueError: ')
-    raise ValueError(f'--config: {reason}') from e
+    # And one that is refused in full.
+    raise ValueError(f'--config: {reason[:500]}') from e
   # A config file is code, and raises what it likes.
   except (ImportError, NameError, *disk.BROKEN) as e:
     raise ValueError(f'--config does not load: {e!r}.') from e
@@ -239,8 +240,13 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
       f'No such config file: {path}. Fix --config: without a file, as in '
       '--config=:smoke, it is the one that ships with Chimera.'
     )
+  if not isinstance(values.config, ml_collections.ConfigDict):
+    kind = type(values.config).__name__
+    raise ValueError(
+      f'--config: get_config must return a ConfigDict, got {kind}.'
+    )
   named = [match[2] for match in matches if match]
-  preflight.check_keys(named, preflight.keys(values.config))
+  preflight.check_keys(named, config_json.keys(values.config))
   # Neither is the name of a file.
   argv = [f'./{word}' if _is_file(word, values) else word for word in argv]
   values = _create_flags(argv)

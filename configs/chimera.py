@@ -1,5 +1,8 @@
 """Chimera's configuration: every key that the code reads.
 
+Whole numbers are whole, 8 and not 8.0. What a value must be, and how far it may
+go, says chimera/run/rules.py.
+
   python -m chimera.main --config=configs/chimera.py
 
 Variants (`--config=configs/chimera.py:NAME`), or several, as `:256,smoke`:
@@ -71,14 +74,17 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.init_from = ''  # an exported tokenizer or a workdir, to fine-tune it
   c.seed = 0
   c.devices = 0  # how many train; 0 = the most there are that divide the clones
-  # Who learns, and in which order: each has its block in `specialists`.
+  # Who learns, and in which order: each has its block in `specialists`. Names
+  # of folders and of rows, so no two differ by capitals alone.
   c.clone_names = ('perceptual', 'structural', 'adversarial', 'latent_purity')
 
   c.data = ml_collections.ConfigDict()
   c.data.source = 'photos'  # or a folder, .zip, .tar, .npy, .npz or .pkl
   c.data.held_out_source = ''  # held-out images likewise; '' = split source
   c.data.held_out_fraction = 0.25  # of the photographs, where source is split
-  c.data.image_size = 64  # pixels, side of a crop as the models see it
+  # Pixels, side of a crop as the models see it: a multiple of optics.cell *
+  # model.downsample, and 8 cells at least.
+  c.data.image_size = 64
   c.data.train_count = 3072  # crops
   c.data.held_out_count = 256  # crops
   c.data.crop = 'random'  # or 'whole': one a photograph, its centered square
@@ -108,7 +114,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.school.rotate_every = 50  # cycles until others are; see train.log_every
 
   c.model = ml_collections.ConfigDict()
-  c.model.width = 64  # channels
+  c.model.width = 64  # channels, normalized in groups of 8 or a few more
   c.model.blocks = 2  # residual blocks at the token grid, each side
   c.model.downsample = 2  # cells a side of one token: 1, 2, 4, ...
   c.model.quantizer = 'vq'  # a learned codebook; or 'fsq', which has none

@@ -25,8 +25,12 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 
 
-def _latents(n=40, fill=0.5):
+def _latents(n=400, fill=0.5):
   return np.full((n, 8, 8, 3), fill, np.float32)
+
+
+def _odd(height, width):
+  return np.full((400, height, width, 3), 0.5, np.float32)
 
 
 def _images(path, n=1, make='zip'):
@@ -114,6 +118,13 @@ FLAGS = [
   (("--config.clone_names=('structural', 'master')",), '(but master, ema, '),
   (("--config.clone_names=('structural', 'texture')",), 'none for texture'),
   (('--config.clone_names=()',), 'one or more names'),
+  (("--config.clone_names=('structural', 'Master')",), '(but master, ema, '),
+  (('--config.school.enrol_from=100000000000',), 'a whole number up to'),
+  (('--config.train.cycles=3000000000',), 'a whole number up to 2147483647'),
+  (('--config.train.learning_rate=1e40',), 'from 1e-12 to 1000'),
+  (('--config.data.image_size=36',), '(32 and 40 work)'),
+  (('--config.data.source=' + 'x' * 9999,), 'text that can be a path'),
+  (('--config.loss.l1=1e39', '--dry-run'), 'a number up to 1e+06'),
 ]
 FILES = [
   ('none', 'no such folder', lambda: None),
@@ -136,6 +147,8 @@ FILES = [
   ('a.npy', 'radius in', lambda: np.save('a.npy', _latents(fill=-0.5))),
   ('a.npy', 'shape', lambda: np.save('a.npy', _latents()[0])),
   ('a.npy', 'float32, got', lambda: np.save('a.npy', _latents().astype(int))),
+  ('a.npy', 'must be one of 1 (for', lambda: np.save('a.npy', _odd(9, 8))),
+  ('a.npz', 'a grid of 8 x 8', lambda: np.savez('a.npz', latents=_odd(8, 6))),
   ('a.npy', 'at least 10 samples', lambda: np.save('a.npy', _latents(12))),
   ('a.npy', 'at least 10 samples', lambda: np.save('a.npy', _latents(1))),
   ('a.npz', 'nothing that runs', lambda: _write('a.npz', b'PK')),

@@ -9,7 +9,7 @@ import re
 import ml_collections
 import pytest
 
-from chimera.run import preflight
+from chimera.run import config_json
 from configs import chimera as chimera_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -232,7 +232,7 @@ def reads(tree, terms):
 
 
 CONFIG = chimera_config.get_config()
-KEYS = preflight.keys(CONFIG)
+KEYS = config_json.keys(CONFIG)
 SPECIALIST = CONFIG.clone_names[0]
 METHODS = set(dir(ml_collections.ConfigDict))
 

@@ -23,7 +23,7 @@ class Spec:
 
 
 class Critic(nn.Module):
-  """Scores normalized path_params."""
+  """Scores normalized path_params, on a grid of any size."""
 
   width: int  # channels of the first layer
 
@@ -32,7 +32,16 @@ class Critic(nn.Module):
     """score_B, the mean over patches."""
     x = x_BxHxWxC
     for i in range(2):
-      x = nn.Conv(self.width << i, (3, 3))(dm_pix.space_to_depth(x, 2))
+      x = nn.Conv(self.width << i, (3, 3))(_fold(x))
       x = nn.leaky_relu(x, 0.2)
     x = nn.leaky_relu(nn.Conv(self.width * 2, (3, 3))(x), 0.2)
     return jnp.mean(nn.Conv(1, (3, 3))(x), axis=(1, 2, 3))
+
+
+def _fold(x_BxHxWxC: jax.Array) -> jax.Array:
+  """2 x 2 cells to channels; zeros, as at any border, beside what is odd."""
+  _, height, width, _ = x_BxHxWxC.shape
+  if height % 2 or width % 2:
+    padding = (0, 0), (0, height % 2), (0, width % 2), (0, 0)
+    x_BxHxWxC = jnp.pad(x_BxHxWxC, padding)
+  return dm_pix.space_to_depth(x_BxHxWxC, 2)

@@ -28,8 +28,11 @@ class ResidualBlock(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     y = x
+    # Of 8 channels, or the fewest more that divide the width.
+    most = max(1, self.width // 8)
+    groups = next(n for n in range(most, 0, -1) if self.width % n == 0)
     for _ in range(2):
-      y = nn.swish(nn.GroupNorm(num_groups=max(1, self.width // 8))(y))
+      y = nn.swish(nn.GroupNorm(num_groups=groups)(y))
       y = nn.Conv(self.width, (3, 3))(y)
     return x + y
 

@@ -20,6 +20,8 @@ TERMS = (
   'spectrum',
   'color_covariance',
 )
+# Cells a side of the least grid on which they can be taken: SSIM's window.
+LEAST_GRID = 8
 
 
 class Kind(NamedTuple):

@@ -17,6 +17,8 @@ import zipfile
 
 import numpy as np
 
+from chimera.system import disk
+
 # Of a member of an .npz: floats that mean something never shrink like this.
 _MOST_SHRUNK = 100
 _MOST_OPCODES = 10_000  # of a pickle: an array takes some thirty
@@ -38,6 +40,40 @@ def read(path: str | bytes | os.PathLike) -> np.ndarray:
     raise ValueError('it is not a file')
   readers = {'.npy': _read_npy, '.npz': _read_npz, '.pkl': _read_pickle}
   return readers[pathlib.Path(path).suffix.lower()](path)
+
+
+def read_shape(path: str) -> tuple[int, ...]:
+  """The shape of what `read` would read, of all but a .pkl by its header alone.
+
+  Raises:
+    one of `disk.BROKEN`: it is not what its name claims.
+  """
+  if pathlib.Path(path).suffix.lower() != '.npz':
+    return read(path).shape
+  with zipfile.ZipFile(path) as file:
+    member = _member(file)
+    with file.open(member) as f:
+      return _read_header(f, member.file_size)[0]
+
+
+def read_latents(path: str | os.PathLike) -> np.ndarray:
+  """latents.npy of a workdir: float32 (N, H, W, 3), a read-only memory map.
+
+  Raises:
+    ValueError: it is not; its name, and why.
+  """
+  try:
+    latents = read(os.fspath(path))
+    if latents.ndim != 4 or latents.shape[-1] != 3 or 0 in latents.shape:
+      raise ValueError(f'their shape is (N, H, W, 3), got {latents.shape}')
+    if latents.dtype != np.float32:
+      raise ValueError(f'they are float32, got {latents.dtype}')
+    return latents
+  except disk.BROKEN as e:
+    raise ValueError(
+      f'{path} must hold path_params as prepare-latents wrote them, but '
+      f'{disk.reason(e)}: make them anew in another --workdir.'
+    ) from e
 
 
 def _read_header(
@@ -69,20 +105,26 @@ def _read_npy(path: str) -> np.ndarray:
 
 def _read_npz(path: str) -> np.ndarray:
   with zipfile.ZipFile(path) as file:
-    names = file.namelist()
-    wanted = 'latents.npy' if 'latents.npy' in names else names[0]
-    if len(names) != 1 and wanted != 'latents.npy':
-      raise ValueError(f"needs one array or 'latents', got {names[:8]}")
-    member = file.getinfo(wanted)
-    if member.file_size > _MOST_SHRUNK * max(member.compress_size, 1):
-      raise ValueError(
-        f'{wanted} would grow from {member.compress_size} to '
-        f'{member.file_size} bytes'
-      )
+    member = _member(file)
     with file.open(member) as f:
       shape, order, dtype = _read_header(f, member.file_size)
       # To its end, where the checksum is compared.
       return np.frombuffer(f.read(), dtype).reshape(shape, order=order)
+
+
+def _member(file: zipfile.ZipFile) -> zipfile.ZipInfo:
+  """The one array of an .npz, or its 'latents'."""
+  names = file.namelist()
+  wanted = 'latents.npy' if 'latents.npy' in names else names[0]
+  if len(names) != 1 and wanted != 'latents.npy':
+    raise ValueError(f"needs one array or 'latents', got {names[:8]}")
+  member = file.getinfo(wanted)
+  if member.file_size > _MOST_SHRUNK * max(member.compress_size, 1):
+    raise ValueError(
+      f'{wanted} would grow from {member.compress_size} to '
+      f'{member.file_size} bytes'
+    )
+  return member
 
 
 def _read_pickle(path: str) -> np.ndarray:

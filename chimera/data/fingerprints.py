@@ -42,9 +42,9 @@ def opened(source: str) -> Iterator[tuple[BinaryIO, Fingerprint]]:
   Raises:
     one of `disk.BROKEN`: there is no such file.
   """
-  # Before it is read: what is written meanwhile is noticed the next time.
-  seen = look(source)
   with images.open_source(source) as f:
+    # Before it is read: what is written meanwhile is noticed the next time.
+    seen = look(source)
     digest = hashlib.file_digest(f, 'sha256').hexdigest()
     f.seek(0)
     yield f, {'sha256': digest, 'stat': seen}

@@ -7,6 +7,7 @@ uint8 RGB in [0, 255] in storage, float32 RGB in [-1, 1] in every model
 """
 
 import collections
+from collections.abc import Iterator
 import contextlib
 import functools
 import importlib.util
@@ -213,9 +214,38 @@ def load_path_params(path: AnyPath, *, chunk: int = 4096) -> np.ndarray:
     ValueError: not what its name claims, or a wrong shape, dtype or range.
   """
   path = os.fsdecode(path)
-  try:
+  with _let_in(path):
     latents = arrays.read(path)
+    _check_shape(latents.shape)
     _check_path_params(latents, chunk)
+  if latents.dtype == np.float32:
+    return latents
+  logging.info('%s holds %s, rounded to float32.', path, latents.dtype)
+  return latents.astype(np.float32)
+
+
+def path_params_shape(path: str) -> tuple[int, int, int, int]:
+  """(N, H, W, 3) of what `load_path_params` would let in.
+
+  Raises:
+    ValueError: not what its name claims, or a wrong shape.
+  """
+  with _let_in(path):
+    shape = arrays.read_shape(path)
+    _check_shape(shape)
+    return shape
+
+
+def count_held_out(samples: int, *, fraction: float, most: int) -> int:
+  """How many of so many path_params are held out, where they are split."""
+  return min(max(round(fraction * samples), 1), most)
+
+
+@contextlib.contextmanager
+def _let_in(path: str) -> Iterator[None]:
+  """What is wrong with a file of path_params, in one line."""
+  try:
+    yield
   except FileNotFoundError as e:
     raise ValueError(f'No such file: {path}. Fix --config.data.source.') from e
   except disk.BROKEN as e:
@@ -223,10 +253,6 @@ def load_path_params(path: AnyPath, *, chunk: int = 4096) -> np.ndarray:
       f'{path} must hold path_params and nothing that runs: {disk.reason(e)}. '
       'Fix --config.data.source.'
     ) from e
-  if latents.dtype == np.float32:
-    return latents
-  logging.info('%s holds %s, rounded to float32.', path, latents.dtype)
-  return latents.astype(np.float32)
 
 
 def list_sources(source: AnyPath, flag: str) -> list[str]:
@@ -391,10 +417,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
   return image if image.mode == 'RGB' else image.convert('RGB')
 
 
+def _check_shape(shape: tuple[int, ...]) -> None:
+  if len(shape) != 4 or shape[-1] != 3 or 0 in shape:
+    raise ValueError(f'their shape is (N, H, W, 3), got {shape}')
+
+
 def _check_path_params(latents: np.ndarray, chunk: int) -> None:
-  """Shape, dtype, finiteness and ranges, a chunk at a time."""
-  if latents.ndim != 4 or latents.shape[-1] != 3 or 0 in latents.shape:
-    raise ValueError(f'their shape is (N, H, W, 3), got {latents.shape}')
+  """Dtype, finiteness and ranges, a chunk at a time."""
   if latents.dtype.kind != 'f':
     raise ValueError(f'they are float32, got {latents.dtype}')
   # delta, chi, radius, in radians; float32(pi) is a little above pi.

@@ -30,7 +30,7 @@ def diagnose(workdir: str) -> Diagnosis:
     ValueError: there is no run in the workdir, or a file of it is broken.
   """
   reference = reference_lib.load()
-  run = readings.read_run(workdir, reference.settings)
+  run = readings.read_run(workdir)
   curves, figures = readings.curves(run), readings.figures(run)
   long = run.cycles >= case_lib.CYCLES and len(run.rows) >= case_lib.ROWS
   differences = reference_lib.differences(run.settings, reference.settings)

@@ -3,10 +3,9 @@
 Nothing here needs JAX.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import concurrent.futures
 import hashlib
-import json
 import math
 import os
 import pathlib
@@ -16,17 +15,19 @@ import numpy as np
 from PIL import Image
 
 from chimera.clones import terms
+from chimera.data import arrays, images
 from chimera.data import crops as crops_lib
-from chimera.data import images
 from chimera.evaluation import metrics
 from chimera.monitor import history
-from chimera.run import preflight
+from chimera.run import config_json
 
 # The master's figures that are compared, by the names of their curves.
 HELD_OUT = {
   'held_out_l1': metrics.BY_TAG['eval/path_l1'],
   'held_out_psnr': metrics.BY_TAG['eval/psnr'],
 }
+# What a clone has in the row of a log cycle.
+_LOGGED = {'loss/base', 'pid/error/l1'}
 # Rows around a cycle by which a noisy quantity is judged.
 _NEAR = 3
 _AT_LIMIT = 1e-3  # of log weight
@@ -60,9 +61,7 @@ class Run(NamedTuple):
   def terms(self) -> tuple[str, ...]:
     """Names of the loss terms that the PID weighs."""
     tags = self.rows[-1].clones[self.clones[0]]
-    return tuple(
-      t.removeprefix('pid/error/') for t in tags if t.startswith('pid/error/')
-    )
+    return tuple(t for t in terms.TERMS if f'pid/error/{t}' in tags)
 
   @property
   def codes(self) -> int:
@@ -109,37 +108,26 @@ class Curve(NamedTuple):
   values: np.ndarray
 
 
-def read_run(workdir: str, defaults: Mapping[str, Any]) -> Run:
+def read_run(workdir: str) -> Run:
   """Reads a run from its workdir.
 
-  `defaults` are the settings that a config.json older than they lacks.
-
   Raises:
-    ValueError: there is no run, or it has not come to its first log cycle.
+    ValueError: there is no run, a file of it is broken, or it has not come to
+      its first log cycle.
   """
   home = pathlib.Path(workdir)
-  for name in ('config.json', history.NAME):
+  for name in (config_json.NAME, history.NAME):
     if not (home / name).is_file():
       raise ValueError(
         f'A run has its {name}, got none in {workdir}: fix --workdir.'
       )
-  try:
-    written = preflight.keys(
-      json.loads((home / 'config.json').read_text(encoding='utf-8'))
-    )
-  except (ValueError, AttributeError) as e:
-    raise ValueError(
-      f'{home / "config.json"} must be the JSON that train wrote, got {e!r}: '
-      'fix --workdir.'
-    ) from e
-  preflight.check_age(workdir, written)
-  settings = dict(sorted({**defaults, **written}.items()))
+  settings = dict(sorted(config_json.read(workdir).items()))
   clones = tuple(settings['clone_names'])
   rows = history.read(workdir)
   taught = [
     row
     for row in rows
-    if all('loss/base' in row.clones.get(name, {}) for name in clones)
+    if all(row.clones.get(name, {}).keys() >= _LOGGED for name in clones)
   ]
   if not taught:
     raise ValueError(
@@ -149,7 +137,7 @@ def read_run(workdir: str, defaults: Mapping[str, Any]) -> Run:
   side = settings['data.image_size'] // settings['optics.cell']
   shape = side, side, 3
   if (home / 'latents.npy').is_file():
-    shape = np.load(home / 'latents.npy', mmap_mode='r').shape[1:]
+    shape = arrays.read_latents(home / 'latents.npy').shape[1:]
   exams = [row for row in rows if 'eval/path_l1' in row.master]
   return Run(workdir, settings, clones, taught, exams, shape)
 
@@ -174,7 +162,13 @@ def figures(run: Run) -> dict[str, float]:
     return {}
   crops, scores_N = crops_lib.read_manifest(home / 'manifest.csv')
   _, gradients_N = crops_lib.read_manifest(home / 'optics/crops.csv')
-  paths = np.load(home / 'latents.npy', mmap_mode='r', allow_pickle=False)
+  paths = arrays.read_latents(home / 'latents.npy')
+  counts = [len(crops), len(gradients_N), len(paths)]
+  if len({*counts}) > 1:
+    raise ValueError(
+      f'{", ".join(names)} in {run.workdir} must be of equally many samples, '
+      f'got {", ".join(map(str, counts))}: make them anew in another --workdir.'
+    )
   evenly = np.linspace(0, len(paths) - 1, _PROBED).astype(int)
   some = paths[np.unique(evenly)]
   different = {hashlib.sha256(x.tobytes()).digest() for x in some}

@@ -62,7 +62,7 @@ def make(workdirs: Sequence[str]) -> dict[str, Any]:
     ValueError: there is no run, one is not finished or without its data, or
       their configs differ in more than the seed.
   """
-  runs = [readings.read_run(workdir, {}) for workdir in workdirs]
+  runs = [readings.read_run(workdir) for workdir in workdirs]
   settings, known = runs[0].settings, []
   for run in runs:
     if run.cycles < run.settings['train.cycles']:

@@ -167,6 +167,11 @@ def preview(
   master = next(iter(params_by_row))
   rows[f'error x{ERROR_GAIN}'] = error_map(rows['original'], rows[master])
   tiles = np.stack(list(rows.values()))
+  # A sheet's are square; path_params of others need not be.
+  height, width = tiles.shape[2:4]
+  more = [(0, max(height, width) - n) for n in (height, width)]
+  white = [(0, 0), (0, 0), *more, (0, 0)]
+  tiles = np.pad(tiles, white, constant_values=255)
   scale = max(1, 128 // tiles.shape[2])
   tiles = tiles.repeat(scale, axis=2).repeat(scale, axis=3)
   return tiles, sheets.create(

@@ -1,6 +1,5 @@
 """What a run is judged by: held-out figures, and a sheet that shows them."""
 
-import json
 import operator
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -102,8 +101,7 @@ def read_figures(
   workdir: str | os.PathLike,
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
   """{tokenizer: {figure: value}} and the protocol, of evaluation.json."""
-  with open(os.path.join(workdir, 'evaluation.json'), encoding='utf-8') as f:
-    flattened = json.load(f)
+  flattened = disk.read_json(os.path.join(workdir, 'evaluation.json'))
   record = flattened.pop('protocol')
   figures: dict[str, dict[str, float]] = {}
   for key, value in flattened.items():

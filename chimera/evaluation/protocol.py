@@ -22,9 +22,12 @@ def protocol(
     'color_range': '[-1, 1]',
   }
   if held_out.images_NxSxSx3 is not None:
+    scale = f'1 to {config.data.max_scale:g}, at random'
+    if config.data.crop == 'whole':
+      scale = 'the largest centered square, one a photograph'
     record |= {
       'crop': config.data.image_size,
-      'crop_scale': f'1 to {config.data.max_scale:g}, at random',
+      'crop_scale': scale,
       'resize_filter': 'Lanczos (Pillow)',
       'rounding': '8 bits, photograph and reconstruction, before pixel figures',
     }

@@ -13,6 +13,7 @@ import time
 from typing import Any, NamedTuple
 
 NAME = 'history.jsonl'
+_MOST = 2**63  # of a whole number
 _NEWEST = 128  # rows that are kept whole in memory, as the dashboard draws
 
 
@@ -145,8 +146,13 @@ def _row(line: bytes) -> Row | None:
     numbers = [row.time, *(x for of in tags.values() for x in of.values())]
   except (ValueError, TypeError, AttributeError, RecursionError):
     return None
-  is_whole = isinstance(row.cycle, int) and all(
-    isinstance(x, int | float) for x in numbers
+  is_whole = (
+    type(row.cycle) is int
+    and 0 <= row.cycle < _MOST
+    and all(isinstance(x, int | float) for x in numbers)
+    # Whole ones may have any number of digits.
+    and all(-_MOST < x < _MOST for x in numbers if isinstance(x, int))
+    and abs(row.time) < _MOST  # and no NaN
   )
   return row if is_whole else None
 

@@ -8,7 +8,6 @@ import atexit
 from collections.abc import Callable, Mapping
 import contextlib
 import io
-import json
 import os
 import pathlib
 import sys
@@ -24,8 +23,8 @@ from rich.segment import Segments
 from chimera.evaluation import sheets
 from chimera.monitor import dashboard, history
 from chimera.monitor import snapshot as snapshot_lib
-from chimera.run import preflight
-from chimera.system import preemption, progress
+from chimera.run import config_json
+from chimera.system import disk, preemption, progress
 
 _TICK = 0.5  # seconds between two looks at the terminal's size
 _EVERY = 2  # of them, between two drawings
@@ -83,7 +82,7 @@ class Look:
     if newest is None:
       return None
     # A sheet that is being written is whole at the next look.
-    with contextlib.suppress(OSError, SyntaxError, ValueError):
+    with contextlib.suppress(*disk.BROKEN):
       stamp = newest, os.stat(newest).st_mtime
       if stamp != self._sheet:
         self._pictures = read_sheet(newest, self._config)
@@ -261,7 +260,7 @@ def watch(workdir: str) -> None:
   """Shows a run of another process, until Ctrl-C; in print without a terminal.
 
   Raises:
-    ValueError: there is no run in the workdir.
+    ValueError: there is no run in the workdir, or its config is broken.
   """
   for name in (history.NAME, 'config.json'):
     if not os.path.isfile(os.path.join(workdir, name)):
@@ -269,10 +268,7 @@ def watch(workdir: str) -> None:
         f'A run that can be watched has its {name}, got none in {workdir}: '
         'fix --workdir.'
       )
-  with open(os.path.join(workdir, 'config.json'), encoding='utf-8') as f:
-    config = json.load(f)
-  preflight.check_age(workdir, preflight.keys(config))
-  look = Look(workdir, config)
+  look = Look(workdir, config_json.tree(config_json.read(workdir)))
   with contextlib.suppress(KeyboardInterrupt), Live(look) as live:
     if not live.up:
       encoding = sys.stdout.encoding or 'utf-8'

@@ -16,7 +16,7 @@ from chimera.evaluation import evaluate, metrics, protocol
 from chimera.evaluation import exam as exam_lib
 from chimera.monitor import history, live, writers
 from chimera.monitor import snapshot as snapshot_lib
-from chimera.run import preflight
+from chimera.run import config_json
 from chimera.system import progress
 
 
@@ -64,7 +64,7 @@ class Observers:
     config = self._config
     hparams = {
       k: v
-      for k, v in preflight.keys(config).items()
+      for k, v in config_json.keys(config).items()
       if not k.startswith('specialists.')  # a hundred columns; see the text
     }
     record = protocol.protocol(config, held_out, config.train.cycles)

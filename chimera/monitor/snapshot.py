@@ -263,7 +263,10 @@ def _agent(
   state, action, epsilon = (
     seen.get(f'agent/{tag}', math.nan) for tag in ('state', 'action', 'epsilon')
   )
-  if not (math.isfinite(state) and math.isfinite(action)):
+  actions = config['q']['actions']
+  states = len(TRENDS) * len(ZONES)
+  # Nor where it is NaN.
+  if not (0 <= state < states and 0 <= action < len(actions)):
     return '-', '', None, None
   # Exploration falls with each decision: at its first value there was none.
   if math.isclose(epsilon, config['q']['epsilon'], rel_tol=1e-5):
@@ -272,6 +275,6 @@ def _agent(
   return (
     TRENDS[trend],
     ZONES[zone],
-    config['q']['actions'][int(action)],
+    actions[int(action)],
     seen.get('agent/reward'),
   )

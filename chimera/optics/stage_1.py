@@ -14,7 +14,6 @@ images could not be used, `skipped.csv` beside it says which and why.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-import json
 import os
 import pathlib
 from typing import Any, BinaryIO, NamedTuple
@@ -26,8 +25,8 @@ import ml_collections
 import numpy as np
 import safetensors.numpy
 
+from chimera.data import arrays, fingerprints, images, skipped
 from chimera.data import crops as crops_lib
-from chimera.data import fingerprints, images, skipped
 from chimera.optics import modules as optics
 from chimera.optics import training
 from chimera.school import curriculum
@@ -98,7 +97,7 @@ def prepare(
     held_out = dict(held_out)
   has_images = 'images' in held_out
   return Prepared(
-    np.load(path, mmap_mode='r', allow_pickle=False),
+    arrays.read_latents(path),
     crops,
     gradients_N if has_images else None,
     held_out['paths'],
@@ -136,16 +135,38 @@ def split_path_params(
     held_out = others[: config.data.held_out_count]
   else:
     order = np.random.default_rng(config.data.seed).permutation(len(paths))
-    count = round(config.data.held_out_fraction * len(paths))
-    count = min(max(count, 1), config.data.held_out_count)
+    count = images.count_held_out(
+      len(paths),
+      fraction=config.data.held_out_fraction,
+      most=config.data.held_out_count,
+    )
     held_out, train_N = paths[np.sort(order[:count])], np.sort(order[count:])
-  if len(train_N) < curriculum.BINS:
+  _check_count(config, len(train_N))
+  return paths, train_N, held_out
+
+
+def _check_count(config: ml_collections.ConfigDict, samples: int) -> None:
+  """Refuses too few to train on before anything learns from them."""
+  if samples < curriculum.BINS:
     raise ValueError(
       f'The School needs at least {curriculum.BINS} samples to train on, got '
-      f'{len(train_N)} of {source}: give more, or others to hold out with '
-      '--config.data.held_out_source.'
+      f'{samples} of {config.data.source}: give more, or others to hold out '
+      'with --config.data.held_out_source.'
     )
-  return paths, train_N, held_out
+
+
+def _check_lessons(config: ml_collections.ConfigDict, samples: int) -> None:
+  """Refuses fewer crops than were asked for, where a lesson needs more."""
+  lessons = [config.specialists[name].bins for name in config.clone_names]
+  smallest = curriculum.smallest_lesson(samples, lessons)
+  batch_size = config.train.batch_size
+  if samples < config.data.train_count and batch_size > smallest:
+    raise ValueError(
+      'train.batch_size must be at most the samples of the smallest lesson, '
+      f'{smallest} of {samples} whole crops, got train.batch_size = '
+      f'{batch_size}: fix --config.train.batch_size, give more images, or '
+      '--config.data.crop=random.'
+    )
 
 
 def _settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -172,7 +193,7 @@ def _check_settings(
       )
     return
   try:
-    made_by = dict(json.loads(meta.read_text())['settings'])
+    made_by = dict(disk.read_json(meta)['settings'])
   except (ValueError, KeyError, TypeError) as e:
     raise ValueError(
       f'{meta} must be the JSON that prepare-latents wrote, got {e!r}: give '
@@ -208,6 +229,8 @@ def _see(
   is_learned = (home / 'optics.json').exists()
   if is_learned:
     _check_sources(home, plan.fingerprints)
+  _check_count(config, len(plan.train))
+  _check_lessons(config, len(plan.train))
   held_out = crops_lib.read_crops(plan.held_out, image_size=size)
   home.mkdir(parents=True, exist_ok=True)
   if not is_learned:

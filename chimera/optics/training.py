@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import functools
-import json
 import pathlib
 from typing import Any
 
@@ -159,12 +158,27 @@ def load_optics(workdir: str) -> tuple[optics.Optics, Any]:
   """
   home = pathlib.Path(workdir, 'optics')
   try:
-    meta = json.loads((home / 'optics.json').read_text())
+    architecture = disk.read_json(home / 'optics.json')['architecture']
     flat = safetensors.numpy.load((home / 'optics.safetensors').read_bytes())
     variables = traverse_util.unflatten_dict(flat, sep='/')
-    return optics.Optics(**meta['architecture']), variables
+    model = optics.Optics(**architecture)
+    _check_architecture(model, variables)
+    return model, variables
   except (safetensors.SafetensorError, *disk.BROKEN) as e:
     raise ValueError(
       f'{home} must hold trained optics, got {e!r}: make them anew in another '
       '--workdir with `python -m chimera.main prepare-latents`.'
     ) from e
+
+
+def _check_architecture(model: optics.Optics, variables: Any) -> None:
+  """Refuses a model that the variables are not of; no type in it is trusted."""
+  sizes = model.cell, model.width, model.blocks
+  are_sizes = all(type(n) is int and 0 < n < 1 << 15 for n in sizes)
+  if not are_sizes or model.blocks > 100:
+    raise ValueError(f'cell, width and blocks are {sizes}')
+  x = jax.ShapeDtypeStruct((1, model.cell, model.cell, 3), jnp.float32)
+  wanted = jax.eval_shape(model.init, jax.random.key(0), x)
+  shapes = [jax.tree.map(jnp.shape, tree) for tree in (wanted, variables)]
+  if shapes[0] != shapes[1]:
+    raise ValueError('optics.safetensors is of another architecture')

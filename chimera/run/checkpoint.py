@@ -28,7 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from chimera.clones import state as state_lib
-from chimera.run import preflight
+from chimera.run import config_json, preflight
 from chimera.system import disk, preemption, provenance
 
 _DIGESTS = 'digests.json'
@@ -54,7 +54,7 @@ class Checkpointer:
     self._workdir = workdir
     self._steps = open_steps(config, workdir)
     self._bound = {
-      'config': provenance.digest(preflight.binding(preflight.keys(config))),
+      'config': provenance.digest(preflight.binding(config_json.keys(config))),
       'curriculum': provenance.digest({str(k): v for k, v in bins.items()}),
     }
     self.begin()

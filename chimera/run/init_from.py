@@ -4,7 +4,6 @@ The School and the schedules are always those of the new run. That the
 architectures agree, `preflight.check_init_from` has seen.
 """
 
-import json
 import os
 import pathlib
 from typing import Any
@@ -14,10 +13,12 @@ import ml_collections
 import numpy as np
 
 from chimera.clones import state as state_lib
+from chimera.data import arrays
 from chimera.optics import training
-from chimera.run import checkpoint
+from chimera.run import checkpoint, config_json
 from chimera.school import curriculum
 from chimera.school import lessons as lessons_lib
+from chimera.system import disk
 from chimera.tokenizer import export
 
 
@@ -88,13 +89,14 @@ def school_of(
   """
   home = pathlib.Path(folder)
   try:
-    elder = json.loads((home / 'config.json').read_text())
-    lessons = [elder['specialists'][n]['bins'] for n in elder['clone_names']]
-    samples = len(np.load(home / 'latents.npy', mmap_mode='r'))
-  except (OSError, ValueError, KeyError) as e:
+    elder = config_json.read(home)
+    samples = len(arrays.read_latents(home / 'latents.npy'))
+  except (OSError, ValueError) as e:
     raise ValueError(
-      f'{folder} must be a whole workdir, got {e!r}: fix --config.init_from.'
+      f'{folder} must be a whole workdir, but {disk.reason(e)}: fix '
+      '--config.init_from.'
     ) from e
+  lessons = [elder[f'specialists.{n}.bins'] for n in elder['clone_names']]
   # The sizes of the bins follow from the number of samples alone.
   bins = curriculum.bin_samples(np.arange(samples, dtype=np.float32))
   length = lessons_lib.lesson_length(bins, lessons)

@@ -14,9 +14,10 @@ from typing import Any
 
 import ml_collections
 
-from chimera.clones import terms
+from chimera.clones import specialists, terms
 from chimera.data import images
-from chimera.run import rules
+from chimera.run import config_json, rules
+from chimera.school import curriculum
 from chimera.system import disk, lock
 
 # What a resumed run may do differently: nothing that is learned depends on it.
@@ -34,19 +35,9 @@ _AGENTS = (
   *('clone_names', 'model.critic_width', 'q.window', 'q.actions'),
   *('meld.enabled', 'meld.outer_momentum'),
 )
+_LEAST_WEIGHT = 1e-12  # of all terms of a clone: the PID divides by their size
 _TRAINED = ('checkpoints/*', 'evaluation.json')
 _PREPARED = ('optics/*', 'latents.npy', 'manifest.csv', 'curriculum_bins_*')
-
-
-def keys(config: ml_collections.ConfigDict | dict[str, Any]) -> dict[str, Any]:
-  """Every value of a config, or of a config.json, by its dotted key."""
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, dict | ml_collections.ConfigDict):
-      flat |= {f'{key}.{k}': v for k, v in keys(value).items()}
-    else:
-      flat[key] = value
-  return flat
 
 
 def check_keys(named: Iterable[str], known: Iterable[str]) -> None:
@@ -79,22 +70,20 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 def check_config(config: ml_collections.ConfigDict) -> None:
   """Checks every value, then the values together, to the first that fails."""
-  values = keys(config)
+  values = config_json.keys(config)
   # The other rules hold for those whom this one names.
   _check(values, {'clone_names': rules.RULES['clone_names']})
   values = _of_clones(values)
-  known = dict(rules.RULES)
   for name in config.clone_names:
-    block = f'specialists.{name}.'
-    if not any(key.startswith(block) for key in values):
+    if not any(key.startswith(f'specialists.{name}.') for key in values):
       raise ValueError(
         'Each of clone_names must have a block in config.specialists, got none '
         f'for {name}: add it to the config file, or fix --config.clone_names.'
       )
-    known |= {block + key: rule for key, rule in rules.OF_SPECIALIST.items()}
+  known = rules.of_clones(config.clone_names)
   check_keys(values, known)
   _check(values, known)
-  _check_together(config)
+  _check_together(config, values)
 
 
 def _check(values: Mapping[str, Any], known: Mapping[str, rules.Rule]) -> None:
@@ -107,7 +96,10 @@ def _check(values: Mapping[str, Any], known: Mapping[str, rules.Rule]) -> None:
 
 
 def check_data(config: ml_collections.ConfigDict) -> None:
-  """Looks for the sources, without opening them, and loads rFID's network."""
+  """Looks for the sources, and loads rFID's network.
+
+  Of path_params the header is read, of images nothing.
+  """
   for key in ('source', 'held_out_source'):
     source = config.data[key]
     if images.is_path_params(source):
@@ -115,6 +107,8 @@ def check_data(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f'No such file: {source}. Fix --config.data.{key}.')
     elif source or key == 'source':
       images.list_sources(source, f'--config.data.{key}')
+  if images.is_path_params(config.data.source):
+    _check_path_params(config)
   if config.eval.inception:
     # It imports JAX, for which those who have no such file need not wait.
     from chimera.evaluation import frechet
@@ -132,25 +126,20 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
   if path.exists() and not path.is_dir():
     raise ValueError(f'The workdir must be a folder, got --workdir={workdir}.')
   trained, prepared = _contents(path)
-  claim = path / 'config.json'
   try:
-    there = keys(json.loads(claim.read_text()))
+    there = config_json.parse(path)
   except FileNotFoundError:
     if trained or prepared:
       raise ValueError(
         f'{workdir} is not empty and has no config.json: give a new --workdir.'
       ) from None
     return
-  except (OSError, ValueError, AttributeError) as e:
-    raise ValueError(f'{claim} is not readable: give a new --workdir.') from e
-  if not isinstance(there.get('clone_names'), list):
-    raise ValueError(f'{claim} is not of Chimera: give a new --workdir.')
   if trained:
-    check_age(workdir, there)
-  here = binding(keys(json.loads(config.to_json())))
+    config_json.check_age(workdir, there)
+  here = binding(_as_json(config))
   there = binding(there)
   differ = [
-    f'{k} ({there.get(k, "absent")!r} there, {here.get(k, "absent")!r} now)'
+    f'{k} ({_said(there, k)} there, {_said(here, k)} now)'
     for k in sorted(there.keys() | here.keys())
     if there.get(k) != here.get(k)
     and (trained or (prepared and k.startswith(STAGE_1)))
@@ -160,21 +149,6 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
       f'{workdir} is of another config, which differs in {", ".join(differ)}: '
       'give a new --workdir, or delete it.'
     )
-
-
-def check_age(workdir: str, values: Mapping[str, Any]) -> None:
-  """Refuses a config, by dotted key, of when it had tuples of four."""
-  if 'school.lessons' not in values:
-    return
-  advice = 'give a new --workdir.'
-  if os.path.exists(os.path.join(workdir, 'tokenizer', 'tokenizer.json')):
-    advice = (
-      f'its tokenizer still works (--tokenizer={workdir}/tokenizer); to train '
-      f'on, give a new --workdir and --config.init_from={workdir}/tokenizer.'
-    )
-  raise ValueError(
-    f'{workdir} is of an earlier Chimera, and its run cannot be read: {advice}'
-  )
 
 
 def check_init_from(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -192,7 +166,7 @@ def check_init_from(config: ml_collections.ConfigDict, workdir: str) -> None:
       f'To train on images, --config.init_from must have optics, got {folder}, '
       'which is of path_params: fix --config.data.source.'
     )
-  here = keys(json.loads(config.to_json()))
+  here = _as_json(config)
   for key, value in there.items():
     if here[key] != value and (sees or not key.startswith('optics.')):
       raise ValueError(
@@ -210,26 +184,24 @@ def _architecture(folder: str) -> dict[str, Any]:
       '--config.init_from must be an exported tokenizer or a workdir with '
       f'checkpoints, got {folder}.'
     )
-  try:
-    if is_exported:
-      meta = json.loads((home / 'tokenizer.json').read_text())
-      elder = {'model': meta['tokenizer'], 'optics': meta['optics']}
-      sees = meta['optics'] is not None
-    else:
-      elder = json.loads((home / 'config.json').read_text())
-      check_age(folder, keys(elder))
-      sees = not images.is_path_params(elder['data']['source'])
-    kind = terms.kind_of(elder['model'])
-    values = {**keys(elder), 'model.quantizer': kind}
-    network = (f'model.{k}' for k in (*_MODEL, *terms.KINDS[kind].settings))
-    agents, optics = () if is_exported else _AGENTS, _OPTICS if sees else ()
-    return {k: values[k] for k in (*network, *agents, *optics)}
-  except (
-    *(OSError, UnicodeError, json.JSONDecodeError),
-    *(LookupError, TypeError, AttributeError),
-  ) as e:
-    line = f'--config.init_from={folder} is not readable: {e!r}.'
-    raise ValueError(line) from e
+  if is_exported:
+    path = home / 'tokenizer.json'
+    # It may be from before there was a choice.
+    values = {'model.quantizer': terms.kind_of({})}
+    for key, value in config_json.flat(path).items():
+      block, dot, name = key.partition('.')
+      values[f'{"model" if block == "tokenizer" else block}{dot}{name}'] = value
+    sees = 'optics.cell' in values
+  else:
+    path, values = home / config_json.NAME, config_json.read(folder)
+    sees = not images.is_path_params(values['data.source'])
+  kind = 'model.quantizer'
+  config_json.hold(path, values, {kind: rules.RULES[kind]})
+  network = (*_MODEL, *terms.KINDS[values[kind]].settings)
+  agents, optics = () if is_exported else _AGENTS, _OPTICS if sees else ()
+  bound = (*(f'model.{k}' for k in network), *agents, *optics)
+  config_json.hold(path, values, {key: rules.RULES[key] for key in bound})
+  return {key: values[key] for key in bound}
 
 
 def adopt(
@@ -237,23 +209,24 @@ def adopt(
 ) -> None:
   """Has a config say what that of the workdir says, but for what was named.
 
-  Where there is none, or it cannot be read, the config stays; `check_workdir`
-  complains of it.
+  Where there is none the config stays; `check_trained` complains of it.
+
+  Raises:
+    ValueError: it is not as it was written.
   """
   try:
-    path = pathlib.Path(workdir, 'config.json')
-    there = _of_clones(keys(json.loads(path.read_text())))
-    # A specialist that this config has no block of comes with its block.
-    known = {*keys(config), *(k for k in there if k.startswith('specialists.'))}
-    for key in known & there.keys() - set(named):
-      change = there[key]
-      change = tuple(change) if isinstance(change, list) else change
-      for name in reversed(key.split('.')):
-        change = {name: change}
-      with config.unlocked():
-        config.update(change)
-  except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    there = config_json.read(workdir)
+  except FileNotFoundError:
     return
+  # A specialist that this config has no block of comes with its block.
+  ours = config_json.keys(config).keys() - set(named)
+  changes = {
+    key: config_json.as_python(value)
+    for key, value in there.items()
+    if key in ours or (key.startswith('specialists.') and key not in named)
+  }
+  with config.unlocked():
+    config.update(config_json.tree(changes))
 
 
 def _has_checkpoints(workdir: str) -> bool:
@@ -279,7 +252,7 @@ def claim_workdir(
   the workdir is left as it was found.
   """
   path = pathlib.Path(workdir)
-  claim = path / 'config.json'
+  claim = path / config_json.NAME
   with lock.hold(path):
     # Another process may have claimed it since it was checked.
     check_workdir(config, workdir)
@@ -303,12 +276,13 @@ def _contents(path: pathlib.Path) -> tuple[bool, ...]:
   return tuple(any(any(path.glob(name)) for name in names) for names in kinds)
 
 
-def _check_together(config: ml_collections.ConfigDict) -> None:
-  """Rules between keys."""
+def _check_together(
+  config: ml_collections.ConfigDict, values: Mapping[str, Any]
+) -> None:
+  """Rules between keys; `values` are the config's, by dotted key."""
   c, block, clones = config, config.specialists, len(config.clone_names)
   divisors = (n for n in range(1, clones + 1) if clones % n == 0)
-  n = c.train.cycles_per_dispatch
-  whole = _multiple('train.cycles_per_dispatch', n)
+  dispatch, n = 'train.cycles_per_dispatch', c.train.cycles_per_dispatch
   together = [
     ('devices', rules.one_of(0, *divisors)),
     ('q.epsilon_end', _at_most('q.epsilon =', c.q.epsilon)),
@@ -316,36 +290,82 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
       (f'specialists.{k}.q.low', _at_most('its q.high =', block[k].q.high))
       for k in c.clone_names
     ),
-    ('train.cycles', whole),
-    ('train.log_every', whole),
-    ('train.eval_every', whole),
-    ('train.checkpoint_every', whole),
+    *(
+      (f'train.{k}', rules.multiple(dispatch, n, c.train[k]))
+      for k in ('cycles', 'log_every', 'eval_every', 'checkpoint_every')
+    ),
   ]
   if images.is_path_params(c.data.source):
     together.append(('eval.inception', rules.one_of('')))
   else:
-    side = c.optics.cell * c.model.downsample
-    cuts = [(c.data.train_count * k + 5) // 10 for k in range(11)]
-    lessons = [c.specialists[name].bins for name in c.clone_names]
-    smallest = min(sum(cuts[b + 1] - cuts[b] for b in bins) for bins in lessons)
-    lesson = _at_most('the samples of the smallest lesson,', smallest)
+    size = rules.multiple(
+      'optics.cell * model.downsample',
+      c.optics.cell * c.model.downsample,
+      c.data.image_size,
+      terms.LEAST_GRID * c.optics.cell,
+    )
     together += [
-      ('data.image_size', _multiple('optics.cell * model.downsample', side)),
-      # The perceptual terms need a grid of 8.
-      ('data.image_size', rules.at_least(8 * c.optics.cell)),
-      ('train.batch_size', lesson),
+      ('eval.inception', rules.FILE),
+      ('data.image_size', size),
+      ('train.batch_size', _batch(config, c.data.train_count)),
     ]
-  values = keys(config)
   for key, rule in together:
     rules.check(key, rule, values[key])
+  for name in c.clone_names:
+    base = specialists.base_weights(config, name)
+    weighed = terms.of(c.model.quantizer)
+    if sum(base[t] for t in weighed if t != 'adv') < _LEAST_WEIGHT:
+      raise ValueError(
+        f'The loss terms of {name} but adv must have weights above 0, got none '
+        f'of {_LEAST_WEIGHT:g} in all: fix --config.loss.l1 or --config.'
+        f'specialists.{name}.emphasis.l1.'
+      )
+
+
+def _check_path_params(config: ml_collections.ConfigDict) -> None:
+  """Holds the grid and the number of path_params to what the step needs."""
+  c = config.data
+  samples, height, width, _ = images.path_params_shape(c.source)
+  least = terms.LEAST_GRID
+  if min(height, width) < least:
+    raise ValueError(
+      f'data.source must hold path_params on a grid of {least} x {least} or '
+      f'more, got {height} x {width} in {c.source}: fix --config.data.source.'
+    )
+  fit = [
+    n for n in (1 << i for i in range(15)) if not (height % n or width % n)
+  ]
+  rule = rules.one_of(*fit)
+  where = f'{rule.text} (for the grid of {height} x {width} in {c.source})'
+  downsample = config.model.downsample
+  rules.check('model.downsample', rule._replace(text=where), downsample)
+  if not c.held_out_source:
+    samples -= images.count_held_out(
+      samples, fraction=c.held_out_fraction, most=c.held_out_count
+    )
+  if samples >= curriculum.BINS:  # else it is said where they are let in
+    rules.check(
+      'train.batch_size', _batch(config, samples), config.train.batch_size
+    )
+
+
+def _batch(config: ml_collections.ConfigDict, samples: int) -> rules.Rule:
+  lessons = [config.specialists[name].bins for name in config.clone_names]
+  smallest = curriculum.smallest_lesson(samples, lessons)
+  return _at_most('the samples of the smallest lesson,', smallest)
 
 
 def _at_most(what: str, high: float) -> rules.Rule:
   return rules.number(f'at most {what} {high}', lambda v: v <= high)
 
 
-def _multiple(what: str, n: int) -> rules.Rule:
-  return rules.number(f'a multiple of {what} = {n}', lambda v: v % n == 0)
+def _as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Every value by its dotted key, as config.json has it."""
+  return config_json.keys(json.loads(config.to_json()))
+
+
+def _said(values: Mapping[str, Any], key: str) -> str:
+  return rules.shown(values[key]) if key in values else "'absent'"
 
 
 def _of_clones(flat: Mapping[str, Any]) -> dict[str, Any]:

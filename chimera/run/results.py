@@ -1,7 +1,5 @@
 """What is made of a run's last cycle, beside its figures and its report."""
 
-import contextlib
-import json
 import os
 import pathlib
 from typing import Any
@@ -16,19 +14,27 @@ from chimera.clones import state as state_lib
 from chimera.clones import terms as terms_lib
 from chimera.meld import average
 from chimera.optics import stage_1
+from chimera.system import disk
 from chimera.tokenizer import export
 
 
 def are_there(workdir: str, done: int) -> bool:
   """Whether all that is made of the last cycle is there."""
   home = pathlib.Path(workdir)
+  tokenizer = home / 'tokenizer' / export.META
+  return (
+    _is_of(home / 'evaluation.json', 'protocol', done)
+    and _is_of(tokenizer, 'came_from', done)
+    and (home / 'report.html').exists()
+  )
+
+
+def _is_of(path: pathlib.Path, record: str, done: int) -> bool:
+  """Whether a file of JSON says in a record that it is of the cycle `done`."""
   try:
-    figures = json.loads((home / 'evaluation.json').read_text())
-    meta = json.loads((home / 'tokenizer' / export.META).read_text())
-    cycles = figures['protocol']['cycles'], meta['came_from']['cycles']
-  except (OSError, ValueError, KeyError, TypeError):
+    return disk.read_json(path)[record]['cycles'] == done
+  except (OSError, ValueError, LookupError, TypeError):
     return False
-  return cycles == (done, done) and (home / 'report.html').exists()
 
 
 def summarize(
@@ -80,10 +86,9 @@ def save_tokenizer(
   )
   size = config.data.image_size
   came_from = {'weights': config.export.weights, 'cycles': done}
-  with contextlib.suppress(OSError, ValueError, KeyError):
-    seen = json.loads(pathlib.Path(workdir, 'evaluation.json').read_text())
-    if seen['protocol']['cycles'] == done:
-      came_from['evaluation'] = seen
+  seen = pathlib.Path(workdir, 'evaluation.json')
+  if _is_of(seen, 'protocol', done):
+    came_from['evaluation'] = disk.read_json(seen)
   out = out or os.path.join(workdir, 'tokenizer')
   shape = (size, size, 3) if model else data.paths_NxHxWxC.shape[1:]
   export.save(out, parts, input_shape=shape, came_from=came_from)

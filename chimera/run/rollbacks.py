@@ -23,10 +23,13 @@ class Rollbacks:
     self.reasons: list[str] = []
     try:
       with open(self._path, encoding='utf-8') as f:
-        self.reasons = [str(reason) for reason in json.load(f)]
+        found = json.load(f)
+      if not isinstance(found, list):
+        raise ValueError(f'it holds a {type(found).__name__}')
+      self.reasons = [str(reason) for reason in found]
     except FileNotFoundError:
       pass
-    except (ValueError, TypeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:
       raise ValueError(
         f'{self._path} must be a list of what made the run go back, but {e}: '
         'fix by deleting it.'

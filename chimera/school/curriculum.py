@@ -3,7 +3,7 @@
 Design document, sections 3.2 and 3.3. Host work, done once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import hashlib
 import mmap
 
@@ -114,6 +114,12 @@ def bin_samples(scores_N: np.ndarray) -> dict[int, list[int]]:
   order_N = np.sort(key_N) & 0xFFFFFFFF
   cuts = [(samples * k + BINS // 2) // BINS for k in range(1, BINS)]
   return {k: part.tolist() for k, part in enumerate(np.split(order_N, cuts))}
+
+
+def smallest_lesson(samples: int, lessons: Iterable[Iterable[int]]) -> int:
+  """Samples of the smallest lesson, each being some of the ten bins."""
+  cuts = [(samples * k + BINS // 2) // BINS for k in range(BINS + 1)]
+  return min(sum(cuts[b + 1] - cuts[b] for b in bins) for bins in lessons)
 
 
 def place(

@@ -35,6 +35,9 @@ BROKEN = (
   *(pickle.UnpicklingError, struct.error, tokenize.TokenError),
 )
 
+# Of a file of JSON: a config has 10 kB, a digest of a million files 100 MB.
+_MOST_JSON = 1 << 28
+
 
 # What no library takes for a pattern, a scheme or an escape.
 _PLAIN = re.compile(r'[\w/.+=@,-]*', re.ASCII)
@@ -149,6 +152,32 @@ def write_csv(path: str | os.PathLike, rows: Iterable[Iterable[Any]]) -> None:
 def write_json(path: str | os.PathLike, value: Any) -> None:
   """`writing`, of a value, for people to read, as UTF-8."""
   write(path, json.dumps(value, indent=1).encode())
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+  """An object of JSON, of a file that nobody vouches for.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it holds no such thing; its name, and why.
+  """
+  path = pathlib.Path(path)
+  try:
+    # Whoever opens a pipe waits for ever.
+    if path.exists() and not path.is_file():
+      raise ValueError('it is not a file')
+    with open(path, 'rb') as f:
+      data = f.read(_MOST_JSON + 1)
+    if len(data) > _MOST_JSON:
+      raise ValueError(f'it has more than {_MOST_JSON} bytes')
+    value = json.loads(data)
+    if not isinstance(value, dict):
+      raise ValueError(f'it holds a {type(value).__name__}')
+    return value
+  except FileNotFoundError:
+    raise
+  except (OSError, ValueError, RecursionError) as e:
+    raise ValueError(f'{path} is not readable as JSON: {reason(e)}') from e
 
 
 def write_sealed(path: str | os.PathLike, value: dict[str, Any]) -> None:

@@ -419,7 +419,7 @@ class _Work:
       check_size(picture, self._loaded)
     except disk.BROKEN as e:
       nothing = np.empty((0, size, size, 3), np.uint8)
-      return nothing, {**taken, 'reason': disk.reason(e)}
+      return nothing, {**taken, 'reason': images.why(e)}
     height, width = picture.shape[:2]
     if self._done['crop'] == 'center':
       tiles, rows, columns = images.center(picture, size)[None], 1, 1

@@ -181,3 +181,27 @@ def test_a_tokenizer_is_made_of_what_its_quantizer_takes():
     width=8, blocks=1, downsample=2, codes=CODES, code_dim=DIM, levels=(4, 5)
   )
   assert made == TOKENIZER
+
+
+def _groups(width):
+  """How many groups a block of that width normalizes in."""
+  x = jnp.asarray(np.random.default_rng(3).normal(size=(1, 2, 2, width)))
+  seen = []
+  with pytest.MonkeyPatch.context() as patch:
+    norm = nn.GroupNorm
+
+    def look(**keywords):
+      seen.append(keywords['num_groups'])
+      return norm(**keywords)
+
+    patch.setattr(nn, 'GroupNorm', look)
+    jax.eval_shape(models.ResidualBlock(width).init, jax.random.key(0), x)
+  return seen
+
+
+def test_any_width_is_normalized_and_those_that_were_as_they_were():
+  for width in (1, 7, 8, 12, 16, 20, 64, 128, 256):
+    assert _groups(width) == [max(1, width // 8)] * 2
+  # 12, 12, 5 and 2 do not divide these.
+  for width, groups in ((100, 10), (98, 7), (43, 1), (22, 2), (23, 1)):
+    assert _groups(width) == [groups] * 2

@@ -108,3 +108,34 @@ def test_mutated_files_are_read_or_broken(tmp_path):
       except disk.BROKEN:
         refused += 1
     assert refused > 100
+
+
+def test_a_shape_is_told_without_the_array(tmp_path, monkeypatch):
+  latents = np.zeros((7, 8, 9, 3), np.float32)
+  np.save(tmp_path / 'a.npy', latents)
+  np.savez(tmp_path / 'a.npz', latents=latents, more=np.zeros(3))
+  (tmp_path / 'a.pkl').write_bytes(pickle.dumps({'latents': latents}))
+  for name in ('a.npy', 'a.npz', 'a.pkl'):
+    assert arrays.read_shape(str(tmp_path / name)) == (7, 8, 9, 3)
+  monkeypatch.setattr(np, 'frombuffer', lambda *_: 1 / 0)
+  assert arrays.read_shape(str(tmp_path / 'a.npz')) == (7, 8, 9, 3)
+  (tmp_path / 'b.npy').write_bytes((tmp_path / 'a.npy').read_bytes()[:-1])
+  with pytest.raises(disk.BROKEN, match='promises'):
+    arrays.read_shape(str(tmp_path / 'b.npy'))
+
+
+def test_latents_are_as_they_were_written_or_one_line_names_them(tmp_path):
+  path = tmp_path / 'latents.npy'
+  whole = np.random.default_rng(0).random((7, 8, 9, 3)).astype(np.float32)
+  np.save(path, whole)
+  np.testing.assert_array_equal(arrays.read_latents(path), whole)
+  data = path.read_bytes()
+  for broken in (data[:-1], data + b'x', data[:50], b'', b'x' * 200):
+    path.write_bytes(broken)
+    with pytest.raises(ValueError, match=r'latents\.npy must hold') as e:
+      arrays.read_latents(path)
+    assert '\n' not in str(e.value)
+  for other in (whole[0], whole[:0], whole[..., :2], whole.astype(np.float64)):
+    np.save(path, other)
+    with pytest.raises(ValueError, match=r'latents\.npy must hold'):
+      arrays.read_latents(path)

@@ -1,7 +1,5 @@
 """A run read from its files: its curves and its data, by hand."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -12,9 +10,9 @@ from tests import written
 def test_the_codes_that_can_be_used_are_bounded_by_the_tokens(tmp_path):
   # 16 x 16 cells, 2 a side of a token: 64 tokens an image.
   few = written.write(tmp_path / 'a', train__batch_size=2)
-  assert readings.read_run(few, {}).codes == 4 * 2 * 64
+  assert readings.read_run(few).codes == 4 * 2 * 64
   many = written.write(tmp_path / 'b', train__batch_size=8)
-  assert readings.read_run(many, {}).codes == 1024
+  assert readings.read_run(many).codes == 1024
 
 
 def test_curves_are_means_and_greatest_of_the_clones(tmp_path):
@@ -29,8 +27,7 @@ def test_curves_are_means_and_greatest_of_the_clones(tmp_path):
         'critic/penalty': figures[name],
       },
       held_out=(0.6, 0.45),
-    ),
-    {},
+    )
   )
   curves = readings.curves(run)
   assert curves['base_loss'].cycles.tolist() == list(range(50, 1001, 50))
@@ -58,7 +55,7 @@ def test_a_weight_is_saturated_where_present_and_grudge_reach_the_limit(
     }
 
   workdir = written.write(tmp_path, clone=clone)
-  run = readings.read_run(workdir, {})
+  run = readings.read_run(workdir)
   held = readings.saturation(run)
   assert held.shape == (20, 4, 10)
   assert held[0, 0].tolist() == [1, 0, -1] + [0] * 7
@@ -76,18 +73,51 @@ def test_copies_are_counted_once_less_than_they_are_and_flat_ones_not():
   assert readings.copies(np.stack([flat, flat])) == 0
 
 
-def test_an_older_config_takes_the_defaults_of_keys_it_lacks(tmp_path):
-  workdir = written.write(tmp_path)
-  old = written.read_json(tmp_path / 'config.json')
-  del old['model']['revive_after']
-  (tmp_path / 'config.json').write_text(json.dumps(old))
-  run = readings.read_run(workdir, {'model.revive_after': 77})
-  assert run.settings['model.revive_after'] == 77
-
-
 @pytest.mark.parametrize('text', ['{', '[]'])
 def test_a_broken_config_is_one_line(tmp_path, text):
   workdir = written.write(tmp_path)
   (tmp_path / 'config.json').write_text(text)
-  with pytest.raises(ValueError, match='must be the JSON that train wrote'):
-    readings.read_run(workdir, {})
+  with pytest.raises(ValueError, match=r'config\.json is not readable as JSON'):
+    readings.read_run(workdir)
+
+
+@pytest.mark.parametrize(
+  ('name', 'spoil', 'complaint'),
+  [
+    ('latents.npy', lambda p: p.write_bytes(p.read_bytes()[:-1]), 'promises'),
+    ('latents.npy', lambda p: p.write_bytes(b''), 'latents.npy must hold'),
+    ('latents.npy', lambda p: p.write_bytes(b'x' * 99), 'latents.npy must'),
+    ('latents.npy', lambda p: np.save(p, np.zeros(9)), r'got \(9,\)'),
+    ('latents.npy', lambda p: np.save(p, np.zeros((9, 8, 8, 3))), 'float64'),
+    (
+      'latents.npy',
+      lambda p: np.save(p, np.zeros((9, 8, 8, 3), np.float32)),
+      'equally many samples, got 1000, 1000, 9',
+    ),
+    ('optics/crops.csv', lambda p: p.write_text(''), 'crops.csv is not a mani'),
+    (
+      'manifest.csv',
+      lambda p: p.write_text(''.join(p.open().readlines()[:-1])),
+      'equally many samples, got 999, 1000, 1000',
+    ),
+  ],
+)
+def test_data_that_are_not_whole_are_one_line_with_the_name(
+  tmp_path, name, spoil, complaint
+):
+  workdir = written.write(tmp_path)
+  written.write_data(tmp_path, **written.varied())
+  assert readings.figures(readings.read_run(workdir))
+  spoil(tmp_path / name)
+  with pytest.raises(ValueError, match=complaint) as e:
+    readings.figures(readings.read_run(workdir))
+  assert name in str(e.value)
+  assert '\n' not in str(e.value)
+
+
+def test_a_row_that_lacks_what_a_log_cycle_has_is_no_log_cycle(tmp_path):
+  workdir = written.write(tmp_path)
+  path = tmp_path / 'history.jsonl'
+  path.write_text(path.read_text().replace('pid/error', 'pid/errors'))
+  with pytest.raises(ValueError, match='must have the row of a log cycle'):
+    readings.read_run(workdir)

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from chimera.doctor import reference
-from chimera.run import preflight
+from chimera.run import config_json
 from configs import chimera as chimera_config
 from tests import written
 
@@ -60,5 +60,5 @@ def test_the_reference_in_the_repository_is_small_and_of_three_seeds():
 
 def test_the_reference_is_of_the_default_config():
   """If you changed the default: train it with three seeds, and make it anew."""
-  settings = preflight.keys(chimera_config.get_config())
+  settings = config_json.keys(chimera_config.get_config())
   assert reference.differences(settings, reference.load().settings) == []

@@ -11,7 +11,7 @@ import skimage.metrics
 from chimera.clones import models
 from chimera.clones import state as state_lib
 from chimera.data import images
-from chimera.evaluation import evaluate, frechet
+from chimera.evaluation import evaluate, frechet, sheets
 from chimera.optics import modules as optics
 from chimera.optics import poincare
 from tests import tiny
@@ -78,6 +78,30 @@ def test_the_sheet_begins_with_what_is_to_be_reconstructed(judged):
   pixel = (np.asarray(poincare.normalize(easiest[None]))[0, 0, 0] + 1) * 127.5
   np.testing.assert_allclose(tiles[0, 0, 0, 0], pixel, atol=1)
   np.testing.assert_array_equal(tiles[1], tiles[2])
+
+
+def test_path_params_that_are_not_square_are_cut_from_their_sheet(
+  judged, tmp_path
+):
+  tokenizer, params, held_out, _ = judged
+  wide = np.concatenate([held_out.paths_NxHxWxC] * 2, axis=2)
+  _, height, width, _ = wide.shape
+  tiles, sheet = evaluate.preview(
+    tokenizer,
+    {'a': params},
+    held_out._replace(paths_NxHxWxC=wide),
+    None,
+    columns=4,
+  )
+  assert tiles.shape[2] == tiles.shape[3] == sheet.tile
+  scale = sheet.tile // width
+  assert (tiles[:, :, height * scale :] == 255).all()
+  easiest = wide[np.argmin(held_out.bins_N)]
+  pixel = (np.asarray(poincare.normalize(easiest[None]))[0, -1, -1] + 1) * 127.5
+  seen = tiles[0, 0, height * scale - 1, width * scale - 1]
+  np.testing.assert_allclose(seen, pixel, atol=1)
+  sheets.save(tmp_path / '1.png', sheets.compose(tiles, sheet), sheet)
+  np.testing.assert_array_equal(sheets.tiles(tmp_path / '1.png'), tiles)
 
 
 def _newborn(x, radius):

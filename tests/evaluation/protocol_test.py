@@ -29,3 +29,40 @@ def test_the_protocol_names_what_pixel_figures_were_taken_by(tmp_path):
   (tmp_path / 'config.json').write_text(config.to_json())
   kept = json.loads((tmp_path / 'config.json').read_text())
   assert found['config'] == provenance.digest(kept)
+
+
+_PIXELS = np.zeros((5, 64, 64, 3), np.uint8)
+
+
+def _protocol(images_NxSxSx3=_PIXELS, **data):
+  config = tiny.get_config()
+  config.data.update(data)
+  held_out = evaluate.HeldOut(
+    np.zeros((5, 8, 8, 3)), images_NxSxSx3, np.zeros(5)
+  )
+  return protocol.protocol(config, held_out, 7)
+
+
+def test_the_protocol_says_what_was_in_force_of_the_crops():
+  assert _protocol()['crop_scale'] == '1 to 3, at random'
+  assert _protocol(max_scale=1.5)['crop_scale'] == '1 to 1.5, at random'
+  whole = _protocol(crop='whole', max_scale=3.0)
+  assert whole['crop_scale'] == 'the largest centered square, one a photograph'
+  assert (whole['crop'], whole['split']) == (64, 'held out by photograph')
+  own = _protocol(crop='whole', held_out_source='/data/test.zip')
+  assert own['split'] == 'a source of its own'
+  assert own['source'] == '/data/test.zip'
+  assert 'square' in own['crop_scale']
+
+
+def test_of_path_params_nothing_was_cropped_or_resized():
+  for found, split, source in (
+    (_protocol(None, source='a.npy'), 'held out by sample', 'a.npy'),
+    (
+      _protocol(None, source='a.npy', held_out_source='b.npy', crop='whole'),
+      'a source of its own',
+      'b.npy',
+    ),
+  ):
+    assert (found['split'], found['source']) == (split, source)
+    assert not {'crop', 'crop_scale', 'resize_filter', 'rounding'} & set(found)

@@ -164,3 +164,29 @@ def test_latest_is_the_last_of_every_tag(workdir):
   log.append(2, {'a': {'x': 3.0}}, {})
   assert history.latest(log.rows, 'a') == {'x': 3.0, 'y': 2.0}
   assert history.latest(log.rows) == {'eval/psnr': 20.0}
+
+
+@pytest.mark.parametrize(
+  'line',
+  [
+    '{"cycle": 20.0, "time": 0, "clones": {}, "master": {}}',
+    '{"cycle": true, "time": 0, "clones": {}, "master": {}}',
+    '{"cycle": -1, "time": 0, "clones": {}, "master": {}}',
+    '{"cycle": 20, "time": NaN, "clones": {}, "master": {}}',
+    '{"cycle": 20, "time": 1e400, "clones": {}, "master": {}}',
+    '{"cycle": 20, "time": 0, "clones": {}, "master": {"a": 1%s}}'
+    % ('0' * 400),
+    '{"cycle": 20, "time": 0, "clones": {"a": {"b": "c"}}, "master": {}}',
+    '{"cycle": 20, "time": 0, "clones": {"a": 7}, "master": {}}',
+    '{"cycle": 20, "time": 0, "clones": [], "master": {}}',
+    '{"cycle": 20, "time": 0, "clones": null, "master": {}}',
+    '[' * 10**5,
+    '[20]',
+    '\x00\x00',
+  ],
+)
+def test_a_row_whose_types_are_not_what_was_written_is_skipped(workdir, line):
+  log = _fill(workdir, [10])
+  with open(os.path.join(workdir, history.NAME), 'a') as f:
+    f.write(f'{line}\n')
+  assert history.read(workdir) == log.rows

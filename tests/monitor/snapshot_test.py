@@ -116,3 +116,12 @@ def test_a_term_that_the_quantizer_lacks_has_no_weight_to_show():
     terms = [weight.term for weight in student.weights]
     assert terms == [w.term for w in other.weights if w.term != 'vq']
     assert student.mission == tuple(t for t in other.mission if t != 'vq')
+
+
+@pytest.mark.parametrize('tag', ['agent/state', 'agent/action'])
+@pytest.mark.parametrize('value', [-1.0, 12.0, 1e9, float('inf')])
+def test_a_state_that_no_agent_has_is_not_shown(tag, value):
+  rows = seen.rows()
+  for name, of in rows[-1].clones.items() or rows[1].clones.items():
+    rows[1].clones[name] = {**of, tag: value}
+  assert {s.trend for s in seen.snapshot(rows).students} == {'-'}

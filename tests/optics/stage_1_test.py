@@ -387,6 +387,58 @@ def test_broken_optics_are_refused_in_one_line(workdir, tmp_path):
     training.load_optics(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+  'architecture',
+  [
+    {'cell': '4'},
+    {'cell': 4.0},
+    {'width': 0},
+    {'width': 16},
+    {'cell': 8},
+    {'width': 10**9},
+    {'radius': 'wide'},
+    {'radius': None},
+    {'blocks': 10**6},
+    {'of_tomorrow': 1},
+  ],
+)
+def test_optics_of_another_architecture_are_refused_in_one_line(
+  workdir, tmp_path, architecture
+):
+  shutil.copytree(os.path.join(workdir, 'optics'), tmp_path / 'optics')
+  path = tmp_path / 'optics' / 'optics.json'
+  meta = json.loads(path.read_text())
+  meta['architecture'] |= architecture
+  path.write_text(json.dumps(meta))
+  with pytest.raises(ValueError, match='must hold trained optics') as e:
+    training.load_optics(str(tmp_path))
+  assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+  'data', [b'', b'[]', b'{"settings": 7}', b'{', b'\xff', b'[' * 10**5]
+)
+def test_settings_that_are_none_are_refused_in_one_line(tmp_path, data):
+  (tmp_path / 'optics').mkdir()
+  (tmp_path / 'optics' / 'optics.json').write_bytes(data)
+  with pytest.raises(ValueError, match=r'optics\.json must be the JSON') as e:
+    stage_1.prepare(_config(), str(tmp_path))
+  assert '\n' not in str(e.value)
+
+
+def test_whole_crops_too_few_for_a_lesson_are_refused_before_anything_learns(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(stage_1, '_learn', lambda *_: 1 / 0)
+  config = _config()
+  config.data.crop = 'whole'  # 12 photographs, of which one is in bin 9
+  with pytest.raises(ValueError, match=r'smallest lesson, 1 of 12 whole crops'):
+    stage_1.prepare(config, str(tmp_path))
+  config.train.batch_size = 1
+  with pytest.raises(ZeroDivisionError):
+    stage_1.prepare(config, str(tmp_path))
+
+
 def test_loaded_optics_see_what_the_trained_ones_saw(workdir):
   model, variables = training.load_optics(workdir)
   data = stage_1.prepare(_config(), workdir)

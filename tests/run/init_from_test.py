@@ -118,7 +118,18 @@ def test_a_workdir_without_its_latents_is_refused(elder, tmp_path):
   config = _config(elder[1].data.source)
   _, _, newborn = _newborn(config, tmp_path / 'new')
   (tmp_path / 'config.json').write_text(config.to_json())
-  with pytest.raises(ValueError, match='must be a whole workdir'):
+  latents = tmp_path / 'latents.npy'
+  with pytest.raises(
+    ValueError, match=r'must be a whole workdir.*latents\.npy'
+  ):
+    init_from.school_of(newborn, str(tmp_path))
+  shutil.copy(os.path.join(elder[0], 'latents.npy'), latents)
+  init_from.school_of(newborn, str(tmp_path))
+  latents.write_bytes(latents.read_bytes()[:-1])
+  with pytest.raises(ValueError, match=r'latents\.npy must hold path_params'):
+    init_from.school_of(newborn, str(tmp_path))
+  (tmp_path / 'config.json').write_text('{"clone_names": []}')
+  with pytest.raises(ValueError, match=r'config\.json is not as it was'):
     init_from.school_of(newborn, str(tmp_path))
 
 

@@ -1,6 +1,8 @@
 """Every rule of a config, and of whose a workdir is."""
 
 import json
+import pickle
+import re
 
 import numpy as np
 from PIL import Image
@@ -8,7 +10,7 @@ import pytest
 
 from chimera.doctor import doctor
 from chimera.monitor import live
-from chimera.run import preflight
+from chimera.run import config_json, preflight
 from chimera.school import curriculum
 from configs import chimera as chimera_config
 
@@ -106,7 +108,16 @@ def test_the_default_has_64_pixels():
     ('train__keep', 0, 'at least 1'),
     ('eval__inception', '/nope/inception.jax', "'' or a file"),
     ('data__image_size', 60, 'multiple of optics.cell * model.downsample = 8'),
-    ('data__image_size', 24, 'at least 32'),
+    ('data__image_size', 24, 'at least 32 (32 and 40 work)'),
+    ('data__image_size', 60, '(56 and 64 work)'),
+    ('train__cycles', 7, 'at least 10 (10 and 20 work)'),
+    ('train__batch_size', 8.0, 'a whole number up to 2147483647'),
+    ('model__codes', 64.0, 'a whole number up to 16777216'),
+    ('school__enrol_from', 100000000000, 'a whole number up to 2147483647'),
+    ('train__cycles', 3000000000, 'a whole number up to 2147483647'),
+    ('train__learning_rate', 1e40, 'a number from 1e-12 to 1000'),
+    ('clone_names', ('structural', 'Ema'), '(but master, ema, '),
+    ('clone_names', ('structural', 'Structural'), 'each once'),
   ],
 )
 def test_a_value_that_breaks_its_rule_is_one_line_with_its_flag(
@@ -117,7 +128,8 @@ def test_a_value_that_breaks_its_rule_is_one_line_with_its_flag(
   block = config
   for group in groups:
     block = block[group]
-  block[leaf] = value
+  with config.ignore_type():
+    block[leaf] = value
   with pytest.raises(ValueError, match='must be') as e:
     preflight.check_config(config)
   message = str(e.value)
@@ -125,6 +137,68 @@ def test_a_value_that_breaks_its_rule_is_one_line_with_its_flag(
   assert repr(value) in message
   assert message.endswith(f'fix --config.{key.replace("__", ".")}.')
   assert '\n' not in message
+
+
+@pytest.mark.parametrize('size', [32, 40, 72, 200, 104])
+def test_sizes_that_the_critic_cannot_fold_are_good(size):
+  preflight.check_config(_config(data__image_size=size, model__width=100))
+
+
+def test_a_clone_has_a_weight_that_is_no_critics():
+  config = _config(loss__emphasis=1.0)
+  for term in config.specialists.structural.emphasis:
+    if term != 'l1':
+      config.specialists.structural.emphasis[term] = 0.0
+  preflight.check_config(config)
+  config.specialists.structural.emphasis.l1 = 0.0
+  config.specialists.structural.emphasis.adv = 1.0
+  with pytest.raises(ValueError, match='of structural but adv must have') as e:
+    preflight.check_config(config)
+  assert '\n' not in str(e.value)
+  # FSQ has no vq.
+  config.specialists.structural.emphasis.vq = 1.0
+  preflight.check_config(config)
+  config.model.quantizer = 'fsq'
+  with pytest.raises(ValueError, match='of structural but adv must have'):
+    preflight.check_config(config)
+
+
+@pytest.mark.parametrize('suffix', ['npy', 'npz', 'pkl'])
+def test_path_params_pass_the_rules_of_their_grid(tmp_path, suffix):
+  def config(samples, *grid, **changes):
+    paths = np.zeros((samples, *grid, 3), np.float32)
+    source = tmp_path / f'a.{suffix}'
+    if suffix == 'npy':
+      np.save(source, paths)
+    elif suffix == 'npz':
+      np.savez(source, latents=paths)
+    else:
+      source.write_bytes(pickle.dumps({'latents': paths}))
+    # Of 400 a quarter is held out; 300 are in lessons of 30 and more.
+    changed = _config(data__source=str(source), **changes)
+    preflight.check_config(changed)
+    return changed
+
+  for shape, downsample, batch_size, complaint in (
+    ((400, 10, 12), 2, 8, None),
+    ((400, 8, 20), 4, 8, None),
+    ((400, 9, 11), 1, 8, None),
+    ((400, 8, 8), 2, 30, None),
+    ((400, 9, 12), 2, 8, 'model.downsample must be one of 1 (for the grid of'),
+    ((400, 12, 20), 8, 8, 'model.downsample must be one of 1, 2, 4 (for the'),
+    ((400, 7, 30), 1, 8, 'a grid of 8 x 8 or more, got 7 x 30'),
+    ((400, 8, 8), 2, 31, 'the samples of the smallest lesson, 30, got'),
+    ((20, 8, 8), 2, 8, 'the samples of the smallest lesson, 1, got'),
+  ):
+    ours = config(
+      *shape, model__downsample=downsample, train__batch_size=batch_size
+    )
+    if complaint is None:
+      preflight.check_data(ours)
+    else:
+      with pytest.raises(ValueError, match=re.escape(complaint)) as e:
+        preflight.check_data(ours)
+      assert '\n' not in str(e.value)
 
 
 def test_a_name_without_a_block_is_refused_and_a_block_without_a_name_ignored():
@@ -196,7 +270,7 @@ def test_a_config_file_with_a_key_too_many_is_told_the_nearest():
   ],
 )
 def test_an_unknown_key_is_told_the_nearest(key, near):
-  known = preflight.keys(chimera_config.get_config())
+  known = config_json.keys(chimera_config.get_config())
   with pytest.raises(ValueError, match='Unknown config key') as e:
     preflight.check_keys([key], known)
   assert str(e.value).endswith(f'did you mean --config.{near}?')
@@ -295,13 +369,13 @@ def test_a_run_of_an_earlier_chimera_is_refused_in_a_line_that_helps(tmp_path):
   readers = (
     lambda: preflight.check_workdir(_config(), workdir),
     lambda: preflight.check_init_from(_config(init_from=workdir), 'w'),
+    lambda: preflight.adopt(_config(), workdir, []),
     lambda: live.watch(workdir),
     lambda: doctor.diagnose(workdir),
   )
   for read in readers:
     with pytest.raises(ValueError, match=r'earlier .*: give a new --workdir\.'):
       read()
-  preflight.adopt(_config(), workdir, [])
   assert _snapshot(tmp_path) == before
   _exported(tmp_path / 'tokenizer')
   for read in readers:
@@ -440,10 +514,23 @@ def test_images_need_an_origin_with_optics_and_path_params_do_not(tmp_path):
     preflight.check_init_from(_config(init_from=elder), 'w')
 
 
-@pytest.mark.parametrize('text', ['{', '[]', '{"tokenizer": 3}', '{}'])
-def test_an_origin_that_is_none_is_refused_in_a_line(tmp_path, text):
+@pytest.mark.parametrize(
+  ('text', 'complaint'),
+  [
+    ('{', r'tokenizer\.json is not readable'),
+    ('[]', r'tokenizer\.json is not readable'),
+    ('{"tokenizer": 3}', 'it lacks model.width'),
+    ('{}', 'it lacks model.width'),
+    ('{"tokenizer": {"width": "8"}}', "model.width must be .*, got '8'"),
+    (
+      '{"tokenizer": {"quantizer": ["vq"]}}',
+      r'model\.quantizer must be one of',
+    ),
+  ],
+)
+def test_an_origin_that_is_none_is_refused_in_a_line(tmp_path, text, complaint):
   (tmp_path / 'tokenizer.json').write_text(text)
-  with pytest.raises(ValueError, match='is not readable') as e:
+  with pytest.raises(ValueError, match=complaint) as e:
     preflight.check_init_from(_config(init_from=str(tmp_path)), 'w')
   assert '\n' not in str(e.value)
   for nothing in (tmp_path / 'none', tmp_path.parent):

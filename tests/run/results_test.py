@@ -66,3 +66,13 @@ def test_a_row_names_the_term_that_a_clone_weighs_most_above_its_base():
     assert row['dominance'] == pytest.approx(2 + i)
     assert (row['g_loss'], row['critic_loss']) == (i, 10 + i)
     assert row['learning_rate'] == i / 8
+
+
+@pytest.mark.parametrize(
+  'data', [b'[' * 10**5, b'\xff\xfe\xff', b'{"protocol": [[6]]}', b'']
+)
+def test_figures_that_are_broken_are_none_and_stop_nothing(whole, data):
+  (whole / 'evaluation.json').write_bytes(data)
+  assert not results.are_there(str(whole), 6)
+  (whole / 'tokenizer' / 'tokenizer.json').write_bytes(data)
+  assert not results.are_there(str(whole), 6)

@@ -38,7 +38,7 @@ def test_the_record_counts_and_changes_the_key(tmp_path):
   assert rollbacks_lib.Rollbacks(str(tmp_path), 2).reasons == ['one', 'two']
 
 
-@pytest.mark.parametrize('text', ['{', '7', '[' * 100_000])
+@pytest.mark.parametrize('text', ['{', '7', '"abc"', '{}', '', '[' * 100_000])
 def test_a_broken_record_is_one_line_that_says_how_to_mend_it(tmp_path, text):
   (tmp_path / rollbacks_lib.NAME).write_text(text)
   with pytest.raises(ValueError, match=r'rollbacks\.json .* fix by deleting'):
