@@ -42,9 +42,11 @@ def opened(source: str) -> Iterator[tuple[BinaryIO, Fingerprint]]:
   Raises:
     one of `disk.BROKEN`: there is no such file.
   """
-  with images.open_source(source) as f:
-    # Before it is read: what is written meanwhile is noticed the next time.
+  # Before it is opened: what comes in its place is noticed the next time.
+  seen = None
+  with contextlib.suppress(OSError):  # it is for `open_source` to say why
     seen = look(source)
+  with images.open_source(source) as f:
     digest = hashlib.file_digest(f, 'sha256').hexdigest()
     f.seek(0)
     yield f, {'sha256': digest, 'stat': seen}

@@ -225,10 +225,10 @@ def _see(
     plan = crops_lib.plan_crops(
       **config.data, progress=lambda done, total: report(done, '', total)
     )
-  skipped.tell(plan.skipped, home.parent)
   is_learned = (home / 'optics.json').exists()
   if is_learned:
     _check_sources(home, plan.fingerprints)
+  skipped.tell(plan.skipped, home.parent)
   _check_count(config, len(plan.train))
   _check_lessons(config, len(plan.train))
   held_out = crops_lib.read_crops(plan.held_out, image_size=size)

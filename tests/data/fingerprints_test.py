@@ -134,6 +134,21 @@ def test_bundled_photographs_and_links_are_files_too(home, tmp_path):
   assert fingerprints.compare(then, now).changed == ['a']
 
 
+def test_what_takes_its_place_as_it_is_opened_is_noticed(home, monkeypatch):
+  open_source = images.open_source
+
+  def meanwhile(source):
+    f = open_source(source)
+    (home / 'new').write_bytes(b'x')
+    os.replace(home / 'new', source)
+    return f
+
+  monkeypatch.setattr(images, 'open_source', meanwhile)
+  then = _look(home)
+  monkeypatch.undo()
+  assert fingerprints.compare(then, _look(home, then)).changed == sorted(then)
+
+
 def test_a_copy_is_what_it_was(home, tmp_path):
   then = _look(home)
   copy = tmp_path / 'copy'
