@@ -223,12 +223,13 @@ def _pid(case: case_lib.Case) -> Iterator[case_lib.Finding]:
     side = 'below' if term == 'adv' else 'above'
     target = s[f'specialists.{run.clones[i]}.pid.target.{term}']
     more = 'and more ' if error_MxK[i, k] > _MOST else ''
+    times = math.exp(min(error_MxK[i, k], 99))  # of a file that is broken
     yield case_lib.Finding(
       UNREACHABLE,
       f'{far_MxK.sum()} of {far_MxK.size} loss weights stand at their upper '
       'limit with a loss more than ten times from its target: '
       f'{_terms(run, far_MxK)}. The farthest is {term} of {run.clones[i]}, '
-      f'{math.exp(min(error_MxK[i, k], 99)):.0f} times {more}{side} {target:g}. In the '
+      f'{times:.0f} times {more}{side} {target:g}. In the '
       f'reference {usual} of the weights are at a limit, and none so far off.',
       _STUCK,
       'set --config.specialists.NAME.pid.target.TERM to about what loss/TERM '
