@@ -5,9 +5,12 @@ import os
 import pathlib
 import signal
 
+from tests import xla
+
 _FLAG = '--xla_force_host_platform_device_count'
 if _FLAG not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}=4'
+os.environ['XLA_FLAGS'] += f' {xla.SOONER}'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 from absl import logging  # noqa: E402

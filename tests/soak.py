@@ -198,7 +198,7 @@ def injected(faults):
     faults.reach('evaluating')
     return examine(*args)
 
-  def faulty_save(self, step, tree, *args):
+  def faulty_save(self, step, tree, *args, **keywords):
     faults.save(tree)
     orbax = self._orbax.save
 
@@ -208,7 +208,7 @@ def injected(faults):
 
     self._orbax.save = faulty_orbax
     try:
-      save(self, step, tree, *args)
+      save(self, step, tree, *args, **keywords)
     finally:
       self._orbax.save = orbax
 

@@ -214,7 +214,9 @@ class Steps:
 
   def has_failed(self) -> bool:
     """Whether the last save, which is waited for, could not be read back."""
-    return self._reading is not None and self._reading.exception() is not None
+    if self._reading is None:
+      return False
+    return isinstance(self._reading.exception(), UnreadableError)
 
   def save(
     self,
@@ -282,7 +284,9 @@ class Steps:
           f'{len(lost)} of {len(there)} arrays, {lost[0]} first, are not as '
           'they were written'
         )
+    with self._made_or_cleared(step, OSError, 'could not be written'):
       disk.write_sealed(folder / _DIGESTS, {**body, 'files': files})
+    with self._made_or_cleared(step, UnreadableError, 'cannot be read back'):
       disk.read_sealed(folder / _DIGESTS)
     self._prune(step, best)
 

@@ -133,6 +133,6 @@ def train(count, devices):
 
 # Several on one device are compiled for long, and are but more of the same;
 # step_test.py has two on one device and on two.
-@pytest.mark.parametrize(('count', 'devices'), [(1, 1), (3, 3), (8, 4)])
+@pytest.mark.parametrize(('count', 'devices'), [(3, 3), (8, 4)])
 def test_any_number_of_specialists_trains(count, devices):
   train(count, devices)
