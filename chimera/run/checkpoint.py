@@ -132,7 +132,7 @@ class Checkpointer:
         logging.warning('%s It is tried again.', e)
         self._steps.save(*args)
       if watch.signum is not None:
-        self._steps.has_failed()  # waits: what is said to be saved is
+        self._steps.settle()  # what is said to be saved is
     except OSError as e:
       watch.stop(f'{lost}: {e}')
       if is_over or isinstance(e, UnreadableError):
@@ -211,6 +211,11 @@ class Steps:
   def latest(self) -> int | None:
     """The newest committed step."""
     return max(self.steps(), default=None)
+
+  def settle(self) -> None:
+    """Waits for the last save; an OSError where it came to nothing."""
+    if self._reading is not None:
+      self._reading.result()
 
   def has_failed(self) -> bool:
     """Whether the last save, which is waited for, could not be read back."""

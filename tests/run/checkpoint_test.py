@@ -517,6 +517,25 @@ def test_the_last_one_is_tried_twice(
     checkpointer.save(40, born, params, watch)
 
 
+def test_a_signal_during_a_save_does_not_say_that_it_is_saved(
+  config, bins, born, tmp_path, monkeypatch, warnings
+):
+  checkpointer = checkpoint.Checkpointer(config, str(tmp_path), bins)
+  watch, save = preemption.Watch(), ocp.Checkpointer.save
+
+  def signalled(*args, **kwargs):
+    save(*args, **kwargs)
+    watch.signum = 15
+
+  monkeypatch.setattr(ocp.Checkpointer, 'save', signalled)
+  checkpointer.save(4, born, born.generator.params, watch)
+  assert checkpoint.open_steps(config, str(tmp_path)).steps() == [4]
+  watch.signum = None
+  _drop(monkeypatch, [True])
+  with pytest.raises(preemption.Stopped, match=r'Cycles 5 to 8 are not saved'):
+    checkpointer.save(8, born, born.generator.params, watch)
+
+
 def test_a_stopped_run_says_what_is_lost(
   config, bins, born, tmp_path, monkeypatch
 ):
