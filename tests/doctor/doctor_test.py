@@ -83,7 +83,7 @@ def test_a_trained_run_with_absurd_targets_is_told_so(tmp_path):
       config.specialists[name].pid.target[term] = 1e-6
   (tmp_path / 'config.json').write_text(config.to_json())
   spec = state_lib.create_spec(config)
-  _, log = tiny.run(config, 200, jax.local_devices()[:4], spec)
+  _, log = tiny.run(config, 200, jax.local_devices()[:1], spec)
   rows = history.History(str(tmp_path))
   for done in range(20, 201, 20):
     seen = log[done - 1]

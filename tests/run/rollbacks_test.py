@@ -50,7 +50,7 @@ def run_of_path_params(tmp_path):
   """(config, workdir, data): checkpoints of cycles 4, 8 and 12."""
   config = tiny.get_config()
   config.basename = 'tiny'
-  config.devices = 1
+  config.devices = 4
   config.train.cycles = 12
   config.train.log_every = 2
   config.train.eval_every = 12
@@ -94,7 +94,6 @@ def test_a_run_that_diverges_goes_back_with_another_key_and_ends(
   run_of_path_params, warnings, monkeypatch
 ):
   config, workdir, data = run_of_path_params
-  config.devices = 4
   old = np.asarray(jax.random.key_data(jax.random.key(config.seed))).tobytes()
   sicken(monkeypatch, lambda key, cycle: key == old and cycle >= 5)
   figures = train.train(config, workdir, data)
