@@ -64,8 +64,7 @@ def read_latents(path: str | os.PathLike) -> np.ndarray:
   """
   try:
     latents = read(os.fspath(path))
-    if latents.ndim != 4 or latents.shape[-1] != 3 or 0 in latents.shape:
-      raise ValueError(f'their shape is (N, H, W, 3), got {latents.shape}')
+    check_shape(latents.shape)
     if latents.dtype != np.float32:
       raise ValueError(f'they are float32, got {latents.dtype}')
     return latents
@@ -74,6 +73,12 @@ def read_latents(path: str | os.PathLike) -> np.ndarray:
       f'{path} must hold path_params as prepare-latents wrote them, but '
       f'{disk.reason(e)}: make them anew in another --workdir.'
     ) from e
+
+
+def check_shape(shape: tuple[int, ...]) -> None:
+  """ValueError where path_params cannot have it."""
+  if len(shape) != 4 or shape[-1] != 3 or 0 in shape:
+    raise ValueError(f'their shape is (N, H, W, 3), got {shape}')
 
 
 def _read_header(

@@ -216,7 +216,7 @@ def load_path_params(path: AnyPath, *, chunk: int = 4096) -> np.ndarray:
   path = os.fsdecode(path)
   with _let_in(path):
     latents = arrays.read(path)
-    _check_shape(latents.shape)
+    arrays.check_shape(latents.shape)
     _check_path_params(latents, chunk)
   if latents.dtype == np.float32:
     return latents
@@ -232,7 +232,7 @@ def path_params_shape(path: str) -> tuple[int, int, int, int]:
   """
   with _let_in(path):
     shape = arrays.read_shape(path)
-    _check_shape(shape)
+    arrays.check_shape(shape)
     return shape
 
 
@@ -415,11 +415,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     white = Image.new('RGBA', image.size, 'white')
     image = Image.alpha_composite(white, image)
   return image if image.mode == 'RGB' else image.convert('RGB')
-
-
-def _check_shape(shape: tuple[int, ...]) -> None:
-  if len(shape) != 4 or shape[-1] != 3 or 0 in shape:
-    raise ValueError(f'their shape is (N, H, W, 3), got {shape}')
 
 
 def _check_path_params(latents: np.ndarray, chunk: int) -> None:

@@ -204,9 +204,7 @@ def test_images_are_right_or_refused(loaded, x, shape, layout, bring):
     values = values / 127.5 - 1
   is_good_2 = (np.abs(values) <= TOP).reshape(2, -1).all(1)
   if not is_batch or (bring != 'jit' and not is_good_2.all()):
-    with pytest.raises(ValueError) as e:  # noqa: PT011
-      (jax.jit(loaded.encode) if bring == 'jit' else loaded.encode)(given)
-    assert '\n' not in str(e.value)
+    _assert_refused(loaded.encode, given, bring)
     return
   hypothesis.event('taken')
   encode = _in_jit(loaded)[0] if bring == 'jit' else loaded.encode
@@ -226,9 +224,7 @@ def test_tokens_are_right_or_refused(loaded, x, shape, layout, bring):
   is_batch = x.shape == (2, *GRID) and x.dtype.kind in 'iu'
   is_good_2 = ((x >= 0) & (x < V)).reshape(2, -1).all(1) if is_batch else 0
   if not is_batch or (bring != 'jit' and not is_good_2.all()):
-    with pytest.raises(ValueError) as e:  # noqa: PT011
-      (jax.jit(loaded.decode) if bring == 'jit' else loaded.decode)(given)
-    assert '\n' not in str(e.value)
+    _assert_refused(loaded.decode, given, bring)
     return
   hypothesis.event('taken')
   decode = _in_jit(loaded)[1] if bring == 'jit' else loaded.decode
@@ -237,6 +233,13 @@ def test_tokens_are_right_or_refused(loaded, x, shape, layout, bring):
   expected = np.array(_plain()[1](plain))
   expected[~is_good_2] = np.nan
   np.testing.assert_allclose(pixels, expected, atol=1e-5)
+
+
+def _assert_refused(f, given, bring):
+  """In one line."""
+  with pytest.raises(ValueError) as e:  # noqa: PT011
+    (jax.jit(f) if bring == 'jit' else f)(given)
+  assert '\n' not in str(e.value)
 
 
 @functools.cache
