@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 ORDER = (
   *('system', 'data', 'school', 'agents', 'meld', 'clones', 'optics'),
   *('evaluation', 'tokenizer', 'step', 'run', 'monitor', 'train', 'doctor'),
-  *('benchmark', 'ledger', 'main'),
+  *('benchmarks', 'benchmark', 'ledger', 'main'),
 )
 MODULES = {
   '.'.join(path.relative_to(ROOT / 'chimera').with_suffix('').parts): path

@@ -1,0 +1,1 @@
+"""What Chimera costs, measured: a benchmark a module."""
