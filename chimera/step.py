@@ -39,8 +39,12 @@ def train_step(
 
   Metrics of K terms are arrays, named by what their tags begin with.
   """
-  step, start = state.step, state.master.params
-  cycle_rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), step)
+  # What all clones hold alike is worked out once for those on a device.
+  step, rng, master, health = axes.in_common(
+    (state.step, state.rng, state.master, state.health)
+  )
+  start = master.params
+  cycle_rng = jax.random.fold_in(jax.random.wrap_key_data(rng), step)
   rngs = jax.random.split(jax.random.fold_in(cycle_rng, mission.clone), 5)
 
   # Assign: this clone's lesson, from its own shard.
@@ -51,26 +55,28 @@ def train_step(
   learning_rate = q.lr_scale * spec.schedule(step)
 
   # Learn: the critic and the generator, from one forward pass.
-  gradients, seen, metrics = axes.one_by_one(
-    functools.partial(learning.learn, spec=spec)
-  )(
-    state.generator.params,
+  gradients, seen, metrics = learning.learn(
+    # After a meld all generators are one, and their samples one batch.
+    start if spec.meld.every == 1 else state.generator.params,
     state.critic.params,
     x,
     lambda_K,
     spec.loss.ramp(step),
     jax.random.uniform(rngs[2], (spec.batch_size,)),
+    spec=spec,
   )
   base_loss = losses.base_objective(mission.pid.base_K, seen.terms_K, spec.adv)
-  learned = descend(state, gradients, base_loss, learning_rate, mission, spec)
+  learned = descend(
+    state, health, gradients, base_loss, learning_rate, mission, spec
+  )
 
   # Synthesize: the mean of the destinations, folded into the master.
   weight = jnp.where(learned.stays, mission.weight, 0.0)
   common = _pool(learned.generator, weight, start, spec.generator_optimizer)
-  counts_V = lax.psum(jnp.where(learned.stays, seen.counts_V, 0), axes.AXES)
+  counts_V = axes.total(jnp.where(learned.stays, seen.counts_V, 0))
   is_meld = ((step + 1) % spec.meld.every == 0) & jnp.any(learned.healthy_M)
   master = average.synthesize(
-    state.master,
+    master,
     common.params,
     counts_V,
     jnp.where(learned.stays, seen.z_XxD, jnp.nan),
@@ -79,6 +85,7 @@ def train_step(
     is_meld,
     spec=spec.meld,
     quantizer=spec.tokenizer.quantizer,
+    layout=spec.generator_layout,
   )
 
   # Re-clone: at a meld, and whoever is sick.
@@ -91,18 +98,15 @@ def train_step(
   )
 
   # The agents observe what happened; School and quarantine remember it.
-  effect = functools.partial(
-    own_effect, rngs[3], state, learned, common.params, weight, mission, shard
-  )
   pid, q, own_loss = agents_observe(
-    state, q, seen, base_loss, effect, mission, spec
+    state, q, seen, base_loss, learned, mission, spec
   )
   school = lessons_lib.remember(
     *(rngs[4], state.school, ids_B, seen.varentropy_B, step, mission.enrols),
     spec=spec.school,
   )
   health = quarantine.remember(
-    state.health, learned.healthy_M, learned.sizes_S, spec.quarantine
+    health, learned.healthy_M, learned.sizes_S, spec.quarantine
   )
   healthy = learned.healthy_M[mission.clone]
   metrics |= {
@@ -127,6 +131,7 @@ def train_step(
     pid=pid,
     q=q,
     own_loss=own_loss,
+    own_step=remember_step(state, learned, spec),
     school=school,
     health=health,
     dropped=state.dropped + ~healthy,
@@ -169,7 +174,9 @@ class Learned(NamedTuple):
 
   generator: state_lib.TrainState  # after its own step
   critic: state_lib.TrainState  # likewise
-  gradients: dict[str, Any]  # that they took
+  gradients: dict[str, jax.Array]  # that they took
+  mean_gradient_P: jax.Array  # of the generators that are fit
+  others_gradient_P: jax.Array  # likewise, without this clone's own
   stays: jax.Array  # whether this clone goes on with them, scalar bool
   healthy_M: jax.Array  # of all clones, bool
   sizes_S: jax.Array  # the clones' median sizes, which the quarantine remembers
@@ -177,14 +184,15 @@ class Learned(NamedTuple):
 
 def descend(
   state: state_lib.CloneState,
-  gradients: dict[str, Any],
+  health: quarantine.Health,
+  gradients: dict[str, jax.Array],
   base_loss: jax.Array,
   learning_rate: jax.Array,
   mission: specialists_lib.Mission,
   spec: state_lib.StepSpec,
 ) -> Learned:
   """Both networks' steps, and who is too sick for the meld."""
-  baseline_S, bounds_S = state.health.baseline_S, spec.quarantine.bounds
+  baseline_S, bounds_S = health.baseline_S, spec.quarantine.bounds
   # Sick by its gradients: it must not reach the moments in common.
   fit_M, before_S = quarantine.examine(
     [base_loss, *map(quarantine.global_norm, gradients.values())],
@@ -194,8 +202,11 @@ def descend(
   )
   weight = jnp.where(fit_M[mission.clone], mission.weight, 0.0)
   mean_gradients = average.mean(
-    gradients, weight, axes.AXES, jax.tree.map(jnp.zeros_like, gradients)
+    gradients, weight, jax.tree.map(jnp.zeros_like, gradients)
   )
+  mean_P = mean_gradients['generator']
+  own_P = jnp.where(weight > 0, weight * gradients['generator'], 0.0)
+  rest = axes.total(weight) - weight
   if not spec.meld.enabled:
     gradients = mean_gradients
 
@@ -233,6 +244,10 @@ def descend(
     generator=generator,
     critic=critic,
     gradients=gradients,
+    mean_gradient_P=mean_P,
+    others_gradient_P=jnp.where(
+      rest > 0, ((rest + weight) * mean_P - own_P) / rest, mean_P
+    ),
     stays=stays_M[mission.clone],
     healthy_M=healthy_M,
     sizes_S=jnp.concatenate([before_S, after_S]),
@@ -244,7 +259,7 @@ def agents_observe(
   q: q_learning.State,
   seen: learning.Seen,
   base_loss: jax.Array,
-  effect: Callable[[state_lib.StepSpec], jax.Array],
+  learned: Learned,
   mission: specialists_lib.Mission,
   spec: state_lib.StepSpec,
 ) -> tuple[pid_lib.State, q_learning.State, jax.Array]:
@@ -261,8 +276,11 @@ def agents_observe(
   )
   own_loss = state.own_loss
   if spec.q.history == 'own':
+    effect = q_learning.own_effect(
+      state.own_step, learned.mean_gradient_P, learned.sizes_S[0]
+    )
     is_new = state.step % spec.q.every == 0
-    own_loss = effect(spec) * jnp.where(is_new, 1, own_loss)
+    own_loss = jnp.where(is_new, 1.0, own_loss * effect)
   q = q_learning.observe(
     q,
     own_loss if spec.q.history == 'own' else base_loss,
@@ -281,28 +299,18 @@ def agents_observe(
   return axes.where(is_sound, (pid, q, own_loss), newborn)
 
 
-def own_effect(
-  rng: jax.Array,
+def remember_step(
   state: state_lib.CloneState,
   learned: Learned,
-  destination: Any,
-  weight: jax.Array,
-  mission: specialists_lib.Mission,
-  shard: lessons_lib.Shard,
   spec: state_lib.StepSpec,
-) -> jax.Array:
-  """`q_learning.own_effect` by base weights, on a fresh batch."""
-  _, x = _draw(rng, state.school, shard, spec)
-  terms_of = axes.one_by_one(functools.partial(learning.probe, spec=spec))
-  return q_learning.own_effect(
-    lambda p: losses.base_objective(
-      mission.pid.base_K, terms_of(p, x), spec.adv
-    ),
-    destination,
-    state.generator.params,
-    learned.generator.params,
-    weight / lax.psum(weight, axes.AXES),
-  )
+) -> q_learning.OwnStep | None:
+  """What the next cycle will judge of this one; nothing of who was left out."""
+  if spec.q.history != 'own':
+    return None
+  own_P = learned.generator.params - state.generator.params
+  step_P = jnp.where(learned.stays, own_P, 0.0)
+  promised = jnp.vdot(learned.others_gradient_P, step_P)
+  return q_learning.OwnStep(step_P, promised)
 
 
 def make_train_step(

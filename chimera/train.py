@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 from absl import logging
-import jax
 import ml_collections
 import numpy as np
 
@@ -157,7 +156,7 @@ def train(
   rows = checkpointer.extra['rows']
   subject = report.Subject(
     tokenizer=spec.tokenizer,
-    params=jax.tree.map(lambda x: x[0], host.master.params),
+    params=spec.generator_layout.tree(host.master.params[0]),
     eyes=eyes,
     counts_V=exam.counts_V,
     paths_NxHxWxC=data.paths_NxHxWxC,

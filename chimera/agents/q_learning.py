@@ -4,9 +4,8 @@ Design document, section 5.3. Pure functions of one clone's state, for use
 inside the compiled step: `act` before the clone learns, `observe` after.
 """
 
-from collections.abc import Callable
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -187,35 +186,38 @@ def observe(
   )
 
 
-def own_effect(
-  loss: Callable[[Any], jax.Array],
-  destination: Any,
-  start: Any,
-  arrived: Any,
-  share: jax.Array,
-) -> jax.Array:
-  """Loss at the destination over loss there without this clone's step.
+class OwnStep(NamedTuple):
+  """A clone's last step, and what it promised."""
 
-  To the power of 1 / share, so as though all clones had done alike. The clone
-  alone is no measure: its own step carries all the noise that the mean is there
-  to take out (a difference reward: Wolpert and Tumer, 2001,
-  https://doi.org/10.1142/S0219525901000188).
+  displacement_P: jax.Array  # from where all began to where it arrived
+  # product with the gradient there, of samples that it was not fitted to
+  promised: jax.Array
+
+
+def own_effect(last: OwnStep, gradient_P: jax.Array, loss: jax.Array):
+  """Loss after a clone's last step over loss before it, all else undone.
+
+  As though all clones had done alike: what its part in the meld did to the loss,
+  times the number of parts. By the trapezoid of the gradient along the step,
+
+    exp(1/2 (g_before + g_after) . displacement / loss)
+
+  which is exact where the loss is quadratic, to first order in its change: the
+  parts of all clones sum to the change that the meld made, and each is the mean
+  of what it does before all others and after them (Shapley, "A value for
+  n-person games", 1953). Of one point alone, the gradient would call every step
+  good that begins downhill.
+
+  The gradient is of the clones' mean objective, with the weights that they have
+  in that cycle: weights that change move nothing, and pay nothing.
 
   Args:
-    loss: of params, on samples that the step was not fitted to.
-    destination: mean of where the clones arrived.
-    start: where they all began.
-    arrived: where this clone arrived.
-    share: this clone's in the mean. Without one the effect is 1.
+    last: the step that led to this point; one of 0 has no effect, 1.
+    gradient_P: the clones' mean gradient here, on the samples of this cycle.
+    loss: the size of a clone's objective, above 0.
   """
-  without = jax.tree.map(
-    lambda d, after, before: d - share * (after - before),
-    destination,
-    arrived,
-    start,
-  )
-  effect = loss(destination) / loss(without)
-  effect = jnp.where(share > 0, effect, 1) ** (1 / share)
+  kept = jnp.vdot(gradient_P, last.displacement_P)
+  effect = jnp.exp(0.5 * (last.promised + kept) / loss)
   return jnp.where(jnp.isfinite(effect), effect, 1)
 
 

@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from chimera.clones import convolution
+
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
@@ -32,10 +34,10 @@ class Critic(nn.Module):
     """score_B, the mean over patches."""
     x = x_BxHxWxC
     for i in range(2):
-      x = nn.Conv(self.width << i, (3, 3))(_fold(x))
+      x = convolution.Conv(self.width << i, (3, 3))(_fold(x))
       x = nn.leaky_relu(x, 0.2)
-    x = nn.leaky_relu(nn.Conv(self.width * 2, (3, 3))(x), 0.2)
-    return jnp.mean(nn.Conv(1, (3, 3))(x), axis=(1, 2, 3))
+    x = nn.leaky_relu(convolution.Conv(self.width * 2, (3, 3))(x), 0.2)
+    return jnp.mean(convolution.Conv(1, (3, 3))(x), axis=(1, 2, 3))
 
 
 def _fold(x_BxHxWxC: jax.Array) -> jax.Array:

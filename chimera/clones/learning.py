@@ -24,20 +24,22 @@ class Seen(NamedTuple):
 
 
 def learn(
-  generator_params: Any,
-  critic_params: Any,
+  generator_P: jax.Array,
+  critic_P: jax.Array,
   x: jax.Array,
   lambda_K: jax.Array,
   ramp: jax.Array,
   epsilon_B: jax.Array,
   *,
   spec: state_lib.StepSpec,
-) -> tuple[dict[str, Any], Seen, Metrics]:
+) -> tuple[dict[str, jax.Array], Seen, Metrics]:
   """The gradients of generator and critic at one batch, and what was seen.
 
   Both are taken where the cycle began, from one forward pass; so they can be
-  averaged over devices before either is applied.
+  averaged over devices before either is applied. Vectors, as the parameters.
   """
+  generator_params = spec.generator_layout.tree(generator_P)
+  critic_params = spec.critic_layout.tree(critic_P)
 
   def reconstruct(params: Any) -> tuple[Any, jax.Array]:
     x_hat, codes, tokens = spec.tokenizer.apply({'params': params}, x)
@@ -97,12 +99,16 @@ def learn(
     'critic/wasserstein': parts['wasserstein'],
     'critic/penalty': parts['penalty'],
   }
-  gradients = {'generator': generator_gradient, 'critic': critic_gradient}
+  gradients = {
+    'generator': spec.generator_layout.vector(generator_gradient),
+    'critic': spec.critic_layout.vector(critic_gradient),
+  }
   return gradients, seen, metrics
 
 
 def probe(params: Any, x: jax.Array, *, spec: state_lib.StepSpec) -> jax.Array:
   """terms_K of a generator at a batch, without the adversarial one."""
+  params = spec.generator_layout.tree(params)
   x_hat, codes, _ = spec.tokenizer.apply({'params': params}, x)
   terms_K, _ = losses.terms(
     x,

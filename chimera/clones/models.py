@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from chimera.clones import convolution
 from chimera.clones import quantizer as quantizer_lib
 
 
@@ -33,7 +34,7 @@ class ResidualBlock(nn.Module):
     groups = next(n for n in range(most, 0, -1) if self.width % n == 0)
     for _ in range(2):
       y = nn.swish(nn.GroupNorm(num_groups=groups)(y))
-      y = nn.Conv(self.width, (3, 3))(y)
+      y = convolution.Conv(self.width, (3, 3))(y)
     return x + y
 
 
@@ -45,15 +46,15 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = nn.Conv(self.width, (3, 3))(x)
+    x = convolution.Conv(self.width, (3, 3))(x)
     for _ in range(self.downsample.bit_length() - 1):
       x = ResidualBlock(self.width)(x)
       # Instead of a stride of 2, whose gradients are dilated convolutions,
       # which XLA runs without a library on the CPU.
-      x = nn.Conv(self.width, (3, 3))(dm_pix.space_to_depth(x, 2))
+      x = convolution.Conv(self.width, (3, 3))(dm_pix.space_to_depth(x, 2))
     for _ in range(self.blocks):
       x = ResidualBlock(self.width)(x)
-    return nn.Conv(self.dim, (1, 1))(nn.swish(x))
+    return convolution.Conv(self.dim, (1, 1))(nn.swish(x))
 
 
 class Decoder(nn.Module):
@@ -63,14 +64,14 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, q: jax.Array) -> jax.Array:
-    x = nn.Conv(self.width, (3, 3))(q)
+    x = convolution.Conv(self.width, (3, 3))(q)
     for _ in range(self.blocks):
       x = ResidualBlock(self.width)(x)
     for _ in range(self.downsample.bit_length() - 1):
-      x = dm_pix.depth_to_space(nn.Conv(4 * self.width, (1, 1))(x), 2)
+      x = dm_pix.depth_to_space(convolution.Conv(4 * self.width, (1, 1))(x), 2)
       x = ResidualBlock(self.width)(x)
     # Bounded: an unbounded output is how one seed in three blew up.
-    return jnp.tanh(nn.Conv(3, (3, 3))(nn.swish(x)))
+    return jnp.tanh(convolution.Conv(3, (3, 3))(nn.swish(x)))
 
 
 class Tokenizer(nn.Module):

@@ -18,7 +18,7 @@ import numpy as np
 from chimera.agents import pid as pid_lib
 from chimera.agents import q_learning
 from chimera.clones import critic as critic_lib
-from chimera.clones import losses, models
+from chimera.clones import losses, models, vectors
 from chimera.clones import terms as terms_lib
 from chimera.meld import average, quarantine
 from chimera.meld import optimizer as optimizer_lib
@@ -28,7 +28,7 @@ from chimera.school import lessons as lessons_lib
 class TrainState(flax.struct.PyTreeNode):
   """Parameters and the state of their optimizer."""
 
-  params: Any
+  params: Any  # one vector, see vectors.py; float32
   opt_state: Any
 
 
@@ -46,6 +46,8 @@ class CloneState(flax.struct.PyTreeNode):
   # the loss as it would stand by this clone's part in the melds alone, 1 when
   # the agent's last decision was taken
   own_loss: jax.Array
+  # by which it follows; None where the agent looks at the total loss
+  own_step: q_learning.OwnStep | None
   school: lessons_lib.SchoolState  # who is enrolled, and what was tracked
   health: quarantine.Health  # what is remembered of all clones' health
   # cycles in which this clone was left out of the meld, int32
@@ -69,6 +71,16 @@ class StepSpec:
   schedule: optimizer_lib.Schedule
   generator_optimizer: optimizer_lib.Spec
   critic_optimizer: optimizer_lib.Spec
+
+  @property
+  def generator_layout(self) -> vectors.Layout:
+    """Where the tokenizer's parameters lie in their vector."""
+    return vectors.layout(self.tokenizer)
+
+  @property
+  def critic_layout(self) -> vectors.Layout:
+    """Where a critic's parameters lie in their vector."""
+    return vectors.layout(self.critic)
 
   @property
   def terms(self) -> tuple[str, ...]:
@@ -136,9 +148,11 @@ def create_states(
   """
   key = jax.random.key_data(jax.random.key(config.seed))
   x = jnp.zeros((1, *grid, 3))
-  params = jax.jit(spec.tokenizer.init)(
-    jax.random.fold_in(jax.random.wrap_key_data(key), 0), x
-  )['params']
+  params = spec.generator_layout.vector(
+    jax.jit(spec.tokenizer.init)(
+      jax.random.fold_in(jax.random.wrap_key_data(key), 0), x
+    )['params']
+  )
   samples = sum(map(len, bins.values()))
   of_clones = [config.specialists[name].bins for name in config.clone_names]
   length = lessons_lib.lesson_length(
@@ -149,9 +163,11 @@ def create_states(
   for i, lesson in enumerate(of_clones):
     # Averaged critics must be born alike.
     number = 1 + i if spec.meld.enabled else 1
-    critic_params = init_critic(
-      jax.random.fold_in(jax.random.wrap_key_data(key), number), x
-    )['params']
+    critic_params = spec.critic_layout.vector(
+      init_critic(jax.random.fold_in(jax.random.wrap_key_data(key), number), x)[
+        'params'
+      ]
+    )
     states.append(
       CloneState(
         step=jnp.int32(0),
@@ -162,6 +178,9 @@ def create_states(
         pid=pid_lib.init(len(spec.terms)),
         q=q_learning.init(window=config.q.window, actions=len(spec.q.actions)),
         own_loss=jnp.float32(1.0),
+        own_step=q_learning.OwnStep(np.zeros_like(params), np.float32(0.0))
+        if spec.q.history == 'own'
+        else None,
         school=lessons_lib.create_state(
           bins, lesson, samples=samples, length=length
         ),

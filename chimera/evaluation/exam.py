@@ -1,10 +1,8 @@
 """What a run is judged by: held-out figures, and a sheet that shows them."""
 
-import operator
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import ml_collections
 import numpy as np
 
@@ -57,17 +55,18 @@ def examine(
   held_out: evaluate.HeldOut,
   eyes: evaluate.Eyes | None,
   master: average.Master,
-  specialists: Any,
+  specialists: np.ndarray,
 ) -> Exam:
   """Figures of master, EMA and specialists, and the sheet that shows them.
 
-  The specialists are the clones' own generators before the last meld; they, as
-  the master of each clone, are host arrays with a leading M.
+  The specialists are the clones' own generators (M, P) before the last meld;
+  the master of each clone has a leading M too. Host arrays.
   """
-  trees = [('master', 0, master.params), ('ema', 0, master.ema)]
-  trees += [(k, i, specialists) for i, k in enumerate(config.clone_names)]
+  vectors = [('master', 0, master.params), ('ema', 0, master.ema)]
+  vectors += [(k, i, specialists) for i, k in enumerate(config.clone_names)]
   tokenizers = {
-    name: jax.tree.map(operator.itemgetter(i), tree) for name, i, tree in trees
+    name: spec.generator_layout.tree(params_MxP[i])
+    for name, i, params_MxP in vectors
   }
   size = config.eval.batch_size
   found = {

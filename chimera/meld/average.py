@@ -12,8 +12,6 @@ from typing import Any
 
 import flax.struct
 import jax
-from jax import lax
-import jax.flatten_util
 import jax.numpy as jnp
 import optax
 
@@ -72,20 +70,18 @@ def all_finite(tree: Tree) -> jax.Array:
   ).all()
 
 
-def mean(
-  tree: Tree, weight: jax.Array, axis: str | tuple[str, ...], fallback: Tree
-) -> Tree:
-  """The clones' weighted mean over a collective axis.
+def mean(tree: Tree, weight: jax.Array, fallback: Tree) -> Tree:
+  """The clones' weighted mean.
 
   A clone of weight 0, the least, is left out by `where`: multiplied by 0, its
   NaN would stay. Where all are left out the mean is `fallback`.
   """
-  # One collective for all leaves: a rendezvous a leaf is what pmap waits for.
-  flat, unravel = jax.flatten_util.ravel_pytree(tree)
-  total = lax.pmean(weight, axis)
-  share = (weight / jnp.where(total > 0, total, 1)).astype(flat.dtype)
-  averaged = lax.pmean(jnp.where(weight > 0, share * flat, 0), axis)
-  return axes.where(total > 0, unravel(averaged), fallback)
+  total = axes.total(weight)
+  share = weight / jnp.where(total > 0, total, 1)
+  parts = jax.tree.map(
+    lambda x: jnp.where(weight > 0, share.astype(x.dtype) * x, 0), tree
+  )
+  return axes.where(total > 0, axes.total(parts), fallback)
 
 
 def fold(master: Tree, mean_params: Tree, alpha: float) -> Tree:
@@ -114,25 +110,28 @@ def synthesize(
   *,
   spec: Spec,
   quantizer: Any,
+  layout: Any,
 ) -> Master:
   """The clones' destination, folded into the master; without a meld, itself.
 
-  counts_V are the uses of each code by all clones in this cycle, z_XxD this
-  clone's encodings, NaN where it is left out; rng is the same on every clone.
+  Parameters are vectors, of that layout. counts_V are the uses of each code by
+  all clones in this cycle, z_XxD this clone's encodings, NaN where it is left
+  out; rng is the same on every clone.
   """
   unused_V = jnp.where(counts_V > 0, 0, master.unused_V + 1)
   target = fold(master.params, destination, spec.alpha)
   update, outer = spec.outer.update(
     jax.tree.map(jnp.subtract, master.params, target), master.outer
   )
-  params, tended_V = codebook.tend(
-    optax.apply_updates(master.params, update),
+  tree, tended_V = codebook.tend(
+    layout.tree(optax.apply_updates(master.params, update)),
     unused_V,
     z_XxD,
     rng,
     quantizer=quantizer,
     revive_after=spec.revive_after,
   )
+  params = layout.vector(tree)
   melded = Master(
     params=params,
     outer=outer,

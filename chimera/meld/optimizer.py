@@ -10,7 +10,6 @@ import functools
 from typing import Any
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 import optax
 
@@ -143,10 +142,9 @@ def pool(
   to_average = functools.partial(jax.tree_util.tree_map_with_path, averages)
 
   fresh = make_optimizer(spec).init(params)
-  is_any = lax.psum(weight, axes.AXES) > 0
+  is_any = axes.total(weight) > 0
   params, means = average.mean(
-    *((params, to_average(state)), weight, axes.AXES),
-    (fallback, to_average(fresh)),
+    (params, to_average(state)), weight, (fallback, to_average(fresh))
   )
 
   def restarted(path: Any, mean: Any, own: Any, new: Any) -> Any:

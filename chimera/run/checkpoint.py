@@ -420,7 +420,7 @@ def _check_kinds(
 ) -> None:
   for name, _ in sorted(saved.items() ^ wanted.items()):
     raise ValueError(
-      f'Checkpoint {folder} must be of this config, but {name} is '
+      f'Checkpoint {folder} must be of this config and version, but {name} is '
       f'{saved.get(name, "absent")} there and {wanted.get(name, "absent")} '
       'here: fix it with another --workdir.'
     )

@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 
 from chimera.clones import state as state_lib
+from chimera.clones import vectors
 from chimera.data import arrays
 from chimera.optics import training
 from chimera.run import checkpoint, config_json
@@ -33,7 +34,8 @@ def inherit(
   """Newborn clones with what `config.init_from` has learned."""
   folder = config.init_from
   if is_exported(folder):
-    return from_tokenizer(newborn, folder)
+    layout = state_lib.create_spec(config).generator_layout
+    return from_tokenizer(newborn, layout, folder)
   restored = checkpoint.open_steps(config, folder).restore(
     checkpoint.saved(school_of(newborn, folder))
   )
@@ -55,25 +57,23 @@ def load_optics(folder: str) -> Any:
 
 
 def from_tokenizer(
-  newborn: state_lib.CloneState, folder: str
+  newborn: state_lib.CloneState, layout: vectors.Layout, folder: str
 ) -> state_lib.CloneState:
   """Newborn clones (M, ...) with the parameters of an exported tokenizer.
 
   Critics, agents and moments stay newborn.
   """
   params = export.load(folder).parts.params
-
-  def spread(path: Any, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    if np.shape(new) != old.shape[1:]:
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  for (path, x), shape in zip(leaves, layout.shapes, strict=True):
+    if np.shape(x) != shape:
       raise ValueError(
-        f'{jax.tree_util.keystr(path)} must be {old.shape[1:]}, got '
-        f'{np.shape(new)} in {folder}: fix --config.init_from.'
+        f'{jax.tree_util.keystr(path)} must be {shape}, got {np.shape(x)} in '
+        f'{folder}: fix --config.init_from.'
       )
-    return np.broadcast_to(np.asarray(new, old.dtype), old.shape)
-
-  params = jax.tree_util.tree_map_with_path(
-    spread, newborn.master.params, params
-  )
+  old = newborn.master.params
+  vector_P = layout.vector(jax.tree.map(np.asarray, params))
+  params = np.broadcast_to(vector_P.astype(old.dtype), old.shape)
   return newborn.replace(
     generator=newborn.generator.replace(params=params),
     master=newborn.master.replace(params=params, ema=params),

@@ -5,7 +5,6 @@ import pathlib
 from typing import Any
 
 from absl import logging
-import jax
 import ml_collections
 import numpy as np
 
@@ -82,7 +81,7 @@ def save_tokenizer(
   weights = {'master': master.params, 'ema': master.ema}[config.export.weights]
   model, variables = data.optics or (None, None)
   parts = export.Parts(
-    spec.tokenizer, jax.tree.map(lambda x: x[0], weights), model, variables
+    spec.tokenizer, spec.generator_layout.tree(weights[0]), model, variables
   )
   size = config.data.image_size
   came_from = {'weights': config.export.weights, 'cycles': done}

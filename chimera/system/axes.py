@@ -5,6 +5,8 @@ both are there on every layout, so the step has one body.
 """
 
 from collections.abc import Callable
+import functools
+import operator
 from typing import Any
 
 import jax
@@ -20,6 +22,17 @@ def gather(x: jax.Array) -> jax.Array:
   for axis in reversed(AXES):
     x = lax.all_gather(x, axis)
   return x.reshape(-1, *x.shape[3:])
+
+
+def total(tree: Any) -> Any:
+  """All clones' sum."""
+
+  def of(x: jax.Array) -> jax.Array:
+    # Those on a device one by one: XLA is slow to reduce a short first axis.
+    here = functools.reduce(operator.add, lax.all_gather(x, 'clones'))
+    return lax.psum(here, 'devices')
+
+  return jax.tree.map(of, tree)
 
 
 def where(condition: jax.Array, a: Any, b: Any) -> Any:
@@ -46,3 +59,17 @@ def one_by_one(f: Callable[..., Any]) -> Callable[..., Any]:
     return out, jax.tree.map(lambda _: True, out)
 
   return f
+
+
+@custom_vmap
+def in_common(tree: Any) -> Any:
+  """A tree that all clones hold alike: under `vmap`, the first one's, once."""
+  return tree
+
+
+@in_common.def_vmap
+def _(size: int, batched: Any, tree: Any) -> tuple[Any, Any]:
+  del size
+  (batched,) = batched
+  first = jax.tree.map(lambda x, b: x[0] if b else x, tree, batched)
+  return first, jax.tree.map(lambda _: False, tree)
