@@ -44,6 +44,8 @@ def train_step(
     (state.step, state.rng, state.master, state.health)
   )
   start = master.params
+  # After a meld all generators are the master, and their samples one batch.
+  origin = start if spec.meld.every == 1 else state.generator.params
   cycle_rng = jax.random.fold_in(jax.random.wrap_key_data(rng), step)
   rngs = jax.random.split(jax.random.fold_in(cycle_rng, mission.clone), 5)
 
@@ -56,8 +58,7 @@ def train_step(
 
   # Learn: the critic and the generator, from one forward pass.
   gradients, seen, metrics = learning.learn(
-    # After a meld all generators are one, and their samples one batch.
-    start if spec.meld.every == 1 else state.generator.params,
+    origin,
     state.critic.params,
     x,
     lambda_K,
@@ -67,7 +68,7 @@ def train_step(
   )
   base_loss = losses.base_objective(mission.pid.base_K, seen.terms_K, spec.adv)
   learned = descend(
-    state, health, gradients, base_loss, learning_rate, mission, spec
+    state, origin, start, gradients, base_loss, learning_rate, mission, spec
   )
 
   # Synthesize: the mean of the destinations, folded into the master.
@@ -115,7 +116,7 @@ def train_step(
     'agent/lr': learning_rate,
     'agent/epsilon': epsilon,
     **_of_agents(pid, q),
-    **_of_meld(learned, common.params, start, counts_V),
+    **_of_meld(learned, common.params - start, counts_V),
     'meld/dropped': state.dropped + ~healthy,
     'healthy': healthy,
     'sick': health.sick,
@@ -131,7 +132,7 @@ def train_step(
     pid=pid,
     q=q,
     own_loss=own_loss,
-    own_step=remember_step(state, learned, spec),
+    own_step=remember_step(learned, spec),
     school=school,
     health=health,
     dropped=state.dropped + ~healthy,
@@ -170,33 +171,40 @@ def agents_act(
 
 
 class Learned(NamedTuple):
-  """Where a clone arrived, and who is well."""
+  """Where a clone arrived, and who is well. Vectors of the generator's size."""
 
   generator: state_lib.TrainState  # after its own step
   critic: state_lib.TrainState  # likewise
-  gradients: dict[str, jax.Array]  # that they took
-  mean_gradient_P: jax.Array  # of the generators that are fit
-  others_gradient_P: jax.Array  # likewise, without this clone's own
-  stays: jax.Array  # whether this clone goes on with them, scalar bool
+  gradient_P: jax.Array  # the generator's own
+  mean_gradient_P: jax.Array  # that of all clones that are fit
+  fit: jax.Array  # this clone's weight in it, 0 where it is not
+  own_step_P: jax.Array  # from where it stood
+  path_P: jax.Array  # from the master
+  stays: jax.Array  # whether this clone goes on from there, scalar bool
   healthy_M: jax.Array  # of all clones, bool
   sizes_S: jax.Array  # the clones' median sizes, which the quarantine remembers
 
 
 def descend(
   state: state_lib.CloneState,
-  health: quarantine.Health,
+  origin: jax.Array,
+  start: jax.Array,
   gradients: dict[str, jax.Array],
   base_loss: jax.Array,
   learning_rate: jax.Array,
   mission: specialists_lib.Mission,
   spec: state_lib.StepSpec,
 ) -> Learned:
-  """Both networks' steps, and who is too sick for the meld."""
-  baseline_S, bounds_S = health.baseline_S, spec.quarantine.bounds
+  """Both networks' steps, the generator's from `origin`; who is too sick.
+
+  How far a clone may go is measured from the `start`, the master.
+  """
+  baseline_S, bounds_S = state.health.baseline_S, spec.quarantine.bounds
+  is_whole = quarantine.is_whole((state.generator, state.critic))
   # Sick by its gradients: it must not reach the moments in common.
   fit_M, before_S = quarantine.examine(
     [base_loss, *map(quarantine.global_norm, gradients.values())],
-    (state.generator, state.critic),
+    is_whole,
     baseline_S[:-1],
     bounds_S[:-1],
   )
@@ -204,38 +212,31 @@ def descend(
   mean_gradients = average.mean(
     gradients, weight, jax.tree.map(jnp.zeros_like, gradients)
   )
-  mean_P = mean_gradients['generator']
-  own_P = jnp.where(weight > 0, weight * gradients['generator'], 0.0)
-  rest = axes.total(weight) - weight
-  if not spec.meld.enabled:
-    gradients = mean_gradients
 
   def step(name: str, net: state_lib.TrainState, optimizer: Any, rate: Any):
     updates, opt_state = optimizer_lib.make_optimizer(optimizer).update(
-      gradients[name],
+      (gradients if spec.meld.enabled else mean_gradients)[name],
       net.opt_state,
       net.params,
       mean_grads=mean_gradients[name],
       learning_rate=rate,
     )
     params = optax.apply_updates(net.params, updates)
-    return state_lib.TrainState(params, opt_state)
+    return updates, state_lib.TrainState(params, opt_state)
 
-  generator = step(
-    'generator', state.generator, spec.generator_optimizer, learning_rate
+  own_step_P, generator = step(
+    'generator',
+    state.generator.replace(params=origin),
+    spec.generator_optimizer,
+    learning_rate,
   )
-  critic = step(
+  _, critic = step(
     'critic', state.critic, spec.critic_optimizer, spec.wgan.learning_rate
   )
   # Sick by where that leads.
-  displacement = jax.tree.map(
-    jnp.subtract, generator.params, state.master.params
-  )
+  path_P = own_step_P if origin is start else generator.params - start
   arrived_M, after_S = quarantine.examine(
-    [quarantine.l1_norm(displacement)],
-    (generator, critic),
-    baseline_S[-1:],
-    bounds_S[-1:],
+    [quarantine.l1_norm(path_P)], is_whole, baseline_S[-1:], bounds_S[-1:]
   )
   healthy_M = fit_M & arrived_M
   # With one gradient for all, a clone whose own was left out took no harm.
@@ -243,11 +244,11 @@ def descend(
   return Learned(
     generator=generator,
     critic=critic,
-    gradients=gradients,
-    mean_gradient_P=mean_P,
-    others_gradient_P=jnp.where(
-      rest > 0, ((rest + weight) * mean_P - own_P) / rest, mean_P
-    ),
+    gradient_P=gradients['generator'],
+    mean_gradient_P=mean_gradients['generator'],
+    fit=weight,
+    own_step_P=own_step_P,
+    path_P=path_P,
     stays=stays_M[mission.clone],
     healthy_M=healthy_M,
     sizes_S=jnp.concatenate([before_S, after_S]),
@@ -300,17 +301,21 @@ def agents_observe(
 
 
 def remember_step(
-  state: state_lib.CloneState,
-  learned: Learned,
-  spec: state_lib.StepSpec,
+  learned: Learned, spec: state_lib.StepSpec
 ) -> q_learning.OwnStep | None:
   """What the next cycle will judge of this one; nothing of who was left out."""
   if spec.q.history != 'own':
     return None
-  own_P = learned.generator.params - state.generator.params
-  step_P = jnp.where(learned.stays, own_P, 0.0)
-  promised = jnp.vdot(learned.others_gradient_P, step_P)
-  return q_learning.OwnStep(step_P, promised)
+  step_P = jnp.where(learned.stays, learned.own_step_P, 0.0)
+  own, mean = (
+    jnp.vdot(g, step_P) for g in (learned.gradient_P, learned.mean_gradient_P)
+  )
+  # The other clones' gradient alone: the step was fitted to its own samples.
+  others = axes.total(learned.fit) - learned.fit
+  promised = ((others + learned.fit) * mean - learned.fit * own) / others
+  return q_learning.OwnStep(
+    step_P, jnp.where((others > 0) & jnp.isfinite(own), promised, mean)
+  )
 
 
 def make_train_step(
@@ -384,14 +389,11 @@ def _of_agents(pid: pid_lib.State, q: q_learning.State) -> learning.Metrics:
   }
 
 
-def _of_meld(learned, destination, start, counts_V) -> learning.Metrics:
-  gradient = learned.gradients['generator']
+def _of_meld(learned, path_P, counts_V) -> learning.Metrics:
+  gradient_P = learned.gradient_P
   return {
-    'grads/rms': optax.tree.norm(gradient) / np.sqrt(optax.tree.size(gradient)),
-    'meld/drift': average.cosine(
-      jax.tree.map(jnp.subtract, learned.generator.params, start),
-      jax.tree.map(jnp.subtract, destination, start),
-    ),
+    'grads/rms': jnp.linalg.norm(gradient_P) / np.sqrt(gradient_P.size),
+    'meld/drift': average.cosine(learned.path_P, path_P),
     'codebook/perplexity': codebook.perplexity(counts_V),
     'codebook/used': jnp.sum(counts_V > 0),
   }

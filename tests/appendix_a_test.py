@@ -30,7 +30,9 @@ CYCLES = 20
 
 def appendix_a(config, spec, bins, paths, total_steps):
   """Appendix A: returns (clone_states, pid_agents, q_agents, master, log)."""
-  born = state_lib.create_states(config, spec, bins, paths.shape[1:3])
+  born = tiny.trees(
+    spec, state_lib.create_states(config, spec, bins, paths.shape[1:3])
+  )
   missions = specialists.create_missions(config, bins)
   curriculum = [jax.tree.map(jnp.asarray, s.school) for s in born]
   shard = tiny.shard(paths)
@@ -312,7 +314,7 @@ def test_the_compiled_program_is_appendix_a(every):
       ('share', 'loss/adv_share'),
     ):
       assert_close(seen[mine], np.stack([r[name] for r in row]), name)
-  state = engine.fetch(state)
+  state = tiny.trees(spec, engine.fetch(state))
   stack = state_lib.stack
   assert_close(
     state.generator.params, stack([c['params'] for c in clones]), 'generator'

@@ -162,12 +162,11 @@ def spoil(state, site, clones, poison, devices):
   """One number of each clone's network gone bad."""
   host = jax.tree.map(np.array, engine.fetch(state))
   net = host.generator
-  trees = [net.params]
+  vectors = [net.params]
   if site == 'moments':
-    trees = [net.opt_state[0].mu, net.opt_state[0].nu]
-  for tree in trees:
-    for i in clones:
-      jax.tree.leaves(tree)[-1][i].flat[1] = poison
+    vectors = [net.opt_state[0].mu, net.opt_state[0].nu]
+  for params_MxP in vectors:
+    params_MxP[clones, 1] = poison
   return engine.put(host, devices)
 
 

@@ -17,7 +17,6 @@ from chimera.clones import specialists as specialists_lib
 from chimera.clones import state as state_lib
 from chimera.optics import poincare
 from chimera.run import engine
-from chimera.school import lessons as lessons_lib
 from tests import tiny
 
 CYCLES = 20
@@ -45,22 +44,25 @@ class Program:
     self.born, self.mission, self.shard = tiny.on_devices(
       config, self.spec, BINS, PATHS, self.devices
     )
-    self.born = host(self.born)
+    self.born = self.host(self.born)
 
   def put(self, state):
-    return engine.put(state, self.devices)
+    return engine.put(tiny.vectors(self.spec, state), self.devices)
+
+  def host(self, tree):
+    return tiny.trees(self.spec, host(tree))
 
   def run(self, cycles, state=None, mission=None):
     """[(state before, metrics, state after)], on the host."""
     state = self.put(self.born if state is None else state)
-    rows, before = [], host(state)
+    rows, before = [], self.host(state)
     for _ in range(cycles):
       with jax.transfer_guard('disallow'):
         state, metrics = self.step(
           state, self.mission if mission is None else mission, self.shard
         )
-      after = host(state)
-      rows.append((before, host(metrics), after))
+      after = self.host(state)
+      rows.append((before, self.host(metrics), after))
       before = after
     return rows
 
@@ -164,49 +166,60 @@ def test_a_cycle_is_traced_once_and_the_donated_state_is_gone(four, trajectory):
   assert not any(x.is_deleted() for x in jax.tree.leaves(four.mission))
 
 
-def test_a_q_agent_is_evaluated_by_what_its_clone_brought_to_the_mean(
+def test_a_q_agent_is_told_what_its_clone_s_step_did_to_the_loss(
   four, trajectory
 ):
-  """Loss of the mean over that of the mean without this clone's step, ^ 4."""
+  """By plain gradients of whole losses, on the lessons that were drawn."""
   spec = four.spec
-  probe = jax.jit(
-    lambda params, x: losses.terms(
-      x,
-      *[spec.tokenizer.apply({'params': params}, x)[0]] * 2,
-      spec.tokenizer.apply({'params': params}, x)[1],
-      lambda x: jnp.zeros(len(x)),
-      names=spec.terms,
-      commitment=spec.loss.commitment,
-      temperature=spec.loss.temperature,
-    )[0]
-  )
-  missions = specialists_lib.create_missions(four.config, BINS)
-  for step in (3, 4):  # an action is held for 4 cycles: 3 ends, 4 begins one
-    before, metrics, after = trajectory[step]
-    cycle_rng = jax.random.fold_in(jax.random.key(four.config.seed), step)
-    for i, mission in enumerate(missions):
-      _, paths = lessons_lib.draw_lesson(
-        jax.random.split(jax.random.fold_in(cycle_rng, i), 5)[3],
-        jax.tree.map(jnp.asarray, clone(before.school, i)),
-        tiny.shard(PATHS),
-        batch_size=spec.batch_size,
-        mix=spec.school.mix,
+
+  @jax.jit
+  def gradient(params, critic, x, lambda_K, ramp):
+    def loss(params):
+      x_hat, codes, _ = spec.tokenizer.apply({'params': params}, x)
+      terms_K, _ = losses.terms(
+        *(x, x_hat, x_hat, codes),
+        lambda x: spec.critic.apply({'params': critic}, x),
+        names=spec.terms,
+        commitment=spec.loss.commitment,
+        temperature=spec.loss.temperature,
       )
-      stayed = jax.tree.map(
-        lambda own, old, i=i: np.concatenate(
-          [own[:i], old[i : i + 1], own[i + 1 :]]
-        ),
-        metrics['specialist'],
-        before.generator.params,
+      return jnp.vdot(lambda_K, terms_K.at[spec.adv].multiply(ramp))
+
+    return spec.generator_layout.vector(jax.grad(loss)(params))
+
+  def gradients(step):
+    before, metrics, _ = trajectory[step]
+    return np.stack(
+      [
+        gradient(
+          clone(before.master.params, i),
+          clone(before.critic.params, i),
+          poincare.normalize(jnp.asarray(PATHS[metrics['lesson_B'][i]])),
+          metrics['lambda'][i],
+          min(1.0, step / 5),
+        )
+        for i in range(4)
+      ]
+    )
+
+  layout = spec.generator_layout
+  for step in (4, 5, 6):  # an action is held for 4 cycles: 4 begins one
+    start, metrics, _ = trajectory[step - 1]
+    _, now, after = trajectory[step]
+    before_MxP, after_MxP = gradients(step - 1), gradients(step)
+    # Of an even number the lesser of the two in the middle.
+    size = np.sort(now['loss/base'])[1]
+    for i in range(4):
+      own_P = layout.vector(
+        jax.tree.map(
+          np.subtract,
+          clone(metrics['specialist'], i),
+          clone(start.master.params, i),
+        )
       )
-      mean, without = (
-        jax.tree.map(lambda x: x.mean(0), clones)
-        for clones in (metrics['specialist'], stayed)
-      )
-      base_K = mission.pid.base_K * (np.arange(len(spec.terms)) != spec.adv)
-      x = poincare.normalize(paths)
-      effect = (base_K @ probe(mean, x) / (base_K @ probe(without, x))) ** 4
-      expected = effect * (1 if step == 4 else before.own_loss[i])
+      others_P = np.delete(before_MxP, i, 0).mean(0)
+      effect = np.exp((others_P + after_MxP.mean(0)) @ own_P / 2 / size)
+      expected = trajectory[step][0].own_loss[i] * effect if step > 4 else 1.0
       np.testing.assert_allclose(after.own_loss[i], expected, rtol=1e-4)
 
 

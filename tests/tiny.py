@@ -1,5 +1,7 @@
 """A run small enough for tests: 8x8 path_params, 120 samples."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,6 +78,37 @@ def run(config, cycles, devices, spec=None):
     state, metrics = step(state, mission, shard)
     log.append(engine.fetch({**metrics, 'specialist': ()}))
   return engine.fetch(state), log
+
+
+def trees(spec, tree):
+  """A state, or metrics, with trees where vectors of parameters were."""
+  layouts = {
+    sum(map(math.prod, layout.shapes)): layout
+    for layout in (spec.generator_layout, spec.critic_layout)
+  }
+
+  def grown(x):
+    layout = layouts.get(x.shape[-1]) if np.ndim(x) else None
+    return layout.tree(x) if layout else x
+
+  return jax.tree.map(grown, tree)
+
+
+def vectors(spec, tree):
+  """`trees` undone."""
+  layouts = {
+    layout.structure: layout
+    for layout in (spec.generator_layout, spec.critic_layout)
+  }
+  return jax.tree.map(
+    lambda x: (
+      layouts[jax.tree.structure(x)].vector(x)
+      if jax.tree.structure(x) in layouts
+      else x
+    ),
+    tree,
+    is_leaf=lambda x: jax.tree.structure(x) in layouts,
+  )
 
 
 def metrics(clones=4):

@@ -55,7 +55,7 @@ def test_the_exported_tokenizer_is_the_master(finished):
   bins = train.prepare_curriculum(config, workdir, data)
   spec, host = train.newborn(config, data, bins)
   done, host, _ = checkpoint.restore(config, workdir, host, bins)
-  master = jax.tree.map(lambda x: x[0], host.master.params)
+  master = spec.generator_layout.tree(host.master.params[0])
   x = poincare.normalize(data.held_out_paths)
   tokens = jax.jit(
     lambda p: spec.tokenizer.apply({'params': p}, x, method='tokenize')

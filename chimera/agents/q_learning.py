@@ -197,8 +197,8 @@ class OwnStep(NamedTuple):
 def own_effect(last: OwnStep, gradient_P: jax.Array, loss: jax.Array):
   """Loss after a clone's last step over loss before it, all else undone.
 
-  As though all clones had done alike: what its part in the meld did to the loss,
-  times the number of parts. By the trapezoid of the gradient along the step,
+  As though all clones had done alike: what its part in the meld did to the
+  loss, times the number of parts. By the trapezoid of the gradient along it,
 
     exp(1/2 (g_before + g_after) . displacement / loss)
 

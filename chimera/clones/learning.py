@@ -104,20 +104,3 @@ def learn(
     'critic': spec.critic_layout.vector(critic_gradient),
   }
   return gradients, seen, metrics
-
-
-def probe(params: Any, x: jax.Array, *, spec: state_lib.StepSpec) -> jax.Array:
-  """terms_K of a generator at a batch, without the adversarial one."""
-  params = spec.generator_layout.tree(params)
-  x_hat, codes, _ = spec.tokenizer.apply({'params': params}, x)
-  terms_K, _ = losses.terms(
-    x,
-    x_hat,
-    x_hat,
-    codes,
-    lambda x: jnp.zeros(len(x), x.dtype),
-    names=spec.terms,
-    commitment=spec.loss.commitment,
-    temperature=spec.loss.temperature,
-  )
-  return terms_K

@@ -61,6 +61,11 @@ def global_norm(tree: Any) -> jax.Array:
   )
 
 
+def is_whole(trees: Any) -> jax.Array:
+  """Whether the `global_norm` is finite, scalar bool."""
+  return jnp.isfinite(global_norm(trees))
+
+
 def l1_norm(step: Any) -> jax.Array:
   """Sum of the absolute values of all leaves, scalar.
 
@@ -73,13 +78,11 @@ def l1_norm(step: Any) -> jax.Array:
 
 def examine(
   sizes: Sequence[jax.Array],
-  trees: Any,
+  is_whole: jax.Array,
   baseline_S: jax.Array,
   bounds_S: Sequence[float],
 ) -> tuple[jax.Array, jax.Array]:
-  """`judge` of what each clone has; where its trees are not finite, no size
-  counts."""
-  is_whole = jnp.isfinite(global_norm(trees))
+  """`judge` of what each clone has; of one that is not whole no size counts."""
   sizes_S = jnp.where(is_whole, jnp.stack(sizes), jnp.nan)
   return judge(axes.gather(sizes_S[None]), baseline_S, bounds_S)
 

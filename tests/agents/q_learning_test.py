@@ -442,3 +442,74 @@ def test_agent_keeps_its_types_and_shapes(x64: bool):
       assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == (
         jax.tree.map(lambda x: (x.shape, x.dtype), before)
       )
+
+
+# A quadratic loss, four clones' parts of a meld, and where it leads.
+RNG = np.random.default_rng(0)
+ROOT = RNG.normal(size=(6, 6))
+CURVATURE = ROOT @ ROOT.T
+START = RNG.normal(size=6)
+PARTS = 0.3 * RNG.normal(size=(4, 6))
+
+
+def quadratic(x):
+  return 0.5 * x @ CURVATURE @ x
+
+
+def log_effect(part, start, end, loss=1.0):
+  """ln of the effect of a part, by the gradients CURVATURE x at both ends."""
+  step = q_learning.OwnStep(
+    jnp.asarray(part, jnp.float32), jnp.float32(CURVATURE @ start @ part)
+  )
+  gradient = jnp.asarray(CURVATURE @ end, jnp.float32)
+  return float(jnp.log(q_learning.own_effect(step, gradient, loss)))
+
+
+def test_the_parts_of_all_clones_sum_to_what_the_meld_did():
+  end = START + PARTS.sum(0)
+  total = sum(log_effect(part, START, end) for part in PARTS)
+  np.testing.assert_allclose(
+    total, quadratic(end) - quadratic(START), rtol=1e-4
+  )
+
+
+def test_a_part_is_worth_what_two_passes_find_first_and_last_in_the_mean():
+  """Loss with and without it: before all others stepped, and after them."""
+  end = START + PARTS.sum(0)
+  for part in PARTS:
+    first = quadratic(START + part) - quadratic(START)
+    last = quadratic(end) - quadratic(end - part)
+    np.testing.assert_allclose(
+      log_effect(part, START, end), (first + last) / 2, rtol=1e-4
+    )
+
+
+def test_a_clone_alone_is_worth_the_change_of_the_loss():
+  end = START + PARTS[0]
+  np.testing.assert_allclose(
+    log_effect(PARTS[0], START, end, loss=2.0),
+    (quadratic(end) - quadratic(START)) / 2,
+    rtol=1e-4,
+  )
+
+
+def test_a_step_that_overshoots_is_bad_though_it_begins_downhill():
+  # From x = 1 on x^2 / 2: to 0.5 is good, to -1 is even, to -2 is bad.
+  for end, expected in ((0.5, -0.375), (-1.0, 0.0), (-2.0, 1.5)):
+    step = q_learning.OwnStep(
+      jnp.array([end - 1.0]), jnp.float32(1.0 * (end - 1.0))
+    )
+    effect = q_learning.own_effect(step, jnp.array([end]), 1.0)
+    np.testing.assert_allclose(jnp.log(effect), expected, atol=1e-6)
+
+
+def test_other_weights_without_a_step_pay_nothing():
+  still = q_learning.OwnStep(jnp.zeros(6), jnp.float32(0.0))
+  for gradient in (CURVATURE @ START, 100 * CURVATURE @ START):
+    assert q_learning.own_effect(still, jnp.asarray(gradient), 0.7) == 1
+
+
+def test_what_is_not_finite_has_no_effect():
+  step = q_learning.OwnStep(jnp.ones(2), jnp.float32(-1.0))
+  for gradient in (jnp.full(2, jnp.nan), jnp.full(2, 1e38)):
+    assert q_learning.own_effect(step, gradient, 1.0) == 1

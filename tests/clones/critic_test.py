@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from chimera.clones import convolution
 from chimera.clones import critic as critic_lib
 
 CRITIC = critic_lib.Critic(width=4)
@@ -50,10 +51,10 @@ class _Before(nn.Module):
   @nn.compact
   def __call__(self, x):
     for i in range(2):
-      x = nn.Conv(self.width << i, (3, 3))(dm_pix.space_to_depth(x, 2))
+      x = convolution.Conv(self.width << i, (3, 3))(dm_pix.space_to_depth(x, 2))
       x = nn.leaky_relu(x, 0.2)
-    x = nn.leaky_relu(nn.Conv(self.width * 2, (3, 3))(x), 0.2)
-    return jnp.mean(nn.Conv(1, (3, 3))(x), axis=(1, 2, 3))
+    x = nn.leaky_relu(convolution.Conv(self.width * 2, (3, 3))(x), 0.2)
+    return jnp.mean(convolution.Conv(1, (3, 3))(x), axis=(1, 2, 3))
 
 
 @pytest.mark.parametrize('shape', [(8, 8), (12, 20), (64, 64)])

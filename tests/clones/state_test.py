@@ -42,9 +42,7 @@ def test_four_clones_of_one_newborn_master_each_with_its_own_critic(born):
       assert all(not np.any(x) for x in jax.tree.leaves(network.opt_state))
     assert state.step == state.dropped == 0
     assert_equal(state.rng, born[0].rng)
-  kernels = [
-    np.asarray(s.critic.params['Conv_0']['kernel']).tobytes() for s in born
-  ]
+  kernels = [s.critic.params.tobytes() for s in born]
   assert len(set(kernels)) == 4
 
 
@@ -67,9 +65,7 @@ def test_averaged_critics_are_born_alike_and_the_seed_makes_the_master(born):
   )
   for state in states:
     assert_equal(state.critic.params, states[0].critic.params)
-  assert np.any(
-    states[0].master.params['codebook'] != born[0].master.params['codebook']
-  )
+  assert np.any(states[0].master.params != born[0].master.params)
 
 
 def test_a_batch_larger_than_a_lesson_is_refused_by_name():

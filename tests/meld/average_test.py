@@ -22,9 +22,14 @@ def clones(seed=0):
 def brain_mean(tree, weight_M, fallback=None):
   """The mean as each of the clones receives it."""
   one = fallback or jax.tree.map(lambda x: np.full_like(x[0], 7.0), tree)
-  return jax.vmap(
-    lambda x, w: meld.mean(x, w, 'clones', one), axis_name='clones'
-  )(tree, jnp.asarray(weight_M, jnp.float32))
+  of_clones = jax.vmap(lambda x, w: meld.mean(x, w, one), axis_name='clones')
+  return jax.tree.map(
+    lambda x: x[0],
+    jax.vmap(of_clones, axis_name='devices')(
+      jax.tree.map(lambda x: x[None], tree),
+      jnp.asarray(weight_M, jnp.float32)[None],
+    ),
+  )
 
 
 def assert_all_receive(actual, expected, rtol=2e-6):

@@ -61,16 +61,17 @@ def _assert_equal(a, b):
 def test_every_clone_of_an_exported_tokenizer_starts_as_it(elder, tmp_path):
   folder = os.path.join(elder[0], 'tokenizer')
   config = _config(elder[1].data.source)
-  _, _, newborn = _newborn(config, tmp_path)
-  clones = init_from.from_tokenizer(newborn, folder)
+  _, spec, newborn = _newborn(config, tmp_path)
+  layout = spec.generator_layout
+  clones = init_from.from_tokenizer(newborn, layout, folder)
   params = export.load(folder).parts.params
   for i in range(4):
-    for tree in (
+    for params_MxP in (
       clones.generator.params,
       clones.master.params,
       clones.master.ema,
     ):
-      _assert_equal(jax.tree.map(lambda x, i=i: x[i], tree), params)
+      _assert_equal(layout.tree(params_MxP[i]), params)
   _assert_equal(clones.generator.opt_state, newborn.generator.opt_state)
   for name in ('critic', 'pid', 'q', 'school', 'step'):
     _assert_equal(getattr(clones, name), getattr(newborn, name))
@@ -79,9 +80,10 @@ def test_every_clone_of_an_exported_tokenizer_starts_as_it(elder, tmp_path):
 def test_another_architecture_of_an_export_is_refused(elder, tmp_path):
   config = _config(elder[1].data.source)
   config.model.codes = 32
-  _, _, newborn = _newborn(config, tmp_path)
+  _, spec, newborn = _newborn(config, tmp_path)
+  folder = os.path.join(elder[0], 'tokenizer')
   with pytest.raises(ValueError, match=r'codebook.*\(32, 4\), got \(16, 4\)'):
-    init_from.from_tokenizer(newborn, os.path.join(elder[0], 'tokenizer'))
+    init_from.from_tokenizer(newborn, spec.generator_layout, folder)
 
 
 def test_from_a_workdir_critics_and_agents_go_on_bit_for_bit(elder, tmp_path):

@@ -1,5 +1,7 @@
 """What goes along the axes of devices and clones, by `vmap` over both."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +28,30 @@ def test_written_out_one_by_one_a_function_gives_what_its_vmap_gives():
   got = jax.vmap(axes.one_by_one(f), in_axes=(0, None))(a, b)
   np.testing.assert_array_equal(got['sum'], [2, 3, 4])
   np.testing.assert_array_equal(got['product'], [0, 2, 4])
+
+
+@pytest.mark.parametrize('devices', [1, 2, 4])
+def test_a_total_is_of_all_clones(devices):
+  x = jnp.arange(8.0).reshape(devices, 4 // devices, 2)
+  total = jax.vmap(
+    jax.vmap(axes.total, axis_name='clones'), axis_name='devices'
+  )(x)
+  for received in np.asarray(total).reshape(4, 2):
+    np.testing.assert_array_equal(received, [0 + 2 + 4 + 6, 1 + 3 + 5 + 7])
+
+
+def test_what_is_in_common_is_worked_out_once():
+  def f(a, b):
+    return jnp.sin(axes.in_common({'x': a})['x']) + b
+
+  jaxpr = str(jax.make_jaxpr(jax.vmap(f))(jnp.zeros(2), jnp.zeros(2)))
+  assert re.search(r':f32\[\] = sin', jaxpr)
+
+  got = jax.vmap(f)(jnp.array([3.0, 3.0]), jnp.array([1.0, 2.0]))
+  np.testing.assert_allclose(got, np.sin(3) + np.array([1, 2]), rtol=1e-6)
+  # Of clones that did hold something else, the first one's counts.
+  got = jax.vmap(f)(jnp.array([3.0, 4.0]), jnp.array([1.0, 2.0]))
+  np.testing.assert_allclose(got, np.sin(3) + np.array([1, 2]), rtol=1e-6)
 
 
 def test_a_tree_is_chosen_by_a_scalar():

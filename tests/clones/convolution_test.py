@@ -1,0 +1,96 @@
+"""Convolutions of several clones, against XLA's own and its derivatives."""
+
+import flax.linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chimera.clones import convolution
+
+
+def plain(x, kernel):
+  return lax.conv_general_dilated(
+    *(x, kernel, (1, 1), 'SAME'), dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
+
+
+def penalized(convolve):
+  """A gradient penalty, and its derivatives: reverse over reverse."""
+
+  def score(x, kernel):
+    return jnp.sum(jnp.tanh(convolve(x, kernel)) ** 2)
+
+  def penalty(x, kernel):
+    return jnp.sum(jax.grad(score)(x, kernel) ** 2)
+
+  def all_of_it(x, kernel):
+    return (
+      convolve(x, kernel),
+      jax.grad(score, (0, 1))(x, kernel),
+      jax.grad(penalty, (0, 1))(x, kernel),
+    )
+
+  return all_of_it
+
+
+@pytest.mark.parametrize('side', [1, 3])
+@pytest.mark.parametrize('axes', [(0, 0), (0, None), (None, 0)])
+def test_it_is_xla_s_convolution_with_all_its_derivatives(axes, side):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(3, 2, 6, 5, 2)).astype(np.float32)
+  kernel = rng.normal(size=(3, side, side, 2, 4)).astype(np.float32)
+  args = [a if axis == 0 else a[0] for a, axis in zip((x, kernel), axes)]
+  actual, expected = (
+    jax.jit(jax.vmap(penalized(f), axes))(*args)
+    for f in (convolution.convolve, plain)
+  )
+  for a, e in zip(
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(a, e, rtol=1e-4, atol=2e-5 * np.abs(e).max())
+
+
+def convolutions(axes):
+  """(samples, features of the kernel) of each convolution in the program."""
+  x, kernel = jnp.zeros((4, 2, 6, 6, 3)), jnp.zeros((4, 3, 3, 3, 5))
+  args = [a if axis == 0 else a[0] for a, axis in zip((x, kernel), axes)]
+  jaxpr = jax.make_jaxpr(jax.vmap(convolution.convolve, axes))(*args)
+  found = []
+
+  def walk(jaxpr):
+    for eqn in jaxpr.eqns:
+      if eqn.primitive.name == 'conv_general_dilated':
+        assert eqn.params['feature_group_count'] == 1
+        found.append(eqn.invars[0].aval.shape[0])
+      for inner in jax.tree.leaves(
+        list(eqn.params.values()), is_leaf=lambda x: hasattr(x, 'eqns')
+      ):
+        if hasattr(inner, 'jaxpr'):
+          walk(inner.jaxpr)
+        elif hasattr(inner, 'eqns'):
+          walk(inner)
+
+  walk(jaxpr.jaxpr)
+  return found
+
+
+def test_with_a_kernel_in_common_all_samples_are_one_batch():
+  assert convolutions((0, None)) == [8]
+
+
+def test_with_kernels_of_their_own_each_clone_has_one_and_none_is_grouped():
+  assert convolutions((0, 0)) == [2, 2, 2, 2]
+
+
+def test_flax_s_layer_is_the_same_layer():
+  x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
+  ours, theirs = convolution.Conv(4, (3, 3)), nn.Conv(4, (3, 3))
+  variables = theirs.init(jax.random.key(1), x)
+  assert jax.tree.structure(ours.init(jax.random.key(1), x)) == (
+    jax.tree.structure(variables)
+  )
+  np.testing.assert_allclose(
+    ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-5, atol=1e-6
+  )
