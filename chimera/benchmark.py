@@ -14,7 +14,13 @@ from chimera.benchmarks import dashboard, school, step, tokens
 # The flags of each, beside --rounds, and their defaults.
 COMMANDS = {
   school.curriculum: {'samples': 1_000_000, 'chunk': 256},
-  step.step: {'variant': '', 'cycles_per_dispatch': 1, 'dispatches': 10},
+  step.step: {
+    'variant': '',
+    'programs': 'default,no_school,no_pid,no_q,no_meld,seed,control',
+    'devices': '',
+    'cycles_per_dispatch': 1,
+    'dispatches': 5,
+  },
   dashboard.dashboard: {'variant': '', 'dispatches': 60},
   tokens.tokens: {
     'tokenizer': 'runs/chimera/tokenizer',

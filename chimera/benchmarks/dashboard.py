@@ -13,7 +13,6 @@ import time
 
 import rich.console
 
-from chimera.benchmarks import programs
 from chimera.run import default_config
 
 _say = rich.console.Console().print
@@ -24,6 +23,7 @@ def dashboard(args: argparse.Namespace) -> None:
 
   On a terminal of 160x48 of its own; a row of the history every ten cycles.
   """
+  from chimera.benchmarks import programs
   from chimera.monitor import history, live
 
   config = default_config.get_config(args.variant)
@@ -31,7 +31,7 @@ def dashboard(args: argparse.Namespace) -> None:
   clone |= {'loss/total': 1.0, 'critic/loss': 1.0, 'agent/lr': 1e-3}
   rows: list[history.Row] = []
   look = live.Look('benchmark', json.loads(config.to_json()), rows)
-  program = programs.Program(config, 1, 1)
+  program = programs.Program(config, 1)
   program.run(1)
 
   def train() -> float:

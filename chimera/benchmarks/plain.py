@@ -1,12 +1,12 @@
 """A plain learner: what Chimera's cycle is held against.
 
 One generator and one critic of the same networks and losses, Adam, WGAN-GP, and
-the batch that the clones have together. No School, no agents, no meld; nothing
-here reads `step.py`.
+the batch that the clones have together; on several devices data-parallel, by
+`jax.pmap`. No School, no agents, no meld. Nothing here reads `step.py`.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
@@ -14,96 +14,116 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from chimera.clones import losses, specialists
+from chimera.clones import losses
 from chimera.clones import state as state_lib
 from chimera.optics import poincare
 
-State = tuple[Any, Any, Any, Any, jax.Array]
+
+class State(NamedTuple):
+  """What changes."""
+
+  generator: Any  # parameters
+  critic: Any
+  moments: Any  # Adam's, of the generator
+  critic_moments: Any
+  step: jax.Array  # int32
 
 
-def make_step(
-  config: Any,
-  spec: state_lib.StepSpec,
-  axis: str | None = None,
-  shards: int = 1,
-) -> tuple[Callable[..., Any], Callable[[Any, Any], State]]:
-  """(step, init): (state, paths_NxHxWxC) -> (state, losses), and a new state.
+class Learner:
+  """The compiled step, and the state that it is given again."""
 
-  Args:
-    config: whose first specialist's weights are everybody's.
-    spec: of the networks and losses.
-    axis: over which gradients are averaged.
-    shards: over which the batch is divided.
-  """
-  batch = spec.batch_size * len(config.clone_names) // shards
-  weights = specialists.base_weights(config, config.clone_names[0])
-  weight_K = np.array([weights[term] for term in spec.terms], np.float32)
-  adam = optax.adam(
-    spec.schedule,
-    spec.generator_optimizer.adam_b1,
-    spec.generator_optimizer.adam_b2,
-  )
-  critic_adam = optax.adam(spec.wgan.learning_rate, 0.0, 0.9)
+  def __init__(
+    self,
+    config: Any,
+    spec: state_lib.StepSpec,
+    paths_NxHxWxC: np.ndarray,
+    devices: Sequence[jax.Device],
+    cycles: int = 1,
+  ):
+    self._spec = spec
+    self._seed = config.seed
+    self._batch = spec.batch_size * len(config.clone_names) // len(devices)
+    # With all emphasis gone every specialist has the base weights.
+    weights = {term: config.loss[term] for term in spec.terms}
+    self._weight_K = np.array([weights[t] for t in spec.terms], np.float32)
+    adam = spec.generator_optimizer
+    self._adam = optax.adam(spec.schedule, adam.adam_b1, adam.adam_b2)
+    self._critic_adam = optax.adam(spec.wgan.learning_rate, 0.0, 0.9)
 
-  def judge(critic: Any, x: jax.Array) -> jax.Array:
-    return spec.critic.apply({'params': critic}, x)
+    def born(key: jax.Array) -> State:
+      x = jnp.asarray(paths_NxHxWxC[:1])
+      generator, critic = (
+        net.init(key, x)['params'] for net in (spec.tokenizer, spec.critic)
+      )
+      moments = self._adam.init(generator), self._critic_adam.init(critic)
+      return State(generator, critic, *moments, jnp.int32(0))
 
-  def objective(params: Any, critic: Any, x: jax.Array, ramp: jax.Array):
-    x_hat, codes, _ = spec.tokenizer.apply({'params': params}, x)
+    def dispatch(state: State, paths: jax.Array) -> State:
+      if cycles == 1:
+        return self._cycle(state, paths)
+      return lax.fori_loop(0, cycles, lambda _, s: self._cycle(s, paths), state)
+
+    self._step = jax.pmap(dispatch, 'data', devices=devices, donate_argnums=0)
+    placed = jax.jit(born)(jax.random.key(config.seed)), paths_NxHxWxC
+    mesh = jax.sharding.Mesh(np.array(devices), ('data',))
+    self.state, self._paths = jax.device_put(
+      jax.tree.map(lambda x: np.stack([np.asarray(x)] * len(devices)), placed),
+      jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data')),
+    )
+
+  def lower(self) -> jax.stages.Lowered:
+    """Traces the program."""
+    return self._step.lower(self.state, self._paths)
+
+  def dispatch(self) -> None:
+    """Goes on by its cycles."""
+    self.state = self._step(self.state, self._paths)
+
+  def _judge(self, critic: Any, x: jax.Array) -> jax.Array:
+    return self._spec.critic.apply({'params': critic}, x)
+
+  def _loss(
+    self, generator: Any, critic: Any, x: jax.Array, ramp: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """(loss, reconstruction)."""
+    spec = self._spec
+    x_hat, codes, _ = spec.tokenizer.apply({'params': generator}, x)
     terms_K, _ = losses.terms(
-      x,
-      x_hat,
-      x_hat,
-      codes,
-      lambda x: judge(critic, x),
+      *(x, x_hat, x_hat, codes, lambda x: self._judge(critic, x)),
       names=spec.terms,
       commitment=spec.loss.commitment,
       temperature=spec.loss.temperature,
     )
-    loss = jnp.vdot(weight_K, terms_K.at[spec.adv].multiply(ramp))
-    return loss, (x_hat, terms_K)
+    terms_K = terms_K.at[spec.adv].multiply(ramp)
+    return jnp.vdot(self._weight_K, terms_K), x_hat
 
-  def step(state: State, paths: jax.Array) -> tuple[State, Any]:
-    params, critic, moments, critic_moments, count = state
-    rng = jax.random.fold_in(jax.random.key(config.seed), count)
-    if axis:
-      rng = jax.random.fold_in(rng, lax.axis_index(axis))
-    rngs = jax.random.split(rng)
-    ids = jax.random.randint(rngs[0], (batch,), 0, len(paths))
-    x = poincare.normalize(paths[ids])
-    (_, (x_hat, terms_K)), gradient = jax.value_and_grad(
-      objective, has_aux=True
-    )(params, critic, x, spec.loss.ramp(count))
-    critic_gradient, parts = jax.grad(losses.critic_loss, has_aux=True)(
-      critic,
-      judge,
-      x,
-      x_hat,
-      jax.random.uniform(rngs[1], (batch,)),
+  def _cycle(self, state: State, paths_NxHxWxC: jax.Array) -> State:
+    spec = self._spec
+    rng = jax.random.fold_in(jax.random.key(self._seed), state.step)
+    rng = jax.random.fold_in(rng, lax.axis_index('data'))
+    sample_rng, mix_rng = jax.random.split(rng)
+    ids_B = jax.random.randint(
+      sample_rng, (self._batch,), 0, len(paths_NxHxWxC)
+    )
+    x = poincare.normalize(paths_NxHxWxC[ids_B])
+    gradient, x_hat = jax.grad(self._loss, has_aux=True)(
+      state.generator, state.critic, x, spec.loss.ramp(state.step)
+    )
+    critic_gradient, _ = jax.grad(losses.critic_loss, has_aux=True)(
+      *(state.critic, self._judge, x, x_hat),
+      jax.random.uniform(mix_rng, (self._batch,)),
       penalty=spec.wgan.penalty,
       drift=spec.wgan.drift,
     )
-    if axis:
-      gradient, critic_gradient = lax.pmean((gradient, critic_gradient), axis)
-    update, moments = adam.update(gradient, moments)
-    critic_update, critic_moments = critic_adam.update(
-      critic_gradient, critic_moments
+    gradient, critic_gradient = lax.pmean((gradient, critic_gradient), 'data')
+    update, moments = self._adam.update(gradient, state.moments)
+    critic_update, critic_moments = self._critic_adam.update(
+      critic_gradient, state.critic_moments
     )
-    return (
-      optax.apply_updates(params, update),
-      optax.apply_updates(critic, critic_update),
+    return State(
+      optax.apply_updates(state.generator, update),
+      optax.apply_updates(state.critic, critic_update),
       moments,
       critic_moments,
-      count + 1,
-    ), (terms_K, parts)
-
-  def init(params: Any, critic: Any) -> State:
-    return (
-      params,
-      critic,
-      adam.init(params),
-      critic_adam.init(critic),
-      jnp.int32(0),
+      state.step + 1,
     )
-
-  return step, init

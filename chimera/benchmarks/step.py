@@ -1,39 +1,114 @@
-"""The compiled step on each layout of devices that there is."""
+"""The compiled step against a plain learner, on each layout of devices."""
 
 import argparse
 import statistics
+import tempfile
+import time
+from typing import Any
 
 import rich.console
+import rich.table
 
-from chimera.benchmarks import programs
 from chimera.run import default_config
 
-_say = rich.console.Console().print
+_COLUMNS = (
+  'program', 'cycles/s', 'images/s', 'cost of a cycle', 'trace s', 'compile s',
+  'peak MB', 'GFLOP', 'of matmul',
+)  # fmt: skip
+_say = rich.console.Console(width=110).print
 
 
 def step(args: argparse.Namespace) -> None:
-  """Prints each layout's cycles a second; medians of rounds that alternate."""
+  """Prints a table a layout; medians of rounds that alternate.
+
+  The cost of a cycle is the median ratio to the plain learner's step of as many
+  images in the same round, and between which two the middle half lies. Peak
+  memory and FLOPs are XLA's own of a device; the last column is the rate of
+  FLOPs over that of a float32 matmul of 2048 x 2048, measured in every round.
+  """
   import jax
 
-  config = default_config.get_config(args.variant)
-  devices = jax.devices()
-  _say(f'{len(devices)} x {devices[0].device_kind}')
-  programs = {
-    n: programs.Program(config, n, args.cycles_per_dispatch)
-    for n in range(1, len(devices) + 1)
-    if len(config.clone_names) % n == 0
-  }
-  for n, program in programs.items():
-    _say(f'{n} device(s): first dispatch {program.run(1):.0f} s')
-  rounds = [
-    {n: program.run(args.dispatches) for n, program in programs.items()}
-    for _ in range(args.rounds)
-  ]
-  seconds = {n: statistics.median(r[n] for r in rounds) for n in programs}
-  for n, program in programs.items():
-    rate = args.dispatches / seconds[n]
-    cycles, images = rate * args.cycles_per_dispatch, rate * program.images
-    _say(
-      f'{n} device(s): {cycles:7.2f} cycles/s  {images:7.0f} images/s  '
-      f'x {seconds[1] / seconds[n]:.2f}'
+  # What is compiled for its figures is compiled to be run, too.
+  with tempfile.TemporaryDirectory() as folder:
+    jax.config.update('jax_compilation_cache_dir', folder)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    clones = len(default_config.get_config(args.variant).clone_names)
+    devices = jax.devices()
+    _say(f'{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}')
+    for n in range(1, len(devices) + 1):
+      if clones % n == 0 and args.devices in ('', str(n)):
+        _race(args, n)
+
+
+def _race(args: argparse.Namespace, devices: int) -> None:
+  from chimera.benchmarks import programs
+
+  names = [programs.PLAIN, *args.programs.split(',')]
+  racers, rows = {}, {}
+  for name in names:
+    racers[name] = program = programs.create(
+      name, args.variant, devices, args.cycles_per_dispatch
     )
+    start = time.perf_counter()
+    lowered = program.lower()
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    rows[name] = _facts(compiled, traced - start, time.perf_counter() - traced)
+    program.run(1)
+  rounds = []
+  for _ in range(args.rounds):
+    rounds.append({k: p.run(args.dispatches) for k, p in racers.items()})
+    rounds[-1]['ceiling'] = _ceiling(devices)
+  table = rich.table.Table(*_COLUMNS, title=f'{devices} device(s)')
+  for name, program in racers.items():
+    cycles = args.dispatches * program.cycles
+    rates = [cycles / r[name] for r in rounds]
+    ratios = [r[name] / r[programs.PLAIN] for r in rounds]
+    rate = statistics.median(rates)
+    trace, compilation, peak, flops = rows[name]
+    share = statistics.median(
+      devices * flops * x / r['ceiling'] for x, r in zip(rates, rounds)
+    )
+    low, middle, high = statistics.quantiles([*ratios, *ratios], n=4)
+    table.add_row(
+      name,
+      f'{rate:.2f}',
+      f'{rate * program.images:.0f}',
+      f'{middle:.3f} ({low:.2f} to {high:.2f})',
+      f'{trace:.1f}',
+      f'{compilation:.1f}',
+      f'{peak / 1e6:.0f}',
+      f'{flops / 1e9:.2f}',
+      f'{100 * share:.0f} %',
+    )
+  _say(table)
+
+
+def _facts(
+  compiled: Any, trace: float, compilation: float
+) -> tuple[float, float, float, float]:
+  """(seconds to trace, to compile, peak bytes, FLOPs a cycle) of a device."""
+  memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+  cost = cost[0] if isinstance(cost, list) else cost
+  peak = (
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    + memory.temp_size_in_bytes
+    - memory.alias_size_in_bytes
+  )
+  return trace, compilation, peak, cost['flops']
+
+
+def _ceiling(devices: int) -> float:
+  """FLOP/s of a matmul on all devices; CPU devices are one and the same."""
+  import jax
+  import jax.numpy as jnp
+
+  x = jnp.ones((2048, 2048))
+  multiply = jax.jit(lambda x: x @ x)
+  multiply(x).block_until_ready()
+  start = time.perf_counter()
+  multiply(x).block_until_ready()
+  seconds = time.perf_counter() - start
+  machines = 1 if jax.default_backend() == 'cpu' else devices
+  return machines * 2 * 2048**3 / seconds

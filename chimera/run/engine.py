@@ -64,6 +64,10 @@ class Engine:
     self._shard = self._shards.deal(host.school.enrolled_L, done)
     self.state = put(host, self._devices)
 
+  def lower(self) -> jax.stages.Lowered:
+    """Traces the step, without running it."""
+    return self._step.lower(self.state, self._missions, self._shard)
+
   def dispatch(self) -> tuple[dict[str, jax.Array], Any]:
     """Goes on by its cycles: metrics, and the specialists before the meld."""
     with jax.transfer_guard('disallow'):
