@@ -1,5 +1,7 @@
 """A benchmark's programs are what their names say."""
 
+import pytest
+
 from chimera.benchmarks import programs
 
 

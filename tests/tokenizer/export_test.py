@@ -145,9 +145,10 @@ tokens = tokenizer.encode(pictures)
 tokenizer.decode(tokens)
 ours = {{n for n in sys.modules if n.count('.') == 2 and n[:8] == 'chimera.'}}
 assert ours == {{'chimera.system.disk', 'chimera.tokenizer.export',
-                 'chimera.clones.models', 'chimera.clones.quantizer',
-                 'chimera.clones.terms', 'chimera.optics.modules',
-                 'chimera.optics.poincare', 'chimera.tokenizer.door'}}, ours
+                 'chimera.clones.convolution', 'chimera.clones.models',
+                 'chimera.clones.quantizer', 'chimera.clones.terms',
+                 'chimera.optics.modules', 'chimera.optics.poincare',
+                 'chimera.tokenizer.door'}}, ours
 np.save({str(folder.parent / 'tokens.npy')!r}, tokens)
 """
   subprocess.run([sys.executable, '-c', program], check=True)
