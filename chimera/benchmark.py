@@ -13,7 +13,7 @@ from chimera.benchmarks import dashboard, school, step, tokens
 
 # The flags of each, beside --rounds, and their defaults.
 COMMANDS = {
-  school.curriculum: {'samples': 1_000_000, 'chunk': 256},
+  school.curriculum: {'samples': 1_000_000, 'grid': 16},
   step.step: {'variant': '', 'cycles_per_dispatch': 1, 'dispatches': 10},
   dashboard.dashboard: {'variant': '', 'dispatches': 60},
   tokens.tokens: {
