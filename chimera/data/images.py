@@ -47,6 +47,7 @@ _MOST_GROWN = 2**13
 _MOST_PLANES = 8  # of a TIFF; Pillow reads six
 # Pixels times scans of a JPEG: a scan of a few bytes takes as long as any.
 _MOST_SCANNED = 2**32
+_SCAN = 10  # bytes of the least one's header
 _JPEG = ('JPEG', 'MPO')  # Pillow's names
 # Pillow's own limit is lower than some cameras', and a warning at first.
 Image.MAX_IMAGE_PIXELS = None
@@ -121,6 +122,18 @@ def decode(f: BinaryIO) -> np.ndarray:
   Raises:
     one of `disk.BROKEN`: it is not a readable image; `why` says it in words.
   """
+  with _decode(f) as image:
+    return np.asarray(image)
+
+
+def measure(f: BinaryIO) -> tuple[int, int]:
+  """(height, width) of what `decode` returns, and raises what it raises."""
+  with _decode(f) as image:
+    return image.height, image.width
+
+
+def _decode(f: BinaryIO) -> Image.Image:
+  """As people see it, in RGB."""
   image, error = None, None
   try:
     image = _load(f)
@@ -134,8 +147,7 @@ def decode(f: BinaryIO) -> np.ndarray:
         image = mending.read(data, lambda x: _load(io.BytesIO(x))) or image
   if image is None:
     raise error
-  with image:
-    return np.asarray(_to_rgb(_turn(image)))
+  return _to_rgb(_turn(image))
 
 
 def why(error: BaseException) -> str:
@@ -355,7 +367,7 @@ def _load(f: BinaryIO) -> Image.Image:
       )
     if covered > _MOST_PLANES * pixels:
       raise ValueError(f'it holds {covered} values for {pixels} pixels')
-  if image.format in _JPEG:
+  if image.format in _JPEG and size // _SCAN * pixels > _MOST_SCANNED:
     f.seek(0)
     scans = f.read(archives.MAX_BYTES).count(b'\xff\xda')
     if scans * pixels > _MOST_SCANNED:
