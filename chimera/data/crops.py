@@ -246,21 +246,21 @@ class _Pixels:
   def __init__(self, source: str):
     self._source = source
     self._lock = threading.Lock()
-    self._pixels = None
+    self._image = None
 
   def cut(self, crops: list[Crop], image_size: int) -> np.ndarray:
     with self._lock:
-      if self._pixels is None:
-        self._pixels = images.load_photograph(self._source)
-    height, width, _ = self._pixels.shape
+      if self._image is None:
+        self._image = images.load_image(self._source)
+    width, height = self._image.size
     windows = np.empty((len(crops), image_size, image_size, 3), np.uint8)
     for i, (source, top, left, size) in enumerate(crops):
-      window = self._pixels[top : top + size, left : left + size]
-      if min(top, left) < 0 or window.shape[:2] != (size, size):
+      if min(top, left) < 0 or top + size > height or left + size > width:
         raise ValueError(
           f'{source} no longer holds the crop {crops[i][1:]}, it is {height} x '
           f'{width}: put the image back or start anew in another --workdir.'
         )
+      window = self._image.crop((left, top, left + size, top + size))
       windows[i] = images.resize(window, image_size)
     return windows
 
@@ -310,7 +310,8 @@ def _examine(
   mark = fingerprints.UNREADABLE
   try:
     with fingerprints.opened(source) as (f, mark):
-      height, width = images.measure(f)
+      with images.decode_image(f) as image:
+        width, height = image.size
       if fingerprints.look(source) != mark['stat']:
         raise ValueError('it changed while it was read')
   except disk.BROKEN as e:

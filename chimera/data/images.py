@@ -84,10 +84,16 @@ def load_photograph(source: AnyPath) -> np.ndarray:
   Raises:
     ValueError: it is not a readable image, or has more than `MAX_PIXELS`.
   """
+  with load_image(source) as image:
+    return np.asarray(image)
+
+
+def load_image(source: AnyPath) -> Image.Image:
+  """`load_photograph` as Pillow has it."""
   source = os.fsdecode(source)
   try:
     with open_source(source) as f:
-      return decode(f)
+      return decode_image(f)
   except disk.BROKEN as e:
     raise ValueError(f'{source} is not a readable image: {why(e)}.') from e
 
@@ -115,25 +121,19 @@ def open_source(source: AnyPath) -> BinaryIO:
 
 
 def decode(f: BinaryIO) -> np.ndarray:
-  """uint8 RGB (height, width, 3) of an image's file; see `load_photograph`.
+  """uint8 RGB (height, width, 3) of an image's file; see `decode_image`."""
+  with decode_image(f) as image:
+    return np.asarray(image)
+
+
+def decode_image(f: BinaryIO) -> Image.Image:
+  """An image's file in RGB, as people see it; see `load_photograph`.
 
   What no pixel depends on may be broken or lacking.
 
   Raises:
     one of `disk.BROKEN`: it is not a readable image; `why` says it in words.
   """
-  with _decode(f) as image:
-    return np.asarray(image)
-
-
-def measure(f: BinaryIO) -> tuple[int, int]:
-  """(height, width) of what `decode` returns, and raises what it raises."""
-  with _decode(f) as image:
-    return image.height, image.width
-
-
-def _decode(f: BinaryIO) -> Image.Image:
-  """As people see it, in RGB."""
   image, error = None, None
   try:
     image = _load(f)
@@ -169,13 +169,13 @@ def center(photograph: np.ndarray, size: int) -> np.ndarray:
   height, width = photograph.shape[:2]
   side = min(height, width)
   top, left = (height - side) // 2, (width - side) // 2
-  return resize(photograph[top : top + side, left : left + side], size)
+  square = photograph[top : top + side, left : left + side]
+  return resize(Image.fromarray(square), size)
 
 
-def resize(square: np.ndarray, size: int) -> np.ndarray:
+def resize(square: Image.Image, size: int) -> np.ndarray:
   """By Lanczos: uint8 (size, size, 3)."""
-  image = Image.fromarray(square)
-  return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
+  return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
 
 
 def read_image(path: AnyPath, size: int | None = None) -> np.ndarray:

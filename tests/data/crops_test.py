@@ -225,16 +225,16 @@ def test_corrupt_images_among_many_are_skipped_each_with_its_reason(
 
 
 def test_a_file_that_changes_while_it_is_read_is_skipped(folder, monkeypatch):
-  measure = images.measure
+  decode = images.decode_image
 
   def change(f):
-    sides = measure(f)
+    image = decode(f)
     if f.name.endswith('photo4.png'):
       with open(f.name, 'ab') as g:
         g.write(b'more')
-    return sides
+    return image
 
-  monkeypatch.setattr(images, 'measure', change)
+  monkeypatch.setattr(images, 'decode_image', change)
   plan = crops_lib.plan_crops(str(folder), **PLAN)
   assert list(plan.skipped.values()) == ['it changed while it was read']
   assert next(iter(plan.skipped)).endswith('photo4.png')
@@ -420,9 +420,9 @@ def test_crops_come_back_in_order_and_exact_where_nothing_is_resized(folder):
 
 def test_a_photograph_is_decoded_once_a_call(folder, monkeypatch):
   decoded = []
-  load = images.load_photograph
+  load = images.load_image
   monkeypatch.setattr(
-    images, 'load_photograph', lambda s: decoded.append(s) or load(s)
+    images, 'load_image', lambda s: decoded.append(s) or load(s)
   )
   a, b = str(folder / 'photo0.png'), str(folder / 'photo3.png')
   crops = [crops_lib.Crop(s, 0, 0, 20) for s in (a, b, a, b)]
@@ -437,9 +437,9 @@ def test_crops_are_cut_in_chunks_and_a_photograph_is_decoded_once(
   plan = crops_lib.plan_crops(str(folder), **{**PLAN, 'train_count': 45})
   expected = crops_lib.read_crops(plan.train, image_size=16)
   decoded = []
-  load = images.load_photograph
+  load = images.load_image
   monkeypatch.setattr(
-    images, 'load_photograph', lambda s: decoded.append(s) or load(s)
+    images, 'load_image', lambda s: decoded.append(s) or load(s)
   )
   # Less than there are of a photograph: several threads share its pixels.
   monkeypatch.setattr(crops_lib, '_CUT', 2)
