@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+import itertools
 import os
 import statistics
 import tempfile
@@ -47,10 +48,10 @@ def _read(folder: str, config: Any, rounds: int) -> np.ndarray:
   files = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
   size, chunk = config.data.image_size, config.optics.chunk
   config.data.source = folder
-  config.data.train_count = max(config.data.train_count, len(files))
 
-  def plan(crop: str) -> list[crops_lib.Crop]:
-    return crops_lib.plan_crops(**{**config.data, 'crop': crop}).train
+  def plan(crop: str, count: int) -> list[crops_lib.Crop]:
+    changed = {'crop': crop, 'train_count': count}
+    return crops_lib.plan_crops(**{**config.data, **changed}).train
 
   def decode(file: str) -> np.ndarray:
     with Image.open(file) as image:
@@ -60,42 +61,41 @@ def _read(folder: str, config: Any, rounds: int) -> np.ndarray:
     parts = crops_lib.cut_crops(crops, image_size=size, chunk=chunk)
     return np.concatenate(list(parts))
 
-  whole, crops = plan('whole'), plan('random')
-  by_source = {file: [] for file in files}
-  for crop in crops:
-    by_source[crop.source].append(crop)
-
-  def decode_and_resize() -> None:
-    for source, group in by_source.items():
-      pixels = decode(source) if group else None
+  def decode_and_resize(crops: list[crops_lib.Crop]) -> None:
+    for source, group in itertools.groupby(crops, lambda crop: crop.source):
+      pixels = decode(source)
       for _, top, left, side in group:
         window = pixels[top : top + side, left : left + side]
         Image.fromarray(window).resize((size, size), Image.Resampling.LANCZOS)
 
+  whole = plan('whole', len(files))
+  one = plan('random', len(whole))
+  crops = plan('random', config.data.train_count)
   _compare(
     'planning',
     len(files),
-    lambda: plan('whole'),
+    lambda: plan('whole', len(files)),
     'decoding by Pillow',
     lambda: [decode(file) for file in files],
     rounds,
   )
   _compare(
-    'cropping, one a photograph',
-    len(whole),
-    lambda: cut(whole),
+    'cropping, one of each',
+    len(one),
+    lambda: cut(one),
     'decoding by Pillow',
-    lambda: [decode(crop.source) for crop in whole],
+    lambda: [decode(crop.source) for crop in one],
     rounds,
   )
-  _compare(
-    f'cropping, {len(crops) / len(whole):.0f} a photograph',
-    len(crops),
-    lambda: cut(crops),
-    'decoding and resizing by Pillow',
-    decode_and_resize,
-    rounds,
-  )
+  for name, some in (('whole', whole), (f'{len(crops)} of all', crops)):
+    _compare(
+      f'cropping, {name}',
+      len(some),
+      lambda some=some: cut(some),
+      'decoding and resizing by Pillow',
+      lambda some=some: decode_and_resize(some),
+      rounds,
+    )
   return cut(crops)
 
 

@@ -12,4 +12,4 @@ def test_the_stage_1_benchmark_says_each_part_beside_the_bare_one():
   said = ' '.join(result.stdout.split())
   for part in ('planning', 'cropping', 'training', 'encoding'):
     assert re.search(rf'{part}[^:]*: \d+ images/s', said), part
-  assert len(re.findall(r'ratio \d+\.\d+ \(', said)) == 5
+  assert len(re.findall(r'ratio \d+\.\d+ \(', said)) == 6
