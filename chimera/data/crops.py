@@ -192,16 +192,14 @@ def keep_crops(
   crops: list[Crop],
   *,
   image_size: int,
-  chunk: int,
   in_memory: int,
   folder: str | os.PathLike,
 ) -> np.ndarray | None:
   """All of them, uint8 (N, image_size, image_size, 3), to be read again.
 
   Args:
-    crops: see `cut_crops`, as for `image_size` and `chunk`.
+    crops: those of one photograph are next to each other.
     image_size: pixels.
-    chunk: crops.
     in_memory: bytes; more are in a file of `folder` that has no name.
     folder: None is returned where it has not twice the room.
   """
@@ -209,7 +207,7 @@ def keep_crops(
   size = math.prod(shape)
   if size > in_memory and size > shutil.disk_usage(folder).free // 2:
     return None
-  parts = cut_crops(crops, image_size=image_size, chunk=chunk)
+  parts = _cut_ahead(crops, image_size)
   if size <= in_memory:
     return np.concatenate(list(parts))
   with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder) as f:

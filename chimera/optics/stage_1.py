@@ -240,7 +240,6 @@ def _see(
       kept = crops_lib.keep_crops(
         plan.train,
         image_size=size,
-        chunk=chunk,
         in_memory=_POOL_MB << 20,
         folder=home.parent,
       )

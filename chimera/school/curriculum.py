@@ -130,11 +130,12 @@ def bin_samples(scores_N: np.ndarray) -> dict[int, np.ndarray]:
       'with `python -m chimera.main prepare-latents`.'
     )
   cuts = [(samples * k + BINS // 2) // BINS for k in range(1, BINS)]
-  return dict(enumerate(np.split(_sort(scores_N), cuts)))
+  order_N = _sort(np.asarray(scores_N, np.float32))
+  return dict(enumerate(np.split(order_N, cuts)))
 
 
 def _sort(scores_N: np.ndarray) -> np.ndarray:
-  """The order_N of scores >= 0, ties by index, int32.
+  """The order_N, int32, of float32 scores >= 0; ties go by index.
 
   Group by group, from one score to another: what one takes fits a processor's
   cache, and of 10^8 samples it takes little memory.
@@ -160,7 +161,7 @@ def _sort(scores_N: np.ndarray) -> np.ndarray:
       ids = order_N[begin:end]
       # The bits of a float32 >= 0 sort like the float, and NumPy sorts 16 of
       # them by radix: three times as fast as all. (+ 0.0 unsigns -0.)
-      bits = (scores_N[ids] + np.float32(0)).view(np.uint32)
+      bits = (scores_N[ids] + 0.0).view(np.uint32)
       order = np.argsort(bits.astype(np.uint16), kind='stable')
       bits = (bits >> 16).astype(np.uint16)
       order = order[np.argsort(bits[order], kind='stable')]

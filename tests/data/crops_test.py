@@ -459,7 +459,7 @@ def test_crops_are_kept_in_memory_in_a_file_or_not_at_all(
 
   def keep(in_memory):
     return crops_lib.keep_crops(
-      plan.train, image_size=16, chunk=7, in_memory=in_memory, folder=home
+      plan.train, image_size=16, in_memory=in_memory, folder=home
     )
 
   for in_memory, kind in ((expected.nbytes, np.ndarray), (0, np.memmap)):
