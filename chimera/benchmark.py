@@ -1,6 +1,7 @@
 """What Chimera costs, measured: `python -m chimera.benchmark WHAT`.
 
 curriculum   score, sort and save a million samples, against a bare mean.
+stage_1      reading photographs and learning to see, against bare programs.
 step         the compiled step on each layout of devices that there is.
 dashboard    training with the dashboard and without.
 tokens       tokenizing a folder, against bare `encode` on arrays in memory.
@@ -9,11 +10,12 @@ door         the look at a batch of floats before they are encoded.
 
 import argparse
 
-from chimera.benchmarks import dashboard, school, step, tokens
+from chimera.benchmarks import dashboard, school, stage_1, step, tokens
 
 # The flags of each, beside --rounds, and their defaults.
 COMMANDS = {
-  school.curriculum: {'samples': 1_000_000, 'chunk': 256},
+  school.curriculum: {'samples': 1_000_000, 'grid': 16},
+  stage_1.stage_1: {'variant': '', 'photographs': 64, 'steps': 50},
   step.step: {
     'variant': '',
     'programs': 'default,no_school,no_pid,no_q,no_meld,seed,control',

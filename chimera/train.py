@@ -31,13 +31,12 @@ def prepare_curriculum(
   data: stage_1.Prepared,
   *,
   afresh: bool = False,
-) -> dict[int, list[int]]:
+) -> dict[int, np.ndarray]:
   """Scores, sorts and bins latents.npy, or loads the curriculum it finds."""
   bins, scores_N = curriculum_file.make_or_check(
     os.path.join(workdir, f'curriculum_bins_{config.basename}.pkl'),
     data.paths_NxHxWxC,
     metric=config.school.metric,
-    chunk=config.optics.chunk,
     afresh=afresh,
   )
   if data.gradients_N is not None:
@@ -225,7 +224,7 @@ def has_diverged(
 def newborn(
   config: ml_collections.ConfigDict,
   data: stage_1.Prepared,
-  bins: dict[int, list[int]],
+  bins: dict[int, np.ndarray],
 ) -> tuple[state_lib.StepSpec, state_lib.CloneState]:
   """The step's constants and the clones, host arrays with a leading M."""
   spec, grid = state_lib.create_spec(config), data.paths_NxHxWxC.shape[1:3]

@@ -44,10 +44,7 @@ def bins_and_paths():
   high = np.array([np.pi, np.pi / 4, np.pi / 2])
   paths = ((paths + 1) / 2 * (high - low) + low).astype(np.float32)
   order = np.argsort(paths[..., 2].mean((1, 2)))
-  bins = {
-    b: [int(i) for i in part] for b, part in enumerate(np.split(order, 10))
-  }
-  return bins, paths
+  return dict(enumerate(np.split(order.astype(np.int32), 10))), paths
 
 
 def shard(paths):

@@ -14,19 +14,22 @@ from typing import Any
 import numpy as np
 import rich.console
 
-_GRID = (16, 16, 3)
+_WRITTEN = 8192  # samples at a time
 _say = rich.console.Console().print
 
 
-def _write_latents(path: pathlib.Path, samples: int) -> None:
+def _write_latents(path: pathlib.Path, samples: int, grid: int) -> None:
   """Random path_params, written without ever being in memory together."""
   rng = np.random.default_rng(0)
-  latents = np.lib.format.open_memmap(path, 'w+', np.float32, (samples, *_GRID))
-  for start in range(0, samples, 8192):
-    x = rng.random((min(8192, samples - start), *_GRID), np.float32)
-    # Each sample has a radius of its own.
-    x[..., 2] *= rng.random((len(x), 1, 1), np.float32) * (np.pi / 2)
-    latents[start : start + len(x)] = x
+  shape = (samples, grid, grid, 3)
+  header = {'descr': '<f4', 'fortran_order': False, 'shape': shape}
+  with open(path, 'wb') as f:
+    np.lib.format.write_array_header_1_0(f, header)
+    for start in range(0, samples, _WRITTEN):
+      x = rng.random((min(_WRITTEN, samples - start), *shape[1:]), np.float32)
+      # Each sample has a radius of its own.
+      x[..., 2] *= rng.random((len(x), 1, 1), np.float32) * (np.pi / 2)
+      f.write(x.data)
 
 
 def _peak_mb() -> float:
@@ -41,7 +44,7 @@ def _bare(path: pathlib.Path) -> tuple[float, float]:
   return time.perf_counter() - start, _peak_mb()
 
 
-def _prepare(path: pathlib.Path, chunk: int) -> tuple[float, float]:
+def _prepare(path: pathlib.Path) -> tuple[float, float]:
   """Seconds and peak MB of all that prepare-curriculum does here."""
   from chimera.school import curriculum_file
 
@@ -49,7 +52,7 @@ def _prepare(path: pathlib.Path, chunk: int) -> tuple[float, float]:
   there = path.with_name('curriculum_bins_benchmark.pkl')
   start = time.perf_counter()
   curriculum_file.make_or_check(
-    there, latents, metric='mean_radius', chunk=chunk, afresh=True
+    there, latents, metric='mean_radius', afresh=True
   )
   return time.perf_counter() - start, _peak_mb()
 
@@ -65,10 +68,10 @@ def curriculum(args: argparse.Namespace) -> None:
   """Prints both speeds, their ratio and both peaks; medians of the rounds."""
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder, 'latents.npy')
-    _write_latents(path, args.samples)
+    _write_latents(path, args.samples, args.grid)
     gigabytes = path.stat().st_size / 1e9
     rounds = [
-      (_in_child(_bare, path), _in_child(_prepare, path, args.chunk))
+      (_in_child(_bare, path), _in_child(_prepare, path))
       for _ in range(args.rounds)
     ]
   _say(f'{args.samples:,} samples, {gigabytes:.2f} GB')

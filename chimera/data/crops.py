@@ -4,13 +4,19 @@ Photographs are split into training and held-out ones **by photograph**: no
 crop of one that is trained on is ever held out. Host code only.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import collections
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import concurrent.futures
+import contextlib
 import csv
 import functools
 import hashlib
+import itertools
 import math
 import os
+import shutil
+import tempfile
+import threading
 from typing import NamedTuple
 
 from absl import logging
@@ -18,6 +24,8 @@ import numpy as np
 
 from chimera.data import fingerprints, images
 from chimera.system import disk
+
+_CUT = 32  # crops of a photograph that a thread cuts at a time
 
 
 class Crop(NamedTuple):
@@ -150,22 +158,109 @@ def read_crops(crops: Iterable[Crop], *, image_size: int) -> np.ndarray:
   """
   crops = list(crops)
   windows = np.empty((len(crops), image_size, image_size, 3), np.uint8)
-  by_source = {}
-  for i, crop in enumerate(crops):
-    by_source.setdefault(crop.source, []).append(i)
-  for source, indices in by_source.items():
-    photograph = images.load_photograph(source)
-    for i in indices:
-      _, top, left, size = crops[i]
-      window = photograph[top : top + size, left : left + size]
-      if min(top, left) < 0 or window.shape[:2] != (size, size):
-        raise ValueError(
-          f'{source} no longer holds the crop {crops[i][1:]}, it is '
-          f'{photograph.shape[0]} x {photograph.shape[1]}: put the image back '
-          'or start anew in another --workdir.'
-        )
-      windows[i] = images.resize(window, image_size)
+  by_source = sorted(range(len(crops)), key=lambda i: crops[i].source)
+  parts = cut_crops(
+    (crops[i] for i in by_source), image_size=image_size, chunk=_CUT
+  )
+  for i, window in zip(by_source, itertools.chain.from_iterable(parts)):
+    windows[i] = window
   return windows
+
+
+def cut_crops(
+  crops: Iterable[Crop], *, image_size: int, chunk: int
+) -> Iterator[np.ndarray]:
+  """uint8 RGB (n, image_size, image_size, 3), n = `chunk` crops at a time.
+
+  A photograph whose crops are next to each other is decoded once. It is done on
+  threads, somewhat ahead of who takes them.
+
+  Raises:
+    ValueError: a photograph is gone or no longer holds its crop.
+  """
+  held = np.empty((0, image_size, image_size, 3), np.uint8)
+  for part in _cut_ahead(crops, image_size):
+    held = np.concatenate([held, part])
+    while len(held) >= chunk:
+      yield held[:chunk]
+      held = held[chunk:]
+  if len(held):
+    yield held
+
+
+def keep_crops(
+  crops: list[Crop],
+  *,
+  image_size: int,
+  in_memory: int,
+  folder: str | os.PathLike,
+) -> np.ndarray | None:
+  """All of them, uint8 (N, image_size, image_size, 3), to be read again.
+
+  Args:
+    crops: those of one photograph are next to each other.
+    image_size: pixels.
+    in_memory: bytes; more are in a file of `folder` that has no name.
+    folder: None is returned where it has not twice the room.
+  """
+  shape = (len(crops), image_size, image_size, 3)
+  size = math.prod(shape)
+  if size > in_memory and size > shutil.disk_usage(folder).free // 2:
+    return None
+  parts = _cut_ahead(crops, image_size)
+  if size <= in_memory:
+    return np.concatenate(list(parts))
+  with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder) as f:
+    for part in parts:
+      f.write(part.data)
+    f.flush()
+    return np.memmap(f, np.uint8, 'r', shape=shape)
+  return None
+
+
+def _cut_ahead(crops: Iterable[Crop], image_size: int) -> Iterator[np.ndarray]:
+  """Crops of one photograph at a time, in order, cut by threads."""
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    ahead = collections.deque()
+    for photograph, part in _parts(crops):
+      ahead.append(pool.submit(photograph.cut, part, image_size))
+      if len(ahead) > 2 * os.cpu_count():
+        yield ahead.popleft().result()
+    while ahead:
+      yield ahead.popleft().result()
+
+
+def _parts(crops: Iterable[Crop]) -> Iterator[tuple['_Pixels', list[Crop]]]:
+  """Some crops of one photograph at a time, and its pixels."""
+  for source, group in itertools.groupby(crops, lambda crop: crop.source):
+    photograph = _Pixels(source)
+    while part := list(itertools.islice(group, _CUT)):
+      yield photograph, part
+
+
+class _Pixels:
+  """A photograph that several threads cut from; the first one decodes it."""
+
+  def __init__(self, source: str):
+    self._source = source
+    self._lock = threading.Lock()
+    self._image = None
+
+  def cut(self, crops: list[Crop], image_size: int) -> np.ndarray:
+    with self._lock:
+      if self._image is None:
+        self._image = images.load_image(self._source)
+    width, height = self._image.size
+    windows = np.empty((len(crops), image_size, image_size, 3), np.uint8)
+    for i, (source, top, left, size) in enumerate(crops):
+      if min(top, left) < 0 or top + size > height or left + size > width:
+        raise ValueError(
+          f'{source} no longer holds the crop {crops[i][1:]}, it is {height} x '
+          f'{width}: put the image back or start anew in another --workdir.'
+        )
+      window = self._image.crop((left, top, left + size, top + size))
+      windows[i] = images.resize(window, image_size)
+    return windows
 
 
 def write_manifest(
@@ -213,7 +308,8 @@ def _examine(
   mark = fingerprints.UNREADABLE
   try:
     with fingerprints.opened(source) as (f, mark):
-      height, width, _ = images.decode(f).shape
+      with images.decode_image(f) as image:
+        width, height = image.size
       if fingerprints.look(source) != mark['stat']:
         raise ValueError('it changed while it was read')
   except disk.BROKEN as e:

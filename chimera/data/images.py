@@ -47,6 +47,7 @@ _MOST_GROWN = 2**13
 _MOST_PLANES = 8  # of a TIFF; Pillow reads six
 # Pixels times scans of a JPEG: a scan of a few bytes takes as long as any.
 _MOST_SCANNED = 2**32
+_SCAN = 10  # bytes of the least one's header
 _JPEG = ('JPEG', 'MPO')  # Pillow's names
 # Pillow's own limit is lower than some cameras', and a warning at first.
 Image.MAX_IMAGE_PIXELS = None
@@ -83,10 +84,16 @@ def load_photograph(source: AnyPath) -> np.ndarray:
   Raises:
     ValueError: it is not a readable image, or has more than `MAX_PIXELS`.
   """
+  with load_image(source) as image:
+    return np.asarray(image)
+
+
+def load_image(source: AnyPath) -> Image.Image:
+  """`load_photograph` as Pillow has it."""
   source = os.fsdecode(source)
   try:
     with open_source(source) as f:
-      return decode(f)
+      return decode_image(f)
   except disk.BROKEN as e:
     raise ValueError(f'{source} is not a readable image: {why(e)}.') from e
 
@@ -114,7 +121,13 @@ def open_source(source: AnyPath) -> BinaryIO:
 
 
 def decode(f: BinaryIO) -> np.ndarray:
-  """uint8 RGB (height, width, 3) of an image's file; see `load_photograph`.
+  """uint8 RGB (height, width, 3) of an image's file; see `decode_image`."""
+  with decode_image(f) as image:
+    return np.asarray(image)
+
+
+def decode_image(f: BinaryIO) -> Image.Image:
+  """An image's file in RGB, as people see it; see `load_photograph`.
 
   What no pixel depends on may be broken or lacking.
 
@@ -134,8 +147,7 @@ def decode(f: BinaryIO) -> np.ndarray:
         image = mending.read(data, lambda x: _load(io.BytesIO(x))) or image
   if image is None:
     raise error
-  with image:
-    return np.asarray(_to_rgb(_turn(image)))
+  return _to_rgb(_turn(image))
 
 
 def why(error: BaseException) -> str:
@@ -157,13 +169,13 @@ def center(photograph: np.ndarray, size: int) -> np.ndarray:
   height, width = photograph.shape[:2]
   side = min(height, width)
   top, left = (height - side) // 2, (width - side) // 2
-  return resize(photograph[top : top + side, left : left + side], size)
+  square = photograph[top : top + side, left : left + side]
+  return resize(Image.fromarray(square), size)
 
 
-def resize(square: np.ndarray, size: int) -> np.ndarray:
+def resize(square: Image.Image, size: int) -> np.ndarray:
   """By Lanczos: uint8 (size, size, 3)."""
-  image = Image.fromarray(square)
-  return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
+  return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
 
 
 def read_image(path: AnyPath, size: int | None = None) -> np.ndarray:
@@ -355,7 +367,7 @@ def _load(f: BinaryIO) -> Image.Image:
       )
     if covered > _MOST_PLANES * pixels:
       raise ValueError(f'it holds {covered} values for {pixels} pixels')
-  if image.format in _JPEG:
+  if image.format in _JPEG and size // _SCAN * pixels > _MOST_SCANNED:
     f.seek(0)
     scans = f.read(archives.MAX_BYTES).count(b'\xff\xda')
     if scans * pixels > _MOST_SCANNED:

@@ -144,7 +144,7 @@ def _sources(crops: Iterable[crops_lib.Crop]) -> int:
 
 
 def drawn(
-  bins: dict[int, list[int]],
+  bins: dict[int, np.ndarray],
   lessons: Sequence[tuple[int, ...]],
   *,
   batch_size: int,
@@ -226,7 +226,7 @@ def _tokens(
 def _lessons(
   config: ml_collections.ConfigDict,
   spec: state_lib.StepSpec,
-  bins: dict[int, list[int]],
+  bins: dict[int, np.ndarray],
 ) -> Iterator[str]:
   c = config
   lessons = [c.specialists[name].bins for name in c.clone_names]

@@ -19,13 +19,11 @@ if TYPE_CHECKING:
 def look_at_held_out(
   config: ml_collections.ConfigDict,
   data: 'stage_1.Prepared',
-  bins: dict[int, list[int]],
+  bins: dict[int, np.ndarray],
 ) -> tuple[evaluate.HeldOut, evaluate.Eyes | None, np.ndarray]:
   """Places the held-out samples in the bins of the training scores_N."""
   scores_N, scores_M = (
-    curriculum.score(
-      paths, metric=config.school.metric, chunk=config.optics.chunk
-    )
+    curriculum.score(paths, metric=config.school.metric)
     for paths in (data.paths_NxHxWxC, data.held_out_paths)
   )
   crops, e = data.held_out_images, config.eval

@@ -80,7 +80,7 @@ class Subject(NamedTuple):
   paths_NxHxWxC: np.ndarray  # path_params of the training set
   crops: Sequence[crops_lib.Crop]  # which crop each of them is
   scores_N: np.ndarray  # their complexity
-  bins: Mapping[int, Sequence[int]]  # sample indices by bin, easy to hard
+  bins: Mapping[int, np.ndarray]  # sample indices by bin, easy to hard
 
 
 def write(
@@ -260,7 +260,7 @@ def _curriculum(
   colors: Mapping[str, str],
   image_size: int,
 ) -> Iterable[str]:
-  bins = {b: np.asarray(ids) for b, ids in sorted(subject.bins.items()) if ids}
+  bins = dict(sorted(subject.bins.items()))
   picks = [
     ids[np.linspace(0, len(ids) - 1, _SAMPLES).round().astype(int)]
     for ids in bins.values()

@@ -233,19 +233,31 @@ def _see(
   _check_lessons(config, len(plan.train))
   held_out = crops_lib.read_crops(plan.held_out, image_size=size)
   home.mkdir(parents=True, exist_ok=True)
+  kept = None
   if not is_learned:
     _write_sources(home, plan.fingerprints)
-    _learn(config, home, plan, held_out, inherit)
+    if not config.init_from:
+      kept = crops_lib.keep_crops(
+        plan.train,
+        image_size=size,
+        in_memory=_POOL_MB << 20,
+        folder=home.parent,
+      )
+    _learn(config, home, plan, kept, held_out, inherit)
   model, variables = training.load_optics(str(home.parent))
+  if kept is None:
+    cut = crops_lib.cut_crops(plan.train, image_size=size, chunk=chunk)
+  else:
+    cut = (kept[i : i + chunk] for i in range(0, len(kept), chunk))
 
   def parts() -> _Parts:
+    done = 0
     with progress.bar('path_params', len(plan.train)) as report:
-      for start in range(0, len(plan.train), chunk):
-        crops = plan.train[start : start + chunk]
-        part = crops_lib.read_crops(crops, image_size=size)
+      for part in cut:
         paths = training.encode_images(model, variables, part, chunk)
         yield paths, training.gradients(part, chunk)
-        report(start + len(crops), '')
+        done += len(part)
+        report(done, '')
 
   paths = training.encode_images(model, variables, held_out, chunk)
   return plan.train, {'paths': paths, 'images': held_out}, parts()
@@ -255,6 +267,7 @@ def _learn(
   config: ml_collections.ConfigDict,
   home: pathlib.Path,
   plan: crops_lib.Plan,
+  kept_NxSxSx3: np.ndarray | None,
   held_out_NxSxSx3: np.ndarray,
   inherit: Callable[[str], Any] | None,
 ) -> None:
@@ -269,11 +282,15 @@ def _learn(
     variables, learned = inherit(config.init_from), {}
   else:
     most = max(1, (_POOL_MB << 20) // (3 * size**2))
-    pool = plan.train[:: -(-len(plan.train) // most)]
+    spread = slice(None, None, -(-len(plan.train) // most))
+    if kept_NxSxSx3 is None:
+      pool = crops_lib.read_crops(plan.train[spread], image_size=size)
+    else:
+      pool = np.ascontiguousarray(kept_NxSxSx3[spread])
     how = ('steps', 'batch_size', 'learning_rate', 'noise')
     variables, loss = training.train_optics(
       model,
-      crops_lib.read_crops(pool, image_size=size),
+      pool,
       **{key: config.optics[key] for key in how},
       seed=config.seed,
     )

@@ -48,14 +48,16 @@ class Checkpointer:
     self,
     config: ml_collections.ConfigDict,
     workdir: str,
-    bins: dict[int, list[int]],
+    bins: dict[int, np.ndarray],
   ):
     self._config = config
     self._workdir = workdir
     self._steps = open_steps(config, workdir)
     self._bound = {
       'config': provenance.digest(preflight.binding(config_json.keys(config))),
-      'curriculum': provenance.digest({str(k): v for k, v in bins.items()}),
+      'curriculum': provenance.digest(
+        {str(k): ids.tolist() for k, ids in bins.items()}
+      ),
     }
     self.begin()
 
@@ -147,7 +149,7 @@ def restore(
   config: ml_collections.ConfigDict,
   workdir: str,
   born: state_lib.CloneState,
-  bins: dict[int, list[int]],
+  bins: dict[int, np.ndarray],
 ) -> tuple[int, state_lib.CloneState, Any]:
   """`Checkpointer.restore`; that there is none is a ValueError too."""
   restored = Checkpointer(config, workdir, bins).restore(born)

@@ -46,7 +46,7 @@ class Engine:
     self,
     config: ml_collections.ConfigDict,
     spec: state_lib.StepSpec,
-    bins: dict[int, list[int]],
+    bins: dict[int, np.ndarray],
     paths_NxHxWxC: np.ndarray,
     devices: list[jax.Device],
   ):

@@ -38,7 +38,7 @@ def _is_of(path: pathlib.Path, record: str, done: int) -> bool:
 
 def summarize(
   config: ml_collections.ConfigDict,
-  bins: dict[int, list[int]],
+  bins: dict[int, np.ndarray],
   seen: dict[str, np.ndarray],
 ) -> list[dict[str, Any]]:
   """Each clone's row of the final table."""

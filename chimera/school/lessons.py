@@ -51,7 +51,7 @@ class SchoolState(NamedTuple):
 
 
 def lesson_length(
-  bins: dict[int, list[int]],
+  bins: dict[int, np.ndarray],
   lessons: Sequence[tuple[int, ...]],
   *,
   batch_size: int = 1,
@@ -72,20 +72,20 @@ def lesson_length(
 
 
 def create_state(
-  bins: dict[int, list[int]],
+  bins: dict[int, np.ndarray],
   lesson_bins: tuple[int, ...],
   *,
   samples: int,
   length: int,
 ) -> SchoolState:
   """Enrols the samples of `lesson_bins`, padded to `length` by repeating."""
-  lesson = [i for k in sorted(set(lesson_bins)) for i in bins[k]]
+  lesson = np.concatenate([bins[k] for k in sorted(set(lesson_bins))])
   if not 0 < len(lesson) <= length:
     raise ValueError(
       f'length must be at least {max(1, len(lesson))}, got {length}.'
     )
   return SchoolState(
-    enrolled_L=np.resize(np.asarray(lesson, np.int32), length),
+    enrolled_L=np.resize(lesson.astype(np.int32), length),
     enrolled_count=np.asarray(len(lesson), np.int32),
     varentropy_N=np.zeros(samples, np.float32),
     seen_N=np.full(samples, -1, np.int32),

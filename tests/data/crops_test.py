@@ -225,16 +225,16 @@ def test_corrupt_images_among_many_are_skipped_each_with_its_reason(
 
 
 def test_a_file_that_changes_while_it_is_read_is_skipped(folder, monkeypatch):
-  decode = images.decode
+  decode = images.decode_image
 
   def change(f):
-    pixels = decode(f)
+    image = decode(f)
     if f.name.endswith('photo4.png'):
       with open(f.name, 'ab') as g:
         g.write(b'more')
-    return pixels
+    return image
 
-  monkeypatch.setattr(images, 'decode', change)
+  monkeypatch.setattr(images, 'decode_image', change)
   plan = crops_lib.plan_crops(str(folder), **PLAN)
   assert list(plan.skipped.values()) == ['it changed while it was read']
   assert next(iter(plan.skipped)).endswith('photo4.png')
@@ -420,14 +420,56 @@ def test_crops_come_back_in_order_and_exact_where_nothing_is_resized(folder):
 
 def test_a_photograph_is_decoded_once_a_call(folder, monkeypatch):
   decoded = []
-  load = images.load_photograph
+  load = images.load_image
   monkeypatch.setattr(
-    images, 'load_photograph', lambda s: decoded.append(s) or load(s)
+    images, 'load_image', lambda s: decoded.append(s) or load(s)
   )
   a, b = str(folder / 'photo0.png'), str(folder / 'photo3.png')
   crops = [crops_lib.Crop(s, 0, 0, 20) for s in (a, b, a, b)]
   crops_lib.read_crops(crops, image_size=16)
   assert sorted(decoded) == sorted((a, b))
+
+
+@pytest.mark.parametrize('chunk', [1, 7, 45, 100])
+def test_crops_are_cut_in_chunks_and_a_photograph_is_decoded_once(
+  folder, monkeypatch, chunk
+):
+  plan = crops_lib.plan_crops(str(folder), **{**PLAN, 'train_count': 45})
+  expected = crops_lib.read_crops(plan.train, image_size=16)
+  decoded = []
+  load = images.load_image
+  monkeypatch.setattr(
+    images, 'load_image', lambda s: decoded.append(s) or load(s)
+  )
+  # Less than there are of a photograph: several threads share its pixels.
+  monkeypatch.setattr(crops_lib, '_CUT', 2)
+  parts = list(crops_lib.cut_crops(plan.train, image_size=16, chunk=chunk))
+  assert {len(part) for part in parts[:-1]} <= {chunk}
+  np.testing.assert_array_equal(np.concatenate(parts), expected)
+  assert sorted(decoded) == sorted(_sources(plan.train))
+
+
+def test_crops_are_kept_in_memory_in_a_file_or_not_at_all(
+  folder, tmp_path, monkeypatch
+):
+  plan = crops_lib.plan_crops(str(folder), **PLAN)
+  expected = crops_lib.read_crops(plan.train, image_size=16)
+  home = tmp_path / 'home'
+  home.mkdir()
+
+  def keep(in_memory):
+    return crops_lib.keep_crops(
+      plan.train, image_size=16, in_memory=in_memory, folder=home
+    )
+
+  for in_memory, kind in ((expected.nbytes, np.ndarray), (0, np.memmap)):
+    kept = keep(in_memory)
+    assert type(kept) is kind
+    np.testing.assert_array_equal(kept, expected)
+    assert not os.listdir(home)
+  usage = shutil.disk_usage(home)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage._replace(free=9))
+  assert keep(0) is None
 
 
 def test_resizing_is_antialiased_and_stays_inside_the_window(tmp_path):

@@ -1,5 +1,6 @@
 """Stage 1 on a handful of crops of real photographs."""
 
+import collections
 import csv
 import errno
 import json
@@ -10,7 +11,7 @@ import shutil
 
 import jax
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 import pytest
 from scipy import stats
 
@@ -134,6 +135,34 @@ def test_every_file_that_was_skipped_is_listed_with_its_reason(
       [f'{folder}/cut, and long.png', 'it ends too soon'],
       [f'{folder}/empty.jpg', 'it is empty'],
     ]
+
+
+@pytest.mark.parametrize('pool_mb', [256, 0])
+def test_no_photograph_is_decoded_more_than_twice(
+  tmp_path, monkeypatch, pool_mb
+):
+  # With no pool to speak of, the crops are kept in a file.
+  monkeypatch.setattr(stage_1, '_POOL_MB', pool_mb)
+  folder = tmp_path / 'folder'
+  folder.mkdir()
+  for i in range(5):
+    noise = np.random.default_rng(i).integers(0, 256, (30, 20, 3), np.uint8)
+    Image.fromarray(noise).save(folder / f'{i}.png')
+  config = _config()
+  config.data.source = str(folder)
+  config.optics.chunk = 3  # which no photograph's crops are
+  decoded = collections.Counter()
+  load = ImageFile.ImageFile.load
+
+  def count(image):
+    if image.tile:  # there is something left to decode
+      decoded[image.fp.name] += 1
+    return load(image)
+
+  monkeypatch.setattr(ImageFile.ImageFile, 'load', count)
+  stage_1.prepare(config, str(tmp_path / 'run'))
+  assert len(decoded) == 5
+  assert set(decoded.values()) == {2}
 
 
 def test_a_run_takes_over_the_optics_that_it_starts_from(workdir, tmp_path):

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -21,8 +22,12 @@ def _latents(samples: int, seed: int = 0) -> np.ndarray:
   return x
 
 
-def _bins(samples: int = 100) -> dict[int, list[int]]:
+def _bins(samples: int = 100) -> dict[int, np.ndarray]:
   return curriculum.bin_samples(np.arange(samples, dtype=np.float32))
+
+
+def _lists(bins) -> dict[int, list[int]]:
+  return {k: ids.tolist() for k, ids in bins.items()}
 
 
 def _save(path: pathlib.Path, bins=None, digest: str = 'd') -> None:
@@ -48,7 +53,7 @@ def test_a_curriculum_is_plain_and_known_again(tmp_path):
   path = tmp_path / 'curriculum_bins_x.pkl'
   _save(path)
   _check(path)
-  assert pickle.loads(path.read_bytes()) == _bins()
+  assert pickle.loads(path.read_bytes()) == _lists(_bins())
   tie = json.loads((tmp_path / 'curriculum_bins_x.json').read_text())
   assert tie['samples'] == 100
   assert tie['metric'] == 'mean_radius'
@@ -58,6 +63,20 @@ def test_a_curriculum_is_plain_and_known_again(tmp_path):
   ]
 
 
+@pytest.mark.parametrize(
+  'samples', [10, 19, 999, 10_000, 10_001, 10_010, 99_999, 700_000]
+)
+def test_it_is_what_pickle_writes_of_lists(tmp_path, samples):
+  scores = np.random.default_rng(0).random(samples, np.float32)
+  bins = curriculum.bin_samples(scores)
+  _save(tmp_path / 'c.pkl', bins)
+  _check(tmp_path / 'c.pkl', bins)
+  expected = pickle.dumps(_lists(bins), protocol=4)
+  assert (tmp_path / 'c.pkl').read_bytes() == expected
+  tie = json.loads((tmp_path / 'c.json').read_text())
+  assert tie['curriculum'] == hashlib.sha256(expected).hexdigest()
+
+
 def test_an_unpickler_that_knows_no_globals_reads_it(tmp_path):
   class NoGlobals(pickle.Unpickler):
     def find_class(self, module, name):
@@ -65,7 +84,7 @@ def test_an_unpickler_that_knows_no_globals_reads_it(tmp_path):
 
   _save(tmp_path / 'c.pkl')
   with open(tmp_path / 'c.pkl', 'rb') as f:
-    assert NoGlobals(f).load() == _bins()
+    assert NoGlobals(f).load() == _lists(_bins())
 
 
 def test_a_save_that_dies_leaves_the_old_curriculum(tmp_path, monkeypatch):
@@ -84,7 +103,7 @@ def test_other_bins_or_another_metric_are_refused(tmp_path):
   swapped[0], swapped[9] = swapped[9], swapped[0]
   _refused(path, 'other latents', bins=swapped)
   _refused(path, 'another metric', metric='total_variation')
-  path.write_bytes(pickle.dumps(swapped, protocol=4))
+  path.write_bytes(pickle.dumps(_lists(swapped), protocol=4))
   _refused(path, r'c\.pkl is .* or is not as it was written')
 
 
@@ -92,7 +111,7 @@ def test_a_curriculum_of_other_latents_is_stale(tmp_path):
   latents = _latents(100)
 
   def of(latents):
-    scores = curriculum.score(latents, metric='mean_radius', chunk=32)
+    scores = curriculum.score(latents, metric='mean_radius')
     return {
       'bins': curriculum.bin_samples(scores),
       'digest': curriculum.digest(latents, scores),
@@ -128,7 +147,7 @@ class _Bomb:
 def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   path = tmp_path / 'c.pkl'
-  for hostile in (_Bomb(), {**_bins(), 3: [_Bomb()]}):
+  for hostile in (_Bomb(), {**_lists(_bins()), 3: [_Bomb()]}):
     for protocol in (0, 2, 4, 5):
       _save(path)
       path.write_bytes(pickle.dumps(hostile, protocol=protocol))
@@ -172,20 +191,21 @@ def test_a_missing_curriculum_or_tie_is_refused(tmp_path):
 def test_preparing_makes_then_knows_then_refuses_then_makes_anew(tmp_path):
   path = tmp_path / 'c.pkl'
   prepare = functools.partial(
-    curriculum_file.make_or_check, path, metric='mean_radius', chunk=16
+    curriculum_file.make_or_check, path, metric='mean_radius'
   )
   bins, scores = prepare(_latents(40))
   written = path.stat().st_mtime_ns
   np.testing.assert_allclose(
     scores, _latents(40)[..., 2].mean((1, 2)), rtol=1e-6
   )
-  assert prepare(_latents(40))[0] == bins
+  assert _lists(prepare(_latents(40))[0]) == _lists(bins)
   assert path.stat().st_mtime_ns == written
   with pytest.raises(ValueError, match='prepare-curriculum'):
     prepare(_latents(40, seed=1))
   assert path.stat().st_mtime_ns == written
   again, _ = prepare(_latents(40, seed=1), afresh=True)
-  assert prepare(_latents(40, seed=1))[0] == again != bins
+  known, _ = prepare(_latents(40, seed=1))
+  assert _lists(known) == _lists(again) != _lists(bins)
 
 
 def test_whatever_ends_a_first_save_the_same_command_makes_it(
@@ -193,7 +213,7 @@ def test_whatever_ends_a_first_save_the_same_command_makes_it(
 ):
   path = tmp_path / 'c.pkl'
   prepare = functools.partial(
-    curriculum_file.make_or_check, path, metric='mean_radius', chunk=16
+    curriculum_file.make_or_check, path, metric='mean_radius'
   )
   replace = os.replace
   for allowed in range(2):
@@ -209,4 +229,4 @@ def test_whatever_ends_a_first_save_the_same_command_makes_it(
       with pytest.raises(OSError, match='No space left'):
         prepare(_latents(40))
   bins, _ = prepare(_latents(40))
-  assert prepare(_latents(40))[0] == bins
+  assert _lists(prepare(_latents(40))[0]) == _lists(bins)

@@ -1,6 +1,7 @@
 """Scores, bins, and what is read off them."""
 
 import logging as std_logging
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ def _latents(samples: int, seed: int = 0) -> np.ndarray:
   return x
 
 
-def _bins(samples: int = 100) -> dict[int, list[int]]:
+def _bins(samples: int = 100) -> dict[int, np.ndarray]:
   return curriculum.bin_samples(np.arange(samples, dtype=np.float32))
 
 
@@ -23,7 +24,7 @@ def test_mean_radius_is_the_mean_of_the_third_channel():
   latents = np.zeros((2, 2, 2, 3), np.float32)
   latents[..., 0] = 3.0
   latents[1, ..., 2] = [[0.1, 0.2], [0.3, 0.4]]
-  scores = curriculum.score(latents, metric='mean_radius', chunk=1)
+  scores = curriculum.score(latents, metric='mean_radius')
   assert scores.dtype == np.float32
   np.testing.assert_allclose(scores, [0.0, 0.25], rtol=1e-6)
 
@@ -31,20 +32,21 @@ def test_mean_radius_is_the_mean_of_the_third_channel():
 def test_total_variation_is_the_mean_step_down_plus_across():
   latents = np.zeros((1, 2, 2, 3), np.float32)
   latents[0, ..., 1] = [[0.0, 0.3], [0.6, 0.9]]
-  scores = curriculum.score(latents, metric='total_variation', chunk=8)
+  scores = curriculum.score(latents, metric='total_variation')
   np.testing.assert_allclose(scores, [0.6 / 3 + 0.3 / 3], rtol=1e-6)
 
 
-@pytest.mark.parametrize('chunk', [1, 7, 64])
-def test_chunks_of_any_size_score_alike_from_memory_and_from_a_map(
-  tmp_path, chunk
+@pytest.mark.parametrize('read', [1, 7, 64])
+def test_runs_of_any_size_score_alike_from_memory_and_from_a_map(
+  tmp_path, monkeypatch, read
 ):
   latents = _latents(53)
+  monkeypatch.setattr(curriculum, '_READ_BYTES', read * latents[0].nbytes)
   np.save(tmp_path / 'x.npy', latents)
   mapped = np.load(tmp_path / 'x.npy', mmap_mode='r')
   expected = np.mean(latents[..., 2].reshape(53, -1), 1)
   for x in (latents, mapped):
-    scores = curriculum.score(x, metric='mean_radius', chunk=chunk)
+    scores = curriculum.score(x, metric='mean_radius')
     np.testing.assert_allclose(scores, expected, rtol=1e-6)
   np.testing.assert_array_equal(mapped, latents)
 
@@ -54,7 +56,7 @@ def test_scoring_a_copy_on_write_map_keeps_its_changes(tmp_path, monkeypatch):
   np.save(tmp_path / 'x.npy', _latents(20))
   mapped = np.load(tmp_path / 'x.npy', mmap_mode='c')
   mapped[3] = 7.0
-  curriculum.score(mapped, metric='mean_radius', chunk=1)
+  curriculum.score(mapped, metric='mean_radius')
   assert np.all(mapped[3] == 7.0)
 
 
@@ -70,17 +72,22 @@ def test_every_sample_is_in_exactly_one_bin_and_bin_means_rise(samples):
   assert all(
     scores[bins[k]].max() <= scores[bins[k + 1]].min() for k in range(9)
   )
-  assert {type(i) for ids in bins.values() for i in ids} == {int}
+  assert {ids.dtype for ids in bins.values()} == {np.dtype(np.int32)}
 
 
 def test_ties_go_by_index():
   bins = curriculum.bin_samples(np.full(20, 0.5, np.float32))
-  assert bins == {k: [2 * k, 2 * k + 1] for k in range(10)}
+  assert {k: ids.tolist() for k, ids in bins.items()} == {
+    k: [2 * k, 2 * k + 1] for k in range(10)
+  }
 
 
-def test_sorting_agrees_with_a_stable_argsort():
+@pytest.mark.parametrize('different', [1, 2, 40, 2**24])
+@pytest.mark.parametrize('samples', [10, 997, 20_000])
+def test_sorting_agrees_with_a_stable_argsort(monkeypatch, samples, different):
+  monkeypatch.setattr(curriculum, '_SORTED', 500)
   rng = np.random.default_rng(0)
-  scores = rng.integers(0, 40, 997).astype(np.float32) / 7
+  scores = rng.integers(0, different, samples).astype(np.float32) / 7
   scores[5] = -0.0
   order = [i for ids in curriculum.bin_samples(scores).values() for i in ids]
   np.testing.assert_array_equal(order, np.argsort(scores, kind='stable'))
@@ -133,7 +140,18 @@ def test_the_digest_is_the_same_from_memory_and_from_a_map(tmp_path):
   np.save(tmp_path / 'x.npy', latents)
   mapped = np.load(tmp_path / 'x.npy', mmap_mode='r')
   one, other = (
-    curriculum.digest(x, curriculum.score(x, metric='mean_radius', chunk=chunk))
-    for x, chunk in ((latents, 5), (mapped, 33))
+    curriculum.digest(x, curriculum.score(x, metric='mean_radius'))
+    for x in (latents, mapped)
   )
   assert one == other
+
+
+def test_sorting_takes_little_memory_beside_the_order():
+  # 10^8 scores and their order are 0.8 of the 1 GB that they may take.
+  scores = np.random.default_rng(0).random(3_000_000, np.float32)
+  for x in (scores, np.zeros_like(scores)):
+    tracemalloc.start()
+    curriculum.bin_samples(x)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * len(x) + 48 * 2**20

@@ -10,7 +10,7 @@ from chimera.school import curriculum, lessons
 LESSONS = ((9,), (0, 1, 2, 3), (4, 5, 6), (7, 8))
 
 
-def _bins(samples: int = 100) -> dict[int, list[int]]:
+def _bins(samples: int = 100) -> dict[int, np.ndarray]:
   return curriculum.bin_samples(np.arange(samples, dtype=np.float32))
 
 
@@ -78,7 +78,7 @@ def test_mix_draws_its_share_of_a_lesson_from_everything():
 
 
 def test_the_enrolled_are_drawn_evenly_although_they_are_padded():
-  bins = {**_bins(), 9: [90, 91, 92]}
+  bins = {**_bins(), 9: np.array([90, 91, 92])}
   state = lessons.create_state(bins, (9,), samples=100, length=5)
   np.testing.assert_array_equal(state.enrolled_L, [90, 91, 92, 90, 91])
   ids, _ = lessons.draw_lesson(
