@@ -58,30 +58,38 @@ def examine(
   eyes: evaluate.Eyes | None,
   master: average.Master,
   specialists: Any,
+  *,
+  with_ema: bool = True,
 ) -> Exam:
   """Figures of master, EMA and specialists, and the sheet that shows them.
 
   The specialists are the clones' own generators before the last meld; they, as
   the master of each clone, are host arrays with a leading M.
   """
-  trees = [('master', 0, master.params), ('ema', 0, master.ema)]
+  trees = [('master', 0, master.params)]
+  if with_ema:
+    trees.append(('ema', 0, master.ema))
   trees += [(k, i, specialists) for i, k in enumerate(config.clone_names)]
-  tokenizers = {
-    name: jax.tree.map(operator.itemgetter(i), tree) for name, i, tree in trees
-  }
-  size = config.eval.batch_size
+  shown = evaluate.columns(held_out, config.eval.preview)
+  how = {'batch_size': config.eval.batch_size, 'shown': shown}
+  by_optics = None
+  if eyes:
+    alone, by_optics = evaluate.judge_optics(held_out, eyes, **how)
+    held_out = held_out._replace(optics_psnr=alone)
   found = {
     name: evaluate.evaluate(
-      spec.tokenizer, params, held_out, eyes, batch_size=size
+      spec.tokenizer,
+      jax.tree.map(operator.itemgetter(i), tree),
+      held_out,
+      eyes,
+      **how,
     )
-    for name, params in tokenizers.items()
+    for name, i, tree in trees
   }
-  del tokenizers['ema']
-  tiles, sheet = evaluate.preview(
-    spec.tokenizer, tokenizers, held_out, eyes, columns=config.eval.preview
-  )
-  figures = {name: row for name, (row, _) in found.items()}
-  return Exam(figures, found['master'][1], tiles, sheet)
+  made = {name: of.pictures for name, of in found.items() if name != 'ema'}
+  tiles, sheet = evaluate.preview(made, held_out, shown, by_optics)
+  figures = {name: of.figures for name, of in found.items()}
+  return Exam(figures, found['master'].counts_V, tiles, sheet)
 
 
 def flat(figures: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -15,7 +15,7 @@ def test_the_start_benchmark_says_each_phase_cold_and_warm(tmp_path):
   # One clone without the Meld: the step that compiles soonest.
   flags = (
     '--config=tests/tiny.py --config.meld.enabled=False --config.devices=1 '
-    f"--config.data.source={tmp_path}/source.npy "
+    f'--config.data.source={tmp_path}/source.npy '
     """--config.clone_names="('structural',)" """
   )
   result = command.run('start', '--rounds=1', f'--flags={flags}')
