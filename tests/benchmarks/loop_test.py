@@ -6,27 +6,12 @@ import pytest
 from chimera.benchmarks import loop
 from chimera.run import engine
 from tests import tiny
-
-
-class Still:
-  """An engine that leaves the clones as they are."""
-
-  def __init__(self, config, spec, bins, paths, devices):
-    self.cycles = 1
-
-  def place(self, host, done):
-    self.state = engine.put(host, engine.choose_devices(1, len(host.rng)))
-
-  def dispatch(self):
-    seen = {**tiny.metrics(), 'sick': np.zeros(4), 'healthy': np.ones(4)}
-    return {k: v[None] for k, v in seen.items()}, self.state.generator.params
-
-  def deal_if_due(self, done):
-    pass
+from tests.benchmarks import still
 
 
 @pytest.fixture(scope='module')
 def spent(tmp_path_factory):
+  """What `loop.measure` says."""
   home = tmp_path_factory.mktemp('run')
   np.save(home / 'source.npy', tiny.bins_and_paths()[1])
   config = tiny.get_config()
@@ -34,7 +19,7 @@ def spent(tmp_path_factory):
   config.train.cycles = config.train.eval_every = 6
   config.train.log_every = config.train.checkpoint_every = 2
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(engine, 'Engine', Still)
+    patch.setattr(engine, 'Engine', still.Still)
     return loop.measure(config, str(home))
 
 
