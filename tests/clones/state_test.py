@@ -48,6 +48,32 @@ def test_four_clones_of_one_newborn_master_each_with_its_own_critic(born):
   assert len(set(kernels)) == 4
 
 
+def test_a_clone_is_born_as_its_modules_and_the_seed_have_it(born):
+  config = tiny.get_config()
+  constants, key = spec(), jax.random.key(config.seed)
+  x = np.zeros((1, *GRID, 3), np.float32)
+  init = jax.jit(constants.tokenizer.init)(jax.random.fold_in(key, 0), x)
+  assert_equal(init['params'], born[3].generator.params)
+  init = jax.jit(constants.critic.init)(jax.random.fold_in(key, 4), x)
+  assert_equal(init['params'], born[3].critic.params)
+
+
+def test_no_shape_of_a_newborn_clone_is_a_program_of_its_own():
+  programs = []
+
+  def heard(event, _, **__):
+    programs.extend([event] * event.endswith('backend_compile_duration'))
+
+  jax.monitoring.register_event_duration_secs_listener(heard)
+  try:
+    jax.clear_caches()
+    state_lib.create_states(tiny.get_config(), spec(), BINS, GRID)
+  finally:
+    jax.monitoring.unregister_event_duration_listener(heard)
+  # The key, and all the rest.
+  assert len(programs) < 5
+
+
 def test_the_clones_enrol_their_own_bins(born):
   config = tiny.get_config()
   for state, name in zip(born, config.clone_names, strict=True):
