@@ -312,8 +312,8 @@ def test_sizes_that_do_not_fold_or_divide_train(tmp_path):
   config = _changed(tiny.get_config(), *changes.items())
   assert _complaint(config) is None
   if _is_long():
-    argv = [f'--config.{key}={value}' for key, value in changes.items()]
-    argv += [f'--config={ROOT}/tests/tiny.py', f'--workdir={tmp_path}/w']
+    argv = [f'--config={ROOT}/tests/tiny.py', f'--workdir={tmp_path}/w']
+    argv += [f'--config.{key}={value}' for key, value in changes.items()]
     assert main.main(['chimera', *argv]) == 0
     assert (tmp_path / 'w' / 'tokenizer' / 'tokenizer.json').exists()
     return
