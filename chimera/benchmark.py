@@ -3,16 +3,27 @@
 curriculum   score, sort and save a million samples, against a bare mean.
 stage_1      reading photographs and learning to see, against bare programs.
 step         the compiled step on each layout of devices that there is.
+start        from the command to the first cycle, cold and warm.
+loop         what a run spends beside the step.
 dashboard    training with the dashboard and without.
 tokens       tokenizing a folder, against bare `encode` on arrays in memory.
 door         the look at a batch of floats before they are encoded.
 """
 
 import argparse
+import sys
 
-from chimera.benchmarks import dashboard, school, stage_1, step, tokens
+from chimera.benchmarks import (
+  dashboard,
+  loop,
+  school,
+  stage_1,
+  start,
+  step,
+  tokens,
+)
 
-# The flags of each, beside --rounds, and their defaults.
+# The flags of each and their defaults; that of --rounds is 5.
 COMMANDS = {
   school.curriculum: {'samples': 1_000_000, 'grid': 16},
   stage_1.stage_1: {'variant': '', 'photographs': 64, 'steps': 50},
@@ -23,6 +34,8 @@ COMMANDS = {
     'cycles_per_dispatch': 1,
     'dispatches': 5,
   },
+  loop.loop: {'variant': '', 'cycles': 500, 'rounds': 1},
+  start.start: {'flags': ''},
   dashboard.dashboard: {'variant': '', 'dispatches': 60},
   tokens.tokens: {
     'tokenizer': 'runs/chimera/tokenizer',
@@ -39,10 +52,13 @@ def main() -> None:
   for run, flags in COMMANDS.items():
     command = commands.add_parser(run.__name__)
     command.set_defaults(run=run)
-    for name, value in {**flags, 'rounds': 5}.items():
+    for name, value in {'rounds': 5, **flags}.items():
       command.add_argument(f'--{name}', type=type(value), default=value)
   args = parser.parse_args()
-  args.run(args)
+  try:
+    args.run(args)
+  except ValueError as e:
+    sys.exit(f'Error: {e}')
 
 
 if __name__ == '__main__':

@@ -95,7 +95,8 @@ def train(
 
   def evaluate(done: int, tokenizers: tuple[Any, Any]) -> exam_lib.Exam:
     with observers.during('evaluating'):
-      exam = examine(*tokenizers)
+      # Of the average only the last figures are shown anywhere.
+      exam = examine(*tokenizers, with_ema=done == cycles)
       record_figures(exam, done)
       sheet = exam_lib.save_preview(workdir, exam, done)
       observers.evaluated(done, exam, sheet)

@@ -198,9 +198,9 @@ def run(fd, limit, argv):
 
     return loud_step
 
-  def loud_examine(*args):
+  def loud_examine(*args, **keywords):
     say('evaluating', at[0])
-    return examine(*args)
+    return examine(*args, **keywords)
 
   orbax_save = checkpoint.ocp.Checkpointer.save
   checkpoint.ocp.Checkpointer.save = lossy_save

@@ -193,9 +193,9 @@ def injected(faults):
 
     return faulty_step
 
-  def faulty_examine(*args):
+  def faulty_examine(*args, **keywords):
     faults.reach('evaluating')
-    return examine(*args)
+    return examine(*args, **keywords)
 
   def faulty_save(self, step, tree, *args, **keywords):
     faults.save(tree)

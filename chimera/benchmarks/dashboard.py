@@ -45,7 +45,7 @@ def dashboard(args: argparse.Namespace) -> None:
   ratios = []
   for _ in range(args.rounds):
     without = train()
-    with _terminal(160, 48), live.Live(look, os.devnull):
+    with terminal(160, 48), live.Live(look, os.devnull):
       with_it = train()
     ratios.append(without / with_it)
   _say(
@@ -55,7 +55,7 @@ def dashboard(args: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _terminal(width: int, height: int) -> Iterator[None]:
+def terminal(width: int, height: int) -> Iterator[None]:
   """Puts stdout and stderr on a terminal of that size."""
   ours, theirs = pty.openpty()
   termios.tcsetwinsize(theirs, (height, width))

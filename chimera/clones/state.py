@@ -7,6 +7,7 @@ a `specialists.Mission`; what is common to all and fixed at compilation is the
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import flax.struct
@@ -23,6 +24,7 @@ from chimera.clones import terms as terms_lib
 from chimera.meld import average, quarantine
 from chimera.meld import optimizer as optimizer_lib
 from chimera.school import lessons as lessons_lib
+from chimera.system import compiled
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -147,48 +149,49 @@ def create_states(
   Each has a critic of its own, and what the School keeps for its lessons.
   """
   key = jax.random.key_data(jax.random.key(config.seed))
-  x = jnp.zeros((1, *grid, 3))
-  params = spec.generator_layout.vector(
-    jax.jit(spec.tokenizer.init)(
-      jax.random.fold_in(jax.random.wrap_key_data(key), 0), x
-    )['params']
-  )
   samples = sum(map(len, bins.values()))
   of_clones = [config.specialists[name].bins for name in config.clone_names]
   length = lessons_lib.lesson_length(
     bins, of_clones, batch_size=config.train.batch_size
   )
-  init_critic = jax.jit(spec.critic.init)
-  states = []
-  for i, lesson in enumerate(of_clones):
-    # Averaged critics must be born alike.
-    number = 1 + i if spec.meld.enabled else 1
-    critic_params = spec.critic_layout.vector(
-      init_critic(jax.random.fold_in(jax.random.wrap_key_data(key), number), x)[
-        'params'
-      ]
+
+  # One program for all of them: done one by one, each shape would be one.
+  @functools.partial(jax.jit, compiler_options=compiled.sooner())
+  def born(key: jax.Array, number: int) -> CloneState:
+    rng, x = jax.random.wrap_key_data(key), jnp.zeros((1, *grid, 3))
+    params = spec.generator_layout.vector(
+      spec.tokenizer.init(jax.random.fold_in(rng, 0), x)['params']
     )
-    states.append(
-      CloneState(
-        step=jnp.int32(0),
-        rng=key,
-        generator=_at_birth(params, spec.generator_optimizer),
-        critic=_at_birth(critic_params, spec.critic_optimizer),
-        master=average.create_master(params, spec.tokenizer.codes, spec.meld),
-        pid=pid_lib.init(len(spec.terms)),
-        q=q_learning.init(window=config.q.window, actions=len(spec.q.actions)),
-        own_loss=jnp.float32(1.0),
-        own_step=q_learning.OwnStep(np.zeros_like(params), np.float32(0.0))
-        if spec.q.history == 'own'
-        else None,
-        school=lessons_lib.create_state(
-          bins, lesson, samples=samples, length=length
-        ),
-        health=quarantine.healthy_at_birth(len(spec.quarantine.bounds)),
-        dropped=jnp.int32(0),
-      )
+    critic = spec.critic_layout.vector(
+      spec.critic.init(jax.random.fold_in(rng, number), x)['params']
     )
-  return states
+    return CloneState(
+      step=jnp.int32(0),
+      rng=key,
+      generator=_at_birth(params, spec.generator_optimizer),
+      critic=_at_birth(critic, spec.critic_optimizer),
+      master=average.create_master(params, spec.tokenizer.codes, spec.meld),
+      pid=pid_lib.init(len(spec.terms)),
+      q=q_learning.init(window=config.q.window, actions=len(spec.q.actions)),
+      own_loss=jnp.float32(1.0),
+      own_step=q_learning.OwnStep(jnp.zeros_like(params), jnp.float32(0.0))
+      if spec.q.history == 'own'
+      else None,
+      school=None,
+      health=quarantine.healthy_at_birth(len(spec.quarantine.bounds)),
+      dropped=jnp.int32(0),
+    )
+
+  # Averaged critics must be born alike.
+  numbers = [1 + i if spec.meld.enabled else 1 for i in range(len(of_clones))]
+  schools = (
+    lessons_lib.create_state(bins, lesson, samples=samples, length=length)
+    for lesson in of_clones
+  )
+  return [
+    born(key, number).replace(school=school)
+    for number, school in zip(numbers, schools)
+  ]
 
 
 def _at_birth(params: Any, spec: optimizer_lib.Spec) -> TrainState:

@@ -31,6 +31,8 @@ class HeldOut(NamedTuple):
   images_NxSxSx3: np.ndarray | None  # uint8; None if the data are path_params
   bins_N: np.ndarray  # of the curriculum, that each would fall in, 0 to 9
   frechet_metrics: Sequence[frechet.FrechetMetric] = ()  # to the crops
+  # Of the optics alone, the same for all tokenizers; None: to be measured.
+  optics_psnr: float | None = None
 
 
 class Eyes(NamedTuple):
@@ -65,6 +67,14 @@ def frechet_metrics(
   )
 
 
+class Judged(NamedTuple):
+  """What was found of one tokenizer."""
+
+  figures: dict[str, float]  # every one, by name
+  counts_V: np.ndarray  # uses of each code
+  pictures: np.ndarray  # of the samples that were asked for, uint8
+
+
 def evaluate(
   tokenizer: models.Tokenizer,
   params: Any,
@@ -72,25 +82,32 @@ def evaluate(
   eyes: Eyes | None,
   *,
   batch_size: int,
-) -> tuple[dict[str, float], np.ndarray]:
-  """Every figure of one tokenizer, by name, and counts_V of its codes."""
-  eye_model, eye_params = eyes or (None, None)
+  shown: Sequence[int] = (),
+) -> Judged:
+  """Judges one tokenizer; pictures are kept of the samples `shown`."""
   rows, counts_V = [], np.zeros(tokenizer.codes)
-  moments = dict.fromkeys(held_out.frechet_metrics)
+  moments, album = dict.fromkeys(held_out.frechet_metrics), _Album(shown)
   for part in _batches(len(held_out.paths_NxHxWxC), batch_size):
-    pixels = eyes and images.to_float(held_out.images_NxSxSx3[part])
     paths = held_out.paths_NxHxWxC[part]
-    row, counts, seen = _measure(
-      tokenizer, eye_model, params, eye_params, paths, pixels
-    )
+    row, seen, counts = _reconstruct(tokenizer, params, paths)
+    if eyes:
+      seen = _paint(*eyes, seen)
+      pixels = images.to_float(held_out.images_NxSxSx3[part])
+      row |= _compare(pixels, rounded := _to_8_bits(seen), of_paths=False)
+    album.add(part, seen)
     rows.append(jax.device_get(row))
     counts_V += np.asarray(counts)
     for metric, so_far in moments.items():
-      moments[metric] = metric.add(so_far, seen)
+      moments[metric] = metric.add(so_far, rounded)
   each = {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
   figures = {k: float(np.mean(v)) for k, v in each.items()}
-  for metric, seen in moments.items():
-    figures[metric.name] = metric.distance(seen)
+  for metric, so_far in moments.items():
+    figures[metric.name] = metric.distance(so_far)
+  if eyes:
+    alone = held_out.optics_psnr
+    if alone is None:
+      alone, _ = judge_optics(held_out, eyes, batch_size=batch_size)
+    figures['optics_psnr'] = alone
   for metric in metrics.FIGURES:
     if metric.by_bin is not None and metric.name in each:
       of_bins = {
@@ -103,7 +120,7 @@ def evaluate(
   p = counts_V[counts_V > 0] / counts_V.sum()
   figures['perplexity'] = math.exp(-np.sum(p * np.log(p)))
   figures['codes_used'] = float(np.sum(counts_V > 0))
-  return figures, counts_V
+  return Judged(figures, counts_V, album.pictures())
 
 
 def _batches(count: int, batch_size: int) -> Iterator[slice]:
@@ -111,21 +128,58 @@ def _batches(count: int, batch_size: int) -> Iterator[slice]:
     yield slice(start, start + batch_size)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _measure(tokenizer, eye_model, params, eye_params, paths, pixels):
-  """Figures of each sample, counts of the codes, and the pictures."""
+class _Album:
+  """Pictures of chosen samples, out of the batches that go by."""
+
+  def __init__(self, shown: Sequence[int]):
+    self._shown = [int(i) for i in shown]
+    self._found: dict[int, np.ndarray] = {}
+
+  def add(self, part: slice, seen_BxHxWx3: jax.Array) -> None:
+    """A batch, in [-1, 1], and which samples it is of."""
+    for i in {*self._shown} & {*range(part.start, part.stop)}:
+      picture = np.asarray(seen_BxHxWx3)[i - part.start]
+      self._found[i] = images.to_uint8(picture)
+
+  def pictures(self) -> np.ndarray:
+    """As they were asked for."""
+    return np.array([self._found[i] for i in self._shown])
+
+
+def judge_optics(
+  held_out: HeldOut,
+  eyes: Eyes,
+  *,
+  batch_size: int,
+  shown: Sequence[int] = (),
+) -> tuple[float, np.ndarray]:
+  """PSNR of what the optics alone make of the samples, and pictures of it."""
+  found, album = [], _Album(shown)
+  for part in _batches(len(held_out.paths_NxHxWxC), batch_size):
+    seen = _paint(*eyes, poincare.normalize(held_out.paths_NxHxWxC[part]))
+    album.add(part, seen)
+    pixels = images.to_float(held_out.images_NxSxSx3[part])
+    found.append(_psnr(pixels, _to_8_bits(seen)))
+  return float(np.mean(np.concatenate(found))), album.pictures()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reconstruct(tokenizer, params, paths):
+  """Figures of each sample, what becomes of it, and counts of the codes."""
   x = poincare.normalize(paths)
   x_hat, _, tokens = tokenizer.apply({'params': params}, x)
   row = _compare(x, x_hat, of_paths=True)
-  y = None
-  if eye_model is not None:
-    decode = functools.partial(eye_model.apply, eye_params, method='decode')
-    y = _to_8_bits(decode(poincare.denormalize(x_hat)))
-    row |= _compare(pixels, y, of_paths=False)
-    row['optics_psnr'] = perceptual.psnr(pixels, _to_8_bits(decode(paths)))
-  return row, jnp.bincount(tokens.ravel(), length=tokenizer.codes), y
+  return row, x_hat, jnp.bincount(tokens.ravel(), length=tokenizer.codes)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _paint(eye_model, eye_params, x_BxHxWxC):
+  """Pixels in [-1, 1] of normalized path_params."""
+  paths = poincare.denormalize(x_BxHxWxC)
+  return eye_model.apply(eye_params, paths, method='decode')
+
+
+@functools.partial(jax.jit, static_argnames='of_paths')
 def _compare(
   a: jax.Array, b: jax.Array, *, of_paths: bool
 ) -> dict[str, jax.Array]:
@@ -137,34 +191,40 @@ def _compare(
   }
 
 
+_psnr = jax.jit(perceptual.psnr)
+
+
+@jax.jit
 def _to_8_bits(x_BxHxWxC: jax.Array) -> jax.Array:
   """As if by way of uint8, in [-1, 1]; what is not finite stays so."""
   return jnp.round(jnp.clip(x_BxHxWxC + 1, 0, 2) * 127.5) / 127.5 - 1
 
 
+def columns(held_out: HeldOut, count: int) -> np.ndarray:
+  """Samples that a contact sheet shows, from easy to hard."""
+  order = np.argsort(held_out.bins_N, kind='stable')
+  return order[np.linspace(0, len(order) - 1, count).round().astype(int)]
+
+
 def preview(
-  tokenizer: models.Tokenizer,
-  params_by_row: dict[str, Any],
+  made: dict[str, np.ndarray],
   held_out: HeldOut,
-  eyes: Eyes | None,
-  *,
-  columns: int,
+  shown: np.ndarray,
+  by_optics: np.ndarray | None = None,
 ) -> tuple[np.ndarray, sheets.Sheet]:
   """What a contact sheet shows: tiles_RxCxTxTx3, uint8, and how they lie.
 
-  A row of each of `params_by_row`, the master first; a column of each sample,
-  from easy to hard. path_params without optics are drawn as colors.
+  A column of each of the samples `shown`, and a row of what each tokenizer made
+  of them, the master first. path_params without optics are drawn as colors.
   """
-  order = np.argsort(held_out.bins_N, kind='stable')
-  chosen = order[np.linspace(0, len(order) - 1, columns).round().astype(int)]
-  paths = held_out.paths_NxHxWxC[chosen]
-  x = poincare.normalize(paths)
-  rows = {'original': (seen := draw(x, eyes))}
-  if eyes is not None:
-    rows = {'original': held_out.images_NxSxSx3[chosen], 'optics': seen}
-  for name, params in params_by_row.items():
-    rows[name] = draw(tokenizer.apply({'params': params}, x)[0], eyes)
-  master = next(iter(params_by_row))
+  if by_optics is None:
+    x = poincare.normalize(held_out.paths_NxHxWxC[shown])
+    rows = {'original': draw(x, None)}
+  else:
+    originals = held_out.images_NxSxSx3[shown]
+    rows = {'original': originals, 'optics': by_optics}
+  rows |= made
+  master = next(iter(made))
   rows[f'error x{ERROR_GAIN}'] = error_map(rows['original'], rows[master])
   tiles = np.stack(list(rows.values()))
   # A sheet's are square; path_params of others need not be.
@@ -175,7 +235,7 @@ def preview(
   scale = max(1, 128 // tiles.shape[2])
   tiles = tiles.repeat(scale, axis=2).repeat(scale, axis=3)
   return tiles, sheets.create(
-    tiles.shape[2], tuple(rows), tuple(held_out.bins_N[chosen].tolist())
+    tiles.shape[2], tuple(rows), tuple(held_out.bins_N[shown].tolist())
   )
 
 
@@ -183,9 +243,7 @@ def draw(x_BxHxWxC: jax.Array, eyes: Eyes | None) -> np.ndarray:
   """Pixels, uint8, of normalized path_params; themselves without optics."""
   if eyes is None:
     return images.to_uint8(np.asarray(x_BxHxWxC))
-  paths = poincare.denormalize(x_BxHxWxC)
-  pixels = eyes.model.apply(eyes.params, paths, method='decode')
-  return images.to_uint8(np.asarray(pixels))
+  return images.to_uint8(np.asarray(_paint(*eyes, x_BxHxWxC)))
 
 
 def error_map(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -54,31 +54,38 @@ def examine(
   eyes: evaluate.Eyes | None,
   master: average.Master,
   specialists: np.ndarray,
+  *,
+  with_ema: bool = True,
 ) -> Exam:
   """Figures of master, EMA and specialists, and the sheet that shows them.
 
   The specialists are the clones' own generators (M, P) before the last meld;
   the master of each clone has a leading M too. Host arrays.
   """
-  vectors = [('master', 0, master.params), ('ema', 0, master.ema)]
+  vectors = [('master', 0, master.params)]
+  if with_ema:
+    vectors.append(('ema', 0, master.ema))
   vectors += [(k, i, specialists) for i, k in enumerate(config.clone_names)]
-  tokenizers = {
-    name: spec.generator_layout.tree(params_MxP[i])
-    for name, i, params_MxP in vectors
-  }
-  size = config.eval.batch_size
+  shown = evaluate.columns(held_out, config.eval.preview)
+  how = {'batch_size': config.eval.batch_size, 'shown': shown}
+  by_optics = None
+  if eyes:
+    alone, by_optics = evaluate.judge_optics(held_out, eyes, **how)
+    held_out = held_out._replace(optics_psnr=alone)
   found = {
     name: evaluate.evaluate(
-      spec.tokenizer, params, held_out, eyes, batch_size=size
+      spec.tokenizer,
+      spec.generator_layout.tree(params_MxP[i]),
+      held_out,
+      eyes,
+      **how,
     )
-    for name, params in tokenizers.items()
+    for name, i, params_MxP in vectors
   }
-  del tokenizers['ema']
-  tiles, sheet = evaluate.preview(
-    spec.tokenizer, tokenizers, held_out, eyes, columns=config.eval.preview
-  )
-  figures = {name: row for name, (row, _) in found.items()}
-  return Exam(figures, found['master'][1], tiles, sheet)
+  made = {name: of.pictures for name, of in found.items() if name != 'ema'}
+  tiles, sheet = evaluate.preview(made, held_out, shown, by_optics)
+  figures = {name: of.figures for name, of in found.items()}
+  return Exam(figures, found['master'].counts_V, tiles, sheet)
 
 
 def flat(figures: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Who is told what happens: the dashboard, TensorBoard and the history."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import functools
 import json
 import os
 import time
@@ -43,6 +44,7 @@ class Observers:
     log = os.path.join(workdir, 'train.log')
     self._live = live.Live(self._look, log, wanted=config.train.dashboard)
     self._workdir = workdir
+    self._introduction: Callable[[], None] | None = None
     self._open = contextlib.ExitStack()
 
   def __enter__(self) -> 'Observers':
@@ -60,7 +62,14 @@ class Observers:
   def introduce(
     self, held_out: evaluate.HeldOut, scores_N: np.ndarray, first: int
   ) -> None:
-    """Once: what the run is."""
+    """Once: what the run is, which TensorBoard is told with the first row."""
+    self._introduction = functools.partial(
+      self._introduce, held_out, scores_N, first
+    )
+
+  def _introduce(
+    self, held_out: evaluate.HeldOut, scores_N: np.ndarray, first: int
+  ) -> None:
     config = self._config
     hparams = {
       k: v
@@ -133,6 +142,9 @@ class Observers:
     clones: dict[str, dict[str, float]],
     master: dict[str, float],
   ) -> None:
+    introduce, self._introduction = self._introduction, None
+    if introduce:
+      introduce()
     of_clones = [clones.get(n, {}) for n in self._config.clone_names]
     self._board.write(done, of_clones, master)
     try:

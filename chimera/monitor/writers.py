@@ -12,6 +12,7 @@ import json
 import os
 import re
 import textwrap
+import threading
 from typing import TYPE_CHECKING, Any
 
 from absl import logging
@@ -156,40 +157,58 @@ class Writers:
       yield self._master, of_master
 
 
+# Modules that import each other are not imported by two threads at once.
+_importing = threading.Lock()
+
+
 class _Run:
-  """One run's writer on a thread of its own, off at its first failure."""
+  """One run's writer on a thread of its own, off at its first failure.
+
+  It is opened with the first that there is to write: TensorFlow takes seconds
+  to import, and only this needs it.
+  """
 
   def __init__(self, folder: str, name: str):
-    # TensorFlow takes seconds to import, and only this needs it.
-    silence_tensorflow()
-    from clu import asynclib, metric_writers
-    import tensorflow as tf
+    from clu import asynclib
 
+    self._folder = folder
     self._name = name
     self._failures = (
-      *(OSError, ValueError, TypeError, RuntimeError),
-      *(tf.errors.OpError, asynclib.AsyncError),
+      *(OSError, ValueError, TypeError, RuntimeError, ImportError),
+      asynclib.AsyncError,
     )
     self._on = True
+    self._writer: Any = None
     self._pool = asynclib.Pool(name, max_workers=1)
-    self._try(self._open, metric_writers.SummaryWriter, folder)
 
   def call(self, method: str | Callable[..., None], *args: Any) -> None:
     """Calls a method of the writer, or a function with the writer first."""
     self._try(self._pool(self._try), self._call, method, *args)
 
   def close(self) -> None:
-    self.call('close')
+    self._try(self._pool(self._try), self._close)
     self._try(self._pool.close)
 
-  def _open(self, create: Callable[[str], Any], folder: str) -> None:
-    self._writer = create(folder)
-
   def _call(self, method: str | Callable[..., None], *args: Any) -> None:
+    if self._writer is None:
+      self._open()
     if isinstance(method, str):
       getattr(self._writer, method)(*args)
     else:
       method(self._writer, *args)
+
+  def _open(self) -> None:
+    with _importing:
+      silence_tensorflow()
+      from clu import metric_writers
+      import tensorflow as tf
+
+    self._failures += (tf.errors.OpError,)
+    self._writer = metric_writers.SummaryWriter(self._folder)
+
+  def _close(self) -> None:
+    if self._writer is not None:
+      self._writer.close()
 
   def _try(self, f: Callable[..., Any], *args: Any) -> None:
     """Calls f unless switched off; switches off where it fails."""

@@ -34,6 +34,18 @@ def default_folder() -> pathlib.Path:
   return pathlib.Path(home, 'chimera', 'compiled')
 
 
+def sooner() -> dict[str, Any]:
+  """`compiler_options` of a program that runs but once.
+
+  LLVM takes most of the time that a CPU's programs take, and most of that is
+  spared, with the same bits as a result.
+  """
+  import jax  # which `kept` must come before
+
+  is_cpu = jax.default_backend() == 'cpu'
+  return {'xla_backend_optimization_level': 1} if is_cpu else {}
+
+
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
   """Keeps what is compiled, if entered before JAX is imported.

@@ -1,5 +1,7 @@
 """How the clones are born, and the constants."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -44,6 +46,39 @@ def test_four_clones_of_one_newborn_master_each_with_its_own_critic(born):
     assert_equal(state.rng, born[0].rng)
   kernels = [s.critic.params.tobytes() for s in born]
   assert len(set(kernels)) == 4
+
+
+def test_a_clone_is_born_as_its_modules_and_the_seed_have_it(born):
+  config = tiny.get_config()
+  constants, key = spec(), jax.random.key(config.seed)
+  x = np.zeros((1, *GRID, 3), np.float32)
+  for module, number, part in (
+    (constants.tokenizer, 0, born[3].generator),
+    (constants.critic, 4, born[3].critic),
+  ):
+    params = jax.jit(module.init)(jax.random.fold_in(key, number), x)['params']
+    # The tests compile with less care than create_states, and round otherwise.
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-6),
+      params,
+      part.params,
+    )
+
+
+def test_no_shape_of_a_newborn_clone_is_a_program_of_its_own():
+  programs = []
+
+  def heard(event, _, **__):
+    programs.extend([event] * event.endswith('backend_compile_duration'))
+
+  jax.monitoring.register_event_duration_secs_listener(heard)
+  try:
+    jax.clear_caches()
+    state_lib.create_states(tiny.get_config(), spec(), BINS, GRID)
+  finally:
+    jax.monitoring.unregister_event_duration_listener(heard)
+  # The key, and all the rest.
+  assert len(programs) < 5
 
 
 def test_the_clones_enrol_their_own_bins(born):

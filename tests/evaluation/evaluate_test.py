@@ -31,7 +31,7 @@ def judged():
   held_out = evaluate.HeldOut(paths[:30], None, bins_N[:30])
   x = poincare.normalize(held_out.paths_NxHxWxC)
   params = jax.jit(spec.tokenizer.init)(jax.random.key(0), x)['params']
-  figures, _ = evaluate.evaluate(
+  figures, *_ = evaluate.evaluate(
     spec.tokenizer, params, held_out, None, batch_size=16
   )
   return spec.tokenizer, params, held_out, figures
@@ -66,9 +66,19 @@ def test_perplexity_counts_the_whole_held_out_set(judged):
   assert figures['codes_used'] == len(counts)
 
 
+def _preview(tokenizer, params_by_row, held_out, eyes, *, columns):
+  how = {'batch_size': 5, 'shown': evaluate.columns(held_out, columns)}
+  made = {
+    name: evaluate.evaluate(tokenizer, params, held_out, eyes, **how).pictures
+    for name, params in params_by_row.items()
+  }
+  optics = evaluate.judge_optics(held_out, eyes, **how)[1] if eyes else None
+  return evaluate.preview(made, held_out, how['shown'], optics)
+
+
 def test_the_sheet_begins_with_what_is_to_be_reconstructed(judged):
   tokenizer, params, held_out, _ = judged
-  tiles, sheet = evaluate.preview(
+  tiles, sheet = _preview(
     tokenizer, {'a': params, 'b': params}, held_out, None, columns=4
   )
   assert sheet.rows == ('original', 'a', 'b', 'error x4')
@@ -86,7 +96,7 @@ def test_path_params_that_are_not_square_are_cut_from_their_sheet(
   tokenizer, params, held_out, _ = judged
   wide = np.concatenate([held_out.paths_NxHxWxC] * 2, axis=2)
   _, height, width, _ = wide.shape
-  tiles, sheet = evaluate.preview(
+  tiles, sheet = _preview(
     tokenizer,
     {'a': params},
     held_out._replace(paths_NxHxWxC=wide),
@@ -149,7 +159,7 @@ def photographs():
 @pytest.fixture(scope='module')
 def of_photographs(photographs):
   tokenizer, params, held_out, eyes, _ = photographs
-  figures, _ = evaluate.evaluate(
+  figures, *_ = evaluate.evaluate(
     tokenizer, params, held_out, eyes, batch_size=4
   )
   return figures
@@ -260,7 +270,7 @@ def test_a_partial_last_batch_changes_no_figure(seen):
 
 def test_empty_bins_have_no_figure(seen):
   tokenizer, params, held_out, _ = seen
-  figures, _ = evaluate.evaluate(
+  figures, *_ = evaluate.evaluate(
     tokenizer, params, held_out, None, batch_size=7
   )
   of_bins = {name for name in figures if name.startswith('path_l1_bin_')}
@@ -273,7 +283,7 @@ def test_empty_bins_have_no_figure(seen):
 
 def test_the_counts_of_codes_are_those_of_numpy(judged):
   tokenizer, params, held_out, _ = judged
-  _, counts_V = evaluate.evaluate(
+  _, counts_V, _ = evaluate.evaluate(
     tokenizer, params, held_out, None, batch_size=16
   )
   x = poincare.normalize(held_out.paths_NxHxWxC)
@@ -283,7 +293,7 @@ def test_the_counts_of_codes_are_those_of_numpy(judged):
 
 def test_row_0_holds_the_photographs_from_easy_to_hard(seen):
   tokenizer, params, held_out, eyes = seen
-  tiles, sheet = evaluate.preview(
+  tiles, sheet = _preview(
     tokenizer, {'master': params, 'b': params}, held_out, eyes, columns=7
   )
   assert sheet.rows == ('original', 'optics', 'master', 'b', 'error x4')

@@ -122,7 +122,7 @@ def _measured():
     eyes.model.apply(eyes.params, jnp.asarray(x), method='encode')
   )
   held_out = evaluate.HeldOut(paths, pixels, np.array([0, 0, 4, 4, 9]))
-  figures, _ = evaluate.evaluate(
+  figures, *_ = evaluate.evaluate(
     parts.tokenizer, parts.params, held_out, eyes, batch_size=5
   )
   x_hat = parts.tokenizer.apply(

@@ -130,9 +130,16 @@ def test_radius_check_is_the_rank_correlation_and_warns_below_a_half(caplog):
     assert curriculum.radius_check(scores, gradients) == pytest.approx(0.9)
     assert not caplog.records
     assert curriculum.radius_check(scores, -gradients) == pytest.approx(-0.9)
-    with pytest.warns(match='constant'):
-      assert np.isnan(curriculum.radius_check(np.ones(5), gradients))
+    assert np.isnan(curriculum.radius_check(np.ones(5), gradients))
   assert len([r for r in caplog.records if 'expected 0.5' in r.message]) == 2
+
+
+def test_radius_check_gives_what_is_alike_the_mean_of_its_ranks():
+  # Ranks 1.5, 1.5, 3, 4 and 1, 2, 3.5, 3.5: covariance 4 of 4.5.
+  found = curriculum.radius_check(
+    np.array([2, 2, 5, 7]), np.array([1, 3, 4, 4])
+  )
+  assert found == pytest.approx(8 / 9)
 
 
 def test_the_digest_is_the_same_from_memory_and_from_a_map(tmp_path):
