@@ -2,7 +2,8 @@
 
 curriculum   score, sort and save a million samples, against a bare mean.
 stage_1      reading photographs and learning to see, against bare programs.
-step         the compiled step on each layout of devices that there is.
+step         the compiled step against a plain learner, on each layout.
+appendix_a   the compiled step against the design document's own loop.
 start        from the command to the first cycle, cold and warm.
 loop         what a run spends beside the step.
 dashboard    training with the dashboard and without.
@@ -14,6 +15,7 @@ import argparse
 import sys
 
 from chimera.benchmarks import (
+  appendix_a,
   dashboard,
   loop,
   school,
@@ -34,6 +36,7 @@ COMMANDS = {
     'cycles_per_dispatch': 1,
     'dispatches': 5,
   },
+  appendix_a.appendix_a: {'variant': '', 'cycles': 5},
   loop.loop: {'variant': '', 'cycles': 500, 'rounds': 1},
   start.start: {'flags': ''},
   dashboard.dashboard: {'variant': '', 'dispatches': 60},

@@ -29,6 +29,43 @@ class State(NamedTuple):
   step: jax.Array  # int32
 
 
+def objective(
+  generator: Any,
+  critic: Any,
+  x: jax.Array,
+  weight_K: jax.Array,
+  spec: state_lib.StepSpec,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  """The generator's weighted loss; its reconstruction, and the terms."""
+  x_hat, codes, _ = spec.tokenizer.apply({'params': generator}, x)
+  terms_K, _ = losses.terms(
+    *(x, x_hat, x_hat, codes),
+    lambda x: spec.critic.apply({'params': critic}, x),
+    names=spec.terms,
+    commitment=spec.loss.commitment,
+    temperature=spec.loss.temperature,
+  )
+  return jnp.vdot(weight_K, terms_K), (x_hat, terms_K)
+
+
+def critic_gradient_of(
+  critic: Any,
+  x: jax.Array,
+  x_hat: jax.Array,
+  rng: jax.Array,
+  spec: state_lib.StepSpec,
+) -> Any:
+  """By WGAN-GP."""
+  gradient, _ = jax.grad(losses.critic_loss, has_aux=True)(
+    critic,
+    lambda params, x: spec.critic.apply({'params': params}, x),
+    *(x, x_hat, jax.random.uniform(rng, (len(x),))),
+    penalty=spec.wgan.penalty,
+    drift=spec.wgan.drift,
+  )
+  return gradient
+
+
 class Learner:
   """The compiled step, and the state that it is given again."""
 
@@ -79,24 +116,6 @@ class Learner:
     """Goes on by its cycles."""
     self.state = self._step(self.state, self._paths)
 
-  def _judge(self, critic: Any, x: jax.Array) -> jax.Array:
-    return self._spec.critic.apply({'params': critic}, x)
-
-  def _loss(
-    self, generator: Any, critic: Any, x: jax.Array, ramp: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
-    """(loss, reconstruction)."""
-    spec = self._spec
-    x_hat, codes, _ = spec.tokenizer.apply({'params': generator}, x)
-    terms_K, _ = losses.terms(
-      *(x, x_hat, x_hat, codes, lambda x: self._judge(critic, x)),
-      names=spec.terms,
-      commitment=spec.loss.commitment,
-      temperature=spec.loss.temperature,
-    )
-    terms_K = terms_K.at[spec.adv].multiply(ramp)
-    return jnp.vdot(self._weight_K, terms_K), x_hat
-
   def _cycle(self, state: State, paths_NxHxWxC: jax.Array) -> State:
     spec = self._spec
     rng = jax.random.fold_in(jax.random.key(self._seed), state.step)
@@ -106,15 +125,13 @@ class Learner:
       sample_rng, (self._batch,), 0, len(paths_NxHxWxC)
     )
     x = poincare.normalize(paths_NxHxWxC[ids_B])
-    gradient, x_hat = jax.grad(self._loss, has_aux=True)(
-      state.generator, state.critic, x, spec.loss.ramp(state.step)
+    ramp_K = (
+      jnp.ones(len(spec.terms)).at[spec.adv].set(spec.loss.ramp(state.step))
     )
-    critic_gradient, _ = jax.grad(losses.critic_loss, has_aux=True)(
-      *(state.critic, self._judge, x, x_hat),
-      jax.random.uniform(mix_rng, (self._batch,)),
-      penalty=spec.wgan.penalty,
-      drift=spec.wgan.drift,
+    gradient, (x_hat, _) = jax.grad(objective, has_aux=True)(
+      state.generator, state.critic, x, ramp_K * self._weight_K, spec
     )
+    critic_gradient = critic_gradient_of(state.critic, x, x_hat, mix_rng, spec)
     gradient, critic_gradient = lax.pmean((gradient, critic_gradient), 'data')
     update, moments = self._adam.update(gradient, state.moments)
     critic_update, critic_moments = self._critic_adam.update(
