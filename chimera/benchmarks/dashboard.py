@@ -15,7 +15,9 @@ import rich.console
 
 from chimera.run import default_config
 
-_say = rich.console.Console().print
+
+def _say(x: str) -> None:
+  rich.console.Console().print(x)
 
 
 def dashboard(args: argparse.Namespace) -> None:

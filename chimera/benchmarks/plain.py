@@ -108,9 +108,13 @@ class Learner:
       jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data')),
     )
 
-  def lower(self) -> jax.stages.Lowered:
-    """Traces the program."""
+  def trace(self) -> jax.stages.Lowered:
+    """Traces the step; whoever compiles that hands it back by `use`."""
     return self._step.lower(self.state, self._paths)
+
+  def use(self, program: jax.stages.Compiled) -> None:
+    """Takes the step as it was compiled."""
+    self._step = program
 
   def dispatch(self) -> None:
     """Goes on by its cycles."""

@@ -56,9 +56,13 @@ class Program:
     self.cycles = self._engine.cycles  # in one dispatch
     self.images = len(states) * spec.batch_size  # a cycle
 
-  def lower(self) -> jax.stages.Lowered:
-    """Traces the program."""
-    return self._engine.lower()
+  def trace(self) -> jax.stages.Lowered:
+    """Traces the program; whoever compiles that hands it back by `use`."""
+    return self._engine.trace()
+
+  def use(self, program: jax.stages.Compiled) -> None:
+    """Takes the program as it was compiled."""
+    self._engine.use(program)
 
   def run(self, dispatches: int) -> float:
     """Seconds."""
@@ -86,9 +90,13 @@ class Plain:
     self.cycles = config.train.cycles_per_dispatch
     self.images = len(config.clone_names) * spec.batch_size
 
-  def lower(self) -> jax.stages.Lowered:
-    """Traces the program."""
-    return self._learner.lower()
+  def trace(self) -> jax.stages.Lowered:
+    """Traces the program; whoever compiles that hands it back by `use`."""
+    return self._learner.trace()
+
+  def use(self, program: jax.stages.Compiled) -> None:
+    """Takes the program as it was compiled."""
+    self._learner.use(program)
 
   def run(self, dispatches: int) -> float:
     """Seconds."""

@@ -2,7 +2,6 @@
 
 import argparse
 import statistics
-import tempfile
 import time
 from typing import Any
 
@@ -15,7 +14,10 @@ _COLUMNS = (
   'program', 'cycles/s', 'images/s', 'cost of a cycle', 'trace s', 'compile s',
   'peak MB', 'GFLOP', 'of matmul',
 )  # fmt: skip
-_say = rich.console.Console(width=110).print
+
+
+def _say(x: Any) -> None:
+  rich.console.Console(width=110).print(x)
 
 
 def step(args: argparse.Namespace) -> None:
@@ -28,16 +30,12 @@ def step(args: argparse.Namespace) -> None:
   """
   import jax
 
-  # What is compiled for its figures is compiled to be run, too.
-  with tempfile.TemporaryDirectory() as folder:
-    jax.config.update('jax_compilation_cache_dir', folder)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-    clones = len(default_config.get_config(args.variant).clone_names)
-    devices = jax.devices()
-    _say(f'{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}')
-    for n in range(1, len(devices) + 1):
-      if clones % n == 0 and args.devices in ('', str(n)):
-        _race(args, n)
+  clones = len(default_config.get_config(args.variant).clone_names)
+  devices = jax.devices()
+  _say(f'{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}')
+  for n in range(1, len(devices) + 1):
+    if clones % n == 0 and args.devices in ('', str(n)):
+      _race(args, n)
 
 
 def _race(args: argparse.Namespace, devices: int) -> None:
@@ -50,10 +48,11 @@ def _race(args: argparse.Namespace, devices: int) -> None:
       name, args.variant, devices, args.cycles_per_dispatch
     )
     start = time.perf_counter()
-    lowered = program.lower()
-    traced = time.perf_counter()
-    compiled = lowered.compile()
-    rows[name] = _facts(compiled, traced - start, time.perf_counter() - traced)
+    traced = program.trace()
+    before = time.perf_counter()
+    compiled = traced.compile()
+    rows[name] = _facts(compiled, before - start, time.perf_counter() - before)
+    program.use(compiled)
     program.run(1)
   rounds = []
   for _ in range(args.rounds):

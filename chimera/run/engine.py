@@ -64,9 +64,13 @@ class Engine:
     self._shard = self._shards.deal(host.school.enrolled_L, done)
     self.state = put(host, self._devices)
 
-  def lower(self) -> jax.stages.Lowered:
-    """Traces the step, without running it."""
+  def trace(self) -> jax.stages.Lowered:
+    """Traces the step; whoever compiles that hands it back by `use`."""
     return self._step.lower(self.state, self._missions, self._shard)
+
+  def use(self, program: jax.stages.Compiled) -> None:
+    """Takes the step as it was compiled."""
+    self._step = program
 
   def dispatch(self) -> tuple[dict[str, jax.Array], Any]:
     """Goes on by its cycles: metrics, and the specialists before the meld."""

@@ -1,13 +1,17 @@
 """The benchmark of the dashboard says its figure."""
 
+import argparse
 import re
 
-from tests.benchmarks import command
+from chimera.benchmarks import dashboard
+from chimera.run import default_config
+from tests import tiny
 
 
-def test_it_says_the_speed_with_the_dashboard_over_that_without():
-  result = command.run(
-    'dashboard', '--variant=smoke', '--dispatches=10', '--rounds=1'
-  )
-  assert result.returncode == 0, result.stderr
-  assert re.search(r'over without: median \d+\.\d+', result.stdout)
+def test_it_says_the_speed_with_the_dashboard_over_that_without(
+  monkeypatch, capsys
+):
+  monkeypatch.setattr(default_config, 'get_config', tiny.get_config)
+  monkeypatch.setenv('TERM', 'xterm-256color')
+  dashboard.dashboard(argparse.Namespace(variant='', dispatches=10, rounds=1))
+  assert re.search(r'over without: median \d+\.\d+', capsys.readouterr().out)

@@ -52,16 +52,16 @@ def test_a_clone_is_born_as_its_modules_and_the_seed_have_it(born):
   config = tiny.get_config()
   constants, key = spec(), jax.random.key(config.seed)
   x = np.zeros((1, *GRID, 3), np.float32)
-  for module, number, part in (
-    (constants.tokenizer, 0, born[3].generator),
-    (constants.critic, 4, born[3].critic),
+  for module, layout, number, part in (
+    (constants.tokenizer, constants.generator_layout, 0, born[3].generator),
+    (constants.critic, constants.critic_layout, 4, born[3].critic),
   ):
     params = jax.jit(module.init)(jax.random.fold_in(key, number), x)['params']
     # The tests compile with less care than create_states, and round otherwise.
     jax.tree.map(
       functools.partial(np.testing.assert_allclose, rtol=1e-6),
       params,
-      part.params,
+      layout.tree(part.params),
     )
 
 
