@@ -222,7 +222,10 @@ def descend(
       learning_rate=rate,
     )
     params = optax.apply_updates(net.params, updates)
-    return updates, state_lib.TrainState(params, opt_state)
+    # Written down once: each of their readers would work them out again.
+    return lax.optimization_barrier(
+      (updates, state_lib.TrainState(params, opt_state))
+    )
 
   own_step_P, generator = step(
     'generator',
@@ -306,15 +309,18 @@ def remember_step(
   """What the next cycle will judge of this one; nothing of who was left out."""
   if spec.q.history != 'own':
     return None
-  step_P = jnp.where(learned.stays, learned.own_step_P, 0.0)
   own, mean = (
-    jnp.vdot(g, step_P) for g in (learned.gradient_P, learned.mean_gradient_P)
+    jnp.vdot(g, learned.own_step_P)
+    for g in (learned.gradient_P, learned.mean_gradient_P)
   )
   # The other clones' gradient alone: the step was fitted to its own samples.
   others = axes.total(learned.fit) - learned.fit
   promised = ((others + learned.fit) * mean - learned.fit * own) / others
-  return q_learning.OwnStep(
-    step_P, jnp.where((others > 0) & jnp.isfinite(own), promised, mean)
+  promised = jnp.where((others > 0) & jnp.isfinite(own), promised, mean)
+  return axes.where(
+    learned.stays,
+    q_learning.OwnStep(learned.own_step_P, promised),
+    q_learning.OwnStep(jnp.zeros_like(learned.own_step_P), jnp.float32(0.0)),
   )
 
 
@@ -392,7 +398,7 @@ def _of_agents(pid: pid_lib.State, q: q_learning.State) -> learning.Metrics:
 def _of_meld(learned, path_P, counts_V) -> learning.Metrics:
   gradient_P = learned.gradient_P
   return {
-    'grads/rms': jnp.linalg.norm(gradient_P) / np.sqrt(gradient_P.size),
+    'grads/rms': optax.tree.norm(gradient_P) / np.sqrt(gradient_P.size),
     'meld/drift': average.cosine(learned.path_P, path_P),
     'codebook/perplexity': codebook.perplexity(counts_V),
     'codebook/used': jnp.sum(counts_V > 0),
