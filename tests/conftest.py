@@ -49,6 +49,17 @@ def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: [name not in item.nodeid for name in names])
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+  """What a test printed goes to another process, as UTF-8 whatever it was."""
+  report = yield
+  report.sections = [
+    (name, text.encode('utf-8', 'backslashreplace').decode())
+    for name, text in report.sections
+  ]
+  return report
+
+
 @pytest.fixture
 def warnings(monkeypatch):
   """What is warned of, a line each."""
