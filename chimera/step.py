@@ -47,6 +47,7 @@ def train_step(
   # After a meld all generators are the master, and their samples one batch.
   origin = start if spec.meld.every == 1 else state.generator.params
   cycle_rng = jax.random.fold_in(jax.random.wrap_key_data(rng), step)
+  # The fourth is not used: without it the fifth would be another.
   rngs = jax.random.split(jax.random.fold_in(cycle_rng, mission.clone), 5)
 
   # Assign: this clone's lesson, from its own shard.
@@ -283,6 +284,7 @@ def agents_observe(
     effect = q_learning.own_effect(
       state.own_step, learned.mean_gradient_P, learned.sizes_S[0]
     )
+    # What an action's last step did is known when the next one is chosen.
     is_new = state.step % spec.q.every == 0
     own_loss = jnp.where(is_new, 1.0, own_loss * effect)
   q = q_learning.observe(

@@ -88,8 +88,7 @@ def test_pmap_is_written_on_one_line():
     for node in ast.walk(_parse(path))
     if 'pmap' in (getattr(node, 'attr', ''), getattr(node, 'id', ''))
   ]
-  # The plain learner of the benchmarks is no part of Chimera.
-  assert [name for name, _ in lines] == ['benchmarks.plain', 'step']
+  assert [name for name, _ in lines] == ['step']
 
 
 def test_the_top_level_holds_nothing_else():

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from chimera import step as step_lib
+from chimera.benchmarks import plain
 from chimera.clones import losses
 from chimera.clones import specialists as specialists_lib
 from chimera.clones import state as state_lib
@@ -174,18 +175,11 @@ def test_a_q_agent_is_told_what_its_clone_s_step_did_to_the_loss(
 
   @jax.jit
   def gradient(params, critic, x, lambda_K, ramp):
-    def loss(params):
-      x_hat, codes, _ = spec.tokenizer.apply({'params': params}, x)
-      terms_K, _ = losses.terms(
-        *(x, x_hat, x_hat, codes),
-        lambda x: spec.critic.apply({'params': critic}, x),
-        names=spec.terms,
-        commitment=spec.loss.commitment,
-        temperature=spec.loss.temperature,
-      )
-      return jnp.vdot(lambda_K, terms_K.at[spec.adv].multiply(ramp))
-
-    return spec.generator_layout.vector(jax.grad(loss)(params))
+    ramped_K = lambda_K.at[spec.adv].multiply(ramp)
+    loss = jax.grad(plain.objective, has_aux=True)
+    return spec.generator_layout.vector(
+      loss(params, critic, x, ramped_K, spec)[0]
+    )
 
   def gradients(step):
     before, metrics, _ = trajectory[step]

@@ -194,8 +194,10 @@ class OwnStep(NamedTuple):
   promised: jax.Array
 
 
-def own_effect(last: OwnStep, gradient_P: jax.Array, loss: jax.Array):
-  """Loss after a clone's last step over loss before it, all else undone.
+def own_effect(
+  last: OwnStep, gradient_P: jax.Array, loss: jax.Array
+) -> jax.Array:
+  """The loss after a clone's last step over that before it, by this step alone.
 
   As though all clones had done alike: what its part in the meld did to the
   loss, times the number of parts. By the trapezoid of the gradient along it,
@@ -205,8 +207,8 @@ def own_effect(last: OwnStep, gradient_P: jax.Array, loss: jax.Array):
   which is exact where the loss is quadratic, to first order in its change: the
   parts of all clones sum to the change that the meld made, and each is the mean
   of what it does before all others and after them (Shapley, "A value for
-  n-person games", 1953). Of one point alone, the gradient would call every step
-  good that begins downhill.
+  n-person games", 1953, https://doi.org/10.1515/9781400881970-018). Of one
+  point alone, the gradient would call every step good that begins downhill.
 
   The gradient is of the clones' mean objective, with the weights that they have
   in that cycle: weights that change move nothing, and pay nothing.

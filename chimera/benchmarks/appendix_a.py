@@ -186,7 +186,7 @@ def appendix_a(args: argparse.Namespace) -> None:
   _say(f'{len(there)} x {there[0].device_kind}')
   for devices in sorted({1, min(len(there), len(config.clone_names))}):
     racers = {
-      'the compiled cycle': programs.create(
+      'the compiled cycle': programs.Program(
         'default', args.variant, devices, 1
       ),
       "Appendix A's loop": Loop(config, devices),

@@ -33,7 +33,7 @@ def dashboard(args: argparse.Namespace) -> None:
   clone |= {'loss/total': 1.0, 'critic/loss': 1.0, 'agent/lr': 1e-3}
   rows: list[history.Row] = []
   look = live.Look('benchmark', json.loads(config.to_json()), rows)
-  program = programs.Program(config, 1)
+  program = programs.Program('default', args.variant, 1, 1)
   program.run(1)
 
   def train() -> float:

@@ -2,7 +2,8 @@
 
 One generator and one critic of the same networks and losses, Adam, WGAN-GP, and
 the batch that the clones have together; on several devices data-parallel, by
-`jax.pmap`. No School, no agents, no meld. Nothing here reads `step.py`.
+`jax.shard_map`, which `jax.pmap` is made of. No School, no agents, no meld.
+Nothing here reads `step.py`.
 """
 
 from collections.abc import Sequence
@@ -100,12 +101,21 @@ class Learner:
         return self._cycle(state, paths)
       return lax.fori_loop(0, cycles, lambda _, s: self._cycle(s, paths), state)
 
-    self._step = jax.pmap(dispatch, 'data', devices=devices, donate_argnums=0)
-    placed = jax.jit(born)(jax.random.key(config.seed)), paths_NxHxWxC
     mesh = jax.sharding.Mesh(np.array(devices), ('data',))
+    everywhere = jax.sharding.PartitionSpec()
+    self._step = jax.jit(
+      jax.shard_map(
+        dispatch,
+        mesh=mesh,
+        in_specs=everywhere,
+        out_specs=everywhere,
+        check_vma=False,  # else gradients are summed before they are averaged
+      ),
+      donate_argnums=0,
+    )
+    placed = jax.jit(born)(jax.random.key(config.seed)), paths_NxHxWxC
     self.state, self._paths = jax.device_put(
-      jax.tree.map(lambda x: np.stack([np.asarray(x)] * len(devices)), placed),
-      jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data')),
+      placed, jax.sharding.NamedSharding(mesh, everywhere)
     )
 
   def trace(self) -> jax.stages.Lowered:

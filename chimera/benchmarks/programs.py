@@ -23,85 +23,57 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 PLAIN = 'plain'
 
 
-def create(
-  name: str, variant: str, devices: int, cycles: int
-) -> 'Program | Plain':
-  """A program by its name: `plain`, one of ABLATIONS, or a variant."""
-  is_variant = name not in (PLAIN, *ABLATIONS)
-  variants = [v for v in (variant, name if is_variant else '') if v]
-  config = default_config.get_config(','.join(variants))
-  config.update_from_flattened_dict(ABLATIONS.get(name, {}))
-  config.train.cycles_per_dispatch = cycles
-  return (Plain if name == PLAIN else Program)(config, devices)
-
-
-def _grid(config: Any) -> tuple[int, int, int]:
-  side = config.data.image_size // config.optics.cell
-  return side, side, 3
-
-
 class Program:
-  """The step on the first devices, fed with random path_params."""
+  """A compiled step on the first devices, fed with random path_params."""
 
-  def __init__(self, config: Any, devices: int):
-    grid = _grid(config)
-    paths = np.random.default_rng(0).random((1000, *grid), np.float32)
-    bins = curriculum_lib.bin_samples(paths[..., 2].mean((1, 2)))
-    spec = state_lib.create_spec(config)
-    states = state_lib.create_states(config, spec, bins, grid[:2])
-    self._engine = engine.Engine(
-      config, spec, bins, paths, jax.devices()[:devices]
-    )
-    self._engine.place(state_lib.stack(states), 0)
-    self.cycles = self._engine.cycles  # in one dispatch
-    self.images = len(states) * spec.batch_size  # a cycle
+  def __init__(
+    self, name: str, variant: str, devices: int, cycles_per_dispatch: int
+  ):
+    """`plain`, one of ABLATIONS, or a variant, each in another `variant`."""
+    is_variant = name not in (PLAIN, *ABLATIONS)
+    variants = [v for v in (variant, name if is_variant else '') if v]
+    config = default_config.get_config(','.join(variants))
+    config.update_from_flattened_dict(ABLATIONS.get(name, {}))
+    config.train.cycles_per_dispatch = cycles_per_dispatch
+    self.cycles = cycles_per_dispatch
+    self.images = config.train.batch_size * len(config.clone_names)  # a cycle
+    make = _plain if name == PLAIN else _engine
+    side = config.data.image_size // config.optics.cell
+    paths = np.random.default_rng(0).random((1000, side, side, 3), np.float32)
+    self._of = make(config, paths, jax.devices()[:devices])
 
   def trace(self) -> jax.stages.Lowered:
     """Traces the program; whoever compiles that hands it back by `use`."""
-    return self._engine.trace()
+    return self._of.trace()
 
   def use(self, program: jax.stages.Compiled) -> None:
     """Takes the program as it was compiled."""
-    self._engine.use(program)
+    self._of.use(program)
 
   def run(self, dispatches: int) -> float:
     """Seconds."""
     start = time.perf_counter()
     for _ in range(dispatches):
-      self._engine.dispatch()
-    jax.block_until_ready(self._engine.state)
+      self._of.dispatch()
+    jax.block_until_ready(self._of.state)
     return time.perf_counter() - start
 
 
-class Plain:
-  """The plain learner, data-parallel on the first devices, fed likewise."""
+def _plain(
+  config: Any, paths_NxHxWxC: np.ndarray, devices: list[jax.Device]
+) -> plain.Learner:
+  spec = state_lib.create_spec(config)
+  cycles = config.train.cycles_per_dispatch
+  return plain.Learner(config, spec, paths_NxHxWxC, devices, cycles)
 
-  def __init__(self, config: Any, devices: int):
-    grid = _grid(config)
-    paths = np.random.default_rng(0).random((1000, *grid), np.float32)
-    spec = state_lib.create_spec(config)
-    self._learner = plain.Learner(
-      config,
-      spec,
-      paths,
-      jax.devices()[:devices],
-      config.train.cycles_per_dispatch,
-    )
-    self.cycles = config.train.cycles_per_dispatch
-    self.images = len(config.clone_names) * spec.batch_size
 
-  def trace(self) -> jax.stages.Lowered:
-    """Traces the program; whoever compiles that hands it back by `use`."""
-    return self._learner.trace()
-
-  def use(self, program: jax.stages.Compiled) -> None:
-    """Takes the program as it was compiled."""
-    self._learner.use(program)
-
-  def run(self, dispatches: int) -> float:
-    """Seconds."""
-    start = time.perf_counter()
-    for _ in range(dispatches):
-      self._learner.dispatch()
-    jax.block_until_ready(self._learner.state)
-    return time.perf_counter() - start
+def _engine(
+  config: Any, paths_NxHxWxC: np.ndarray, devices: list[jax.Device]
+) -> engine.Engine:
+  bins = curriculum_lib.bin_samples(paths_NxHxWxC[..., 2].mean((1, 2)))
+  spec = state_lib.create_spec(config)
+  made = engine.Engine(config, spec, bins, paths_NxHxWxC, devices)
+  grid = paths_NxHxWxC.shape[1:3]
+  born = state_lib.create_states(config, spec, bins, grid)
+  made.place(state_lib.stack(born), 0)
+  return made

@@ -44,7 +44,7 @@ def _race(args: argparse.Namespace, devices: int) -> None:
   names = [programs.PLAIN, *args.programs.split(',')]
   racers, rows = {}, {}
   for name in names:
-    racers[name] = program = programs.create(
+    racers[name] = program = programs.Program(
       name, args.variant, devices, args.cycles_per_dispatch
     )
     start = time.perf_counter()

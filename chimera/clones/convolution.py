@@ -23,7 +23,8 @@ import flax.linen as nn
 import jax
 from jax import lax
 from jax.custom_batching import custom_vmap
-import jax.numpy as jnp
+
+from chimera.system import axes
 
 
 @jax.custom_vjp
@@ -61,25 +62,29 @@ correlate.defvjp(
 )
 
 
-@custom_vmap
-def _convolve(x_BxHxWxC: jax.Array, kernel_KxKxCxD: jax.Array) -> jax.Array:
+def _alone(x_BxHxWxC: jax.Array, kernel_KxKxCxD: jax.Array) -> jax.Array:
   return lax.conv_general_dilated(
     *(x_BxHxWxC, kernel_KxKxCxD, (1, 1), 'SAME'),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
   )
 
 
+_one_by_one = axes.one_by_one(_alone)
+_convolve = custom_vmap(_alone)
+
+
 @_convolve.def_vmap
 def _(size: int, batched: Any, x: jax.Array, kernel: jax.Array) -> Any:
+  del size
   if batched[0] and not batched[1]:
     y = _convolve(x.reshape(-1, *x.shape[2:]), kernel)
     return y.reshape(*x.shape[:2], *y.shape[1:]), True
-  return _one_by_one(_convolve, size, batched, x, kernel)
+  mapped = [0 if b else None for b in batched]
+  return jax.vmap(_one_by_one, mapped)(x, kernel), True
 
 
 @functools.cache
 def _correlate(side: int) -> Callable[..., jax.Array]:
-  @custom_vmap
   def f(x_BxHxWxC: jax.Array, y_BxHxWxD: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(
       *(x_BxHxWxC, y_BxHxWxD, (1, 1), [(side // 2, side // 2)] * 2),
@@ -87,18 +92,7 @@ def _correlate(side: int) -> Callable[..., jax.Array]:
       dimension_numbers=('CHWN', 'IHWO', 'HWNC'),
     )
 
-  @f.def_vmap
-  def _(size: int, batched: Any, x: jax.Array, y: jax.Array) -> Any:
-    return _one_by_one(f, size, batched, x, y)
-
-  return f
-
-
-def _one_by_one(f: Callable, size: int, batched: Any, *args: jax.Array) -> Any:
-  def of(i: int) -> jax.Array:
-    return f(*(x[i] if b else x for x, b in zip(args, batched)))
-
-  return jnp.stack([of(i) for i in range(size)]), True
+  return axes.one_by_one(f)
 
 
 def _as_flax_calls_it(

@@ -8,14 +8,14 @@ from chimera.benchmarks import programs
 @pytest.mark.parametrize('name', [programs.PLAIN, *programs.ABLATIONS, 'seed'])
 def test_every_program_sees_as_many_images_a_cycle(name, monkeypatch):
   seen = []
-  monkeypatch.setattr(
-    programs, 'Program', lambda config, devices: seen.append(config)
-  )
-  monkeypatch.setattr(
-    programs, 'Plain', lambda config, devices: seen.append(config)
-  )
-  programs.create(name, 'smoke', 1, 3)
-  (config,) = seen
+  for kind in ('_plain', '_engine'):
+    monkeypatch.setattr(
+      *(programs, kind),
+      lambda config, paths, devices, kind=kind: seen.append((kind, config)),
+    )
+  assert programs.Program(name, 'smoke', 1, 3).images == 32
+  ((kind, config),) = seen
+  assert kind == ('_plain' if name == programs.PLAIN else '_engine')
   assert config.train.cycles_per_dispatch == 3
   assert config.train.batch_size * len(config.clone_names) == 32
   assert config.school.enabled == (name != 'no_school')

@@ -144,7 +144,8 @@ pictures = np.load({str(folder.parent / 'pictures.npy')!r})
 tokens = tokenizer.encode(pictures)
 tokenizer.decode(tokens)
 ours = {{n for n in sys.modules if n.count('.') == 2 and n[:8] == 'chimera.'}}
-assert ours == {{'chimera.system.disk', 'chimera.tokenizer.export',
+assert ours == {{'chimera.system.axes', 'chimera.system.disk',
+                 'chimera.tokenizer.export',
                  'chimera.clones.convolution', 'chimera.clones.models',
                  'chimera.clones.quantizer', 'chimera.clones.terms',
                  'chimera.optics.modules', 'chimera.optics.poincare',
