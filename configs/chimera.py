@@ -88,13 +88,15 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.data.train_count = 3072  # crops
   c.data.held_out_count = 256  # crops
   c.data.crop = 'random'  # or 'whole': one a photograph, its centered square
+  c.data.permuted = 0.5  # share of the training crops whose colors are shuffled
+  c.data.mirrored = 0.5  # likewise, left and right
   c.data.max_scale = 3.0  # a random crop's side is 1 to this times image_size
   c.data.seed = 8  # of split and crops: kept apart from the seed of training
 
   c.optics = ml_collections.ConfigDict()  # stage 1: image <-> path_params
   c.optics.cell = 4  # pixels a side of one cell of the path_params grid
   c.optics.width = 48  # channels
-  c.optics.radius = 'contrast'  # 'contrast' (radius = complexity) or 'free'
+  c.optics.radius = 'local'  # by contrast: about a cell, 'contrast', 'free'
   c.optics.steps = 900
   c.optics.batch_size = 16  # images
   c.optics.learning_rate = 2e-3
@@ -114,7 +116,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.school.rotate_every = 50  # cycles until others are; see train.log_every
 
   c.model = ml_collections.ConfigDict()
-  c.model.width = 64  # channels, normalized in groups of 8 or a few more
+  c.model.width = 64  # channels
+  c.model.norm = 'layer'  # of a cell's channels; 'group' is of the whole image
   c.model.blocks = 2  # residual blocks at the token grid, each side
   c.model.downsample = 2  # cells a side of one token: 1, 2, 4, ...
   c.model.quantizer = 'vq'  # a learned codebook; or 'fsq', which has none

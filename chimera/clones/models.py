@@ -14,6 +14,8 @@ nothing but params: no layer keeps batch statistics, so the mean of four
 networks is a network.
 """
 
+import functools
+
 import dm_pix
 import flax.linen as nn
 import jax
@@ -25,15 +27,19 @@ from chimera.clones import quantizer as quantizer_lib
 
 class ResidualBlock(nn.Module):
   width: int
+  norm: str  # 'layer' or 'group', see `Tokenizer`
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     y = x
-    # Of 8 channels, or the fewest more that divide the width.
-    most = max(1, self.width // 8)
-    groups = next(n for n in range(most, 0, -1) if self.width % n == 0)
+    norm = nn.LayerNorm
+    if self.norm == 'group':
+      # Of 8 channels, or the fewest more that divide the width.
+      most = max(1, self.width // 8)
+      groups = next(n for n in range(most, 0, -1) if self.width % n == 0)
+      norm = functools.partial(nn.GroupNorm, num_groups=groups)
     for _ in range(2):
-      y = nn.swish(nn.GroupNorm(num_groups=groups)(y))
+      y = nn.swish(norm()(y))
       y = convolution.Conv(self.width, (3, 3))(y)
     return x + y
 
@@ -43,17 +49,18 @@ class Encoder(nn.Module):
   blocks: int
   downsample: int
   dim: int
+  norm: str
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     x = convolution.Conv(self.width, (3, 3))(x)
     for _ in range(self.downsample.bit_length() - 1):
-      x = ResidualBlock(self.width)(x)
+      x = ResidualBlock(self.width, self.norm)(x)
       # Instead of a stride of 2, whose gradients are dilated convolutions,
       # which XLA runs without a library on the CPU.
       x = convolution.Conv(self.width, (3, 3))(dm_pix.space_to_depth(x, 2))
     for _ in range(self.blocks):
-      x = ResidualBlock(self.width)(x)
+      x = ResidualBlock(self.width, self.norm)(x)
     return convolution.Conv(self.dim, (1, 1))(nn.swish(x))
 
 
@@ -61,15 +68,16 @@ class Decoder(nn.Module):
   width: int
   blocks: int
   downsample: int
+  norm: str
 
   @nn.compact
   def __call__(self, q: jax.Array) -> jax.Array:
     x = convolution.Conv(self.width, (3, 3))(q)
     for _ in range(self.blocks):
-      x = ResidualBlock(self.width)(x)
+      x = ResidualBlock(self.width, self.norm)(x)
     for _ in range(self.downsample.bit_length() - 1):
       x = dm_pix.depth_to_space(convolution.Conv(4 * self.width, (1, 1))(x), 2)
-      x = ResidualBlock(self.width)(x)
+      x = ResidualBlock(self.width, self.norm)(x)
     # Bounded: an unbounded output is how one seed in three blew up.
     return jnp.tanh(convolution.Conv(3, (3, 3))(nn.swish(x)))
 
@@ -81,17 +89,38 @@ class Tokenizer(nn.Module):
   blocks: int  # residual blocks at the token grid, each half
   downsample: int  # cells a side of one token, a power of two
   quantizer: quantizer_lib.Quantizer  # between them
+  # In the residual blocks: 'layer', of each cell for itself, or 'group', of the
+  # whole image, so that a token depends on all of it.
+  norm: str = 'group'
 
   @property
   def codes(self) -> int:
     """V; tokens are in [0, V)."""
     return self.quantizer.codes
 
+  @property
+  def reach(self) -> tuple[int, int] | None:
+    """How far encoder and decoder see, in cells; None is all of the image.
+
+    From the side of a token to the farthest cell that it depends on, and from a
+    cell to the side of the farthest token.
+    """
+    if self.norm == 'group':
+      return None
+    n = self.downsample
+    # Two convolutions a residual block, and one from each grid to the next.
+    grids = [1 << i for i in range(n.bit_length() - 1)]
+    encoder = 1 + sum(2 * side + 2 * side for side in grids)
+    decoder = 1 + sum(2 * side for side in grids) + n
+    at_tokens = 2 * self.blocks * n
+    return encoder + at_tokens, decoder + at_tokens
+
   def setup(self):
     self.encoder = Encoder(
-      self.width, self.blocks, self.downsample, self.quantizer.dim
+      *(self.width, self.blocks, self.downsample),
+      *(self.quantizer.dim, self.norm),
     )
-    self.decoder = Decoder(self.width, self.blocks, self.downsample)
+    self.decoder = Decoder(self.width, self.blocks, self.downsample, self.norm)
     nn.share_scope(self, self.quantizer)
 
   def quantize(
@@ -121,12 +150,18 @@ class Tokenizer(nn.Module):
 
 
 def create_tokenizer(
-  *, width: int, blocks: int, downsample: int, quantizer: str = 'vq', **settings
+  *,
+  width: int,
+  blocks: int,
+  downsample: int,
+  quantizer: str = 'vq',
+  norm: str = 'group',
+  **settings,
 ) -> Tokenizer:
   """The tokenizer of config.model, or of an exported tokenizer.json.
 
-  One from before there was a choice has VQ; the settings are the quantizer's.
+  One from before there was a choice has VQ, or groups; the settings are the
+  quantizer's.
   """
-  return Tokenizer(
-    width, blocks, downsample, quantizer_lib.create(quantizer, **settings)
-  )
+  between = quantizer_lib.create(quantizer, **settings)
+  return Tokenizer(width, blocks, downsample, between, norm)

@@ -35,6 +35,8 @@ class Crop(NamedTuple):
   top: int  # of the window, in the photograph's own pixels after EXIF rotation
   left: int  # likewise
   size: int  # side of the window, likewise
+  colors: str = 'rgb'  # which of its channels are shown as red, green and blue
+  mirrored: int = 0  # 1 where left and right are exchanged
 
 
 MANIFEST_HEADER = ('sample_index', 'complexity_score', *Crop._fields)
@@ -69,6 +71,8 @@ def plan_crops(
   crop: str,
   max_scale: float,
   seed: int,
+  permuted: float = 0.0,
+  mirrored: float = 0.0,
   progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
   """Decodes every image once and lays out its crops.
@@ -90,6 +94,8 @@ def plan_crops(
     crop: 'random' or 'whole'.
     max_scale: at least 1.
     seed: of the split and the crops.
+    permuted: share of the crops to train on whose colors change places.
+    mirrored: likewise, left and right.
     progress: called with (files done, files) as planning goes.
 
   Raises:
@@ -145,9 +151,9 @@ def plan_crops(
     lay = functools.partial(
       _lay_crops, image_size=image_size, max_scale=max_scale
     )
-  return Plan(
-    lay(train, train_count), lay(held_out, held_out_count), skipped, marks
-  )
+  lots = {photograph.source: photograph.lot for photograph in train}
+  crops = _vary(lay(train, train_count), lots, permuted, mirrored)
+  return Plan(crops, lay(held_out, held_out_count), skipped, marks)
 
 
 def read_crops(crops: Iterable[Crop], *, image_size: int) -> np.ndarray:
@@ -252,14 +258,16 @@ class _Pixels:
         self._image = images.load_image(self._source)
     width, height = self._image.size
     windows = np.empty((len(crops), image_size, image_size, 3), np.uint8)
-    for i, (source, top, left, size) in enumerate(crops):
+    for i, (source, top, left, size, colors, mirrored) in enumerate(crops):
       if min(top, left) < 0 or top + size > height or left + size > width:
         raise ValueError(
           f'{source} no longer holds the crop {crops[i][1:]}, it is {height} x '
           f'{width}: put the image back or start anew in another --workdir.'
         )
       window = self._image.crop((left, top, left + size, top + size))
-      windows[i] = images.resize(window, image_size)
+      seen = images.resize(window, image_size)
+      seen = seen[..., ['rgb'.index(color) for color in colors]]
+      windows[i] = seen[:, ::-1] if mirrored else seen
     return windows
 
 
@@ -288,10 +296,12 @@ def read_manifest(path: str | os.PathLike) -> tuple[list[Crop], np.ndarray]:
       rows = csv.reader(f)
       if tuple(next(rows, ())) != MANIFEST_HEADER:
         raise ValueError(f'the header must be {",".join(MANIFEST_HEADER)}')
-      for i, (index, score, source, top, left, size) in enumerate(rows):
+      for i, (index, score, source, *window, colors, mirrored) in enumerate(
+        rows
+      ):
         if int(index) != i:
           raise ValueError(f'row {i} has sample_index {index}')
-        crops.append(Crop(source, int(top), int(left), int(size)))
+        crops.append(Crop(source, *map(int, window), colors, int(mirrored)))
         scores.append(float(score))
   except (ValueError, csv.Error) as e:
     raise ValueError(
@@ -354,6 +364,25 @@ def _lay_crops(
       left = int(rng.integers(width - size, endpoint=True))
       crops.append(Crop(source, top, left, size))
   return crops
+
+
+def _vary(
+  crops: list[Crop], lots: Mapping[str, str], permuted: float, mirrored: float
+) -> list[Crop]:
+  """Some with their colors in another order, some mirrored, by lot."""
+  orders = [''.join(p) for p in itertools.permutations('rgb')][1:]
+  varied = []
+  for source, group in itertools.groupby(crops, lambda crop: crop.source):
+    rng = np.random.default_rng([int(lots[source], 16), 1])
+    for crop in group:
+      order, is_permuted, is_mirrored = rng.random(3)
+      varied.append(
+        crop._replace(
+          colors=orders[int(order * 5)] if is_permuted < permuted else 'rgb',
+          mirrored=int(is_mirrored < mirrored),
+        )
+      )
+  return varied
 
 
 def _lay_whole(photographs: list[_Photograph], count: int) -> list[Crop]:

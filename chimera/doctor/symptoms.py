@@ -104,7 +104,7 @@ def _school(case: case_lib.Case) -> Iterator[case_lib.Finding]:
       f'correlation of {figures["correlation"]:.2f}; 0.5 is the least, the '
       f'reference shows {case.shown("correlation", ".2f")}.',
       'Easy and hard then mean nothing, and the School sorts by chance.',
-      '--config.optics.radius=contrast and --config.school.metric=mean_radius, '
+      '--config.optics.radius=local and --config.school.metric=mean_radius, '
       'in another --workdir.',
     )
   lesson, batch = figures['lesson'], s['train.batch_size']

@@ -16,18 +16,22 @@ takes away the mean of z, which is the first thing that the decoder must know of
 a flat image; with it, only z's checkerboard, which images have little of.
 """
 
+import functools
 import math
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from chimera.optics import poincare
 
-RADII = ('contrast', 'free')
+RADII = ('local', 'contrast', 'free')
 LOW, HIGH = 0.1, 0.5  # mean radius / RADIUS_MAX of flat and of wild images
 HALF = 0.14  # luminance in [-1, 1] a pixel: g of a middling photograph
+_LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
+_SPREAD = 4  # times that contrast is smoothed
 _LOGIT = 4.0  # bound of |z|
 _BISECTIONS = 12
 
@@ -54,8 +58,7 @@ def gradient_magnitude(images_BxSxSx3: jax.Array) -> jax.Array:
 
   Luminance by ITU-R BT.601 in [-1, 1], forward differences, per pixel.
   """
-  weights = jnp.array([0.299, 0.587, 0.114], images_BxSxSx3.dtype)
-  y = images_BxSxSx3 @ weights
+  y = images_BxSxSx3 @ _LUMINANCE
   dy = y[:, 1:, :-1] - y[:, :-1, :-1]
   dx = y[:, :-1, 1:] - y[:, :-1, :-1]
   return jnp.mean(jnp.sqrt(dx**2 + dy**2 + 1e-12), axis=(1, 2))
@@ -68,6 +71,50 @@ def mean_radius(images_BxSxSx3: jax.Array) -> jax.Array:
   """
   g = gradient_magnitude(images_BxSxSx3)
   return poincare.RADIUS_MAX * (LOW + (HIGH - LOW) * g / (g + HALF))
+
+
+def local_radius(images_BxSxSx3: jax.Array, cell: int) -> jax.Array:
+  """The radius, as a share of RADIUS_MAX, about each cell: (B, H, W).
+
+  As `mean_radius`, of the gradient magnitude in the cell and, ever less, in
+  those about it.
+  """
+  y = images_BxSxSx3 @ _LUMINANCE
+  b, height, width = y.shape
+  y = mirror(y)[:, 1:, 1:]
+  dy = y[:, 1:, :-1] - y[:, :-1, :-1]
+  dx = y[:, :-1, 1:] - y[:, :-1, :-1]
+  g = jnp.sqrt(dx**2 + dy**2 + 1e-12)
+  g = g.reshape(b, height // cell, cell, width // cell, cell).mean((2, 4))
+  for _ in range(_SPREAD):
+    g = smooth(g)
+  return LOW + (HIGH - LOW) * g / (g + HALF)
+
+
+def mirror(x: jax.Array, axes: tuple[int, ...] = (1, 2)) -> jax.Array:
+  """x with one more cell at either end of the axes: its second from there.
+
+  A checkerboard goes on. An axis of one cell repeats it.
+  """
+  for axis in axes:
+    n = x.shape[axis]
+    near = min(n - 1, 1) if isinstance(n, int) else 1
+    cut = functools.partial(jax.lax.slice_in_dim, x, axis=axis)
+    ends = cut(near, near + 1), cut(n - 1 - near, n - near)
+    x = jnp.concatenate([ends[0], x, ends[1]], axis=axis)
+  return x
+
+
+def smooth(x: jax.Array) -> jax.Array:
+  """A mean with the neighbors, by 1, 2, 1 along axes 1 and 2, mirrored.
+
+  Of a checkerboard it leaves nothing.
+  """
+  for axis in (1, 2):
+    n = x.shape[axis]
+    cut = functools.partial(jax.lax.slice_in_dim, mirror(x, (axis,)), axis=axis)
+    x = (cut(0, n) + 2 * x + cut(2, n + 2)) / 4
+  return x
 
 
 def pin_mean(z_BxHxW: jax.Array, mean_B: jax.Array) -> jax.Array:
@@ -119,18 +166,32 @@ class Optics(nn.Module):
   radius: str  # 'contrast' or 'free', see the module
   blocks: int = 3  # residual blocks on either side
 
+  @property
+  def reach(self) -> tuple[int | None, int]:
+    """How many cells away `encode` and `decode` see; None is all of them."""
+    pattern, paint = 2 * self.blocks, 2 * self.blocks + 2
+    return {
+      'local': (max(pattern, _SPREAD + 1), paint + 1),
+      'contrast': (None, paint),
+      'free': (pattern, paint),
+    }[self.radius]
+
   def setup(self) -> None:
     if self.radius not in RADII:
       raise ValueError(
         f'radius must be one of {RADII}, got radius = {self.radius!r}: fix '
         '--config.optics.radius.'
       )
+    is_local = self.radius == 'local'
+    padding = 'VALID' if is_local else 'SAME'
+    self.frame = mirror if is_local else lambda x: x
+    residual = functools.partial(Residual, self.width, padding)
     self.look = nn.Conv(self.width, (self.cell,) * 2, (self.cell,) * 2)
-    self.modulate = [Residual(self.width) for _ in range(self.blocks)]
+    self.modulate = [residual() for _ in range(self.blocks)]
     self.steer = nn.Conv(3, (1, 1), bias_init=_bias)
-    self.expand = nn.Conv(self.width, (3, 3))
-    self.refine = [Residual(self.width) for _ in range(self.blocks)]
-    self.paint = nn.Conv(3 * self.cell**2, (3, 3))
+    self.expand = nn.Conv(self.width, (3, 3), padding=padding)
+    self.refine = [residual() for _ in range(self.blocks)]
+    self.paint = nn.Conv(3 * self.cell**2, (3, 3), padding=padding)
 
   def encode(self, images_BxSxSx3: jax.Array) -> jax.Array:
     """path_params (B, S / cell, S / cell, 3), within `poincare`'s ranges.
@@ -147,12 +208,15 @@ class Optics(nn.Module):
     for block in self.modulate:
       h = block(h)
     delta, chi, z = jnp.moveaxis(self.steer(nn.gelu(h)), -1, 0)
-    z = _LOGIT * jnp.tanh(z / _LOGIT)
-    if self.radius == 'contrast':
+    if self.radius == 'local':
+      share = local_radius(images_BxSxSx3, self.cell)
+      share *= 1 + _carrier(z) * jnp.tanh(z)
+    elif self.radius == 'contrast':
+      z = _LOGIT * jnp.tanh(z / _LOGIT)
       mean_B = mean_radius(images_BxSxSx3) / poincare.RADIUS_MAX
       share = pin_mean(_carrier(z) * z, mean_B)
     else:
-      share = nn.sigmoid(z)
+      share = nn.sigmoid(_LOGIT * jnp.tanh(z / _LOGIT))
     delta = poincare.DELTA_MAX * jnp.tanh(delta)
     chi = poincare.CHI_MAX * jnp.tanh(chi)
     return jnp.stack([delta, chi, poincare.RADIUS_MAX * share], axis=-1)
@@ -160,13 +224,18 @@ class Optics(nn.Module):
   def decode(self, paths_BxHxWxC: jax.Array) -> jax.Array:
     """Paints what the observer sees, as RGB in [-1, 1]."""
     seen = poincare.observe(paths_BxHxWxC)
-    if self.radius == 'contrast':  # demodulated beside what was seen
-      carrier = _carrier(seen[..., 0])[..., None]
+    carrier = _carrier(seen[..., 0])[..., None]
+    if self.radius == 'local':
+      # Received: both bands are without the carrier where an image is flat.
+      even, odd = smooth(seen), smooth(carrier * seen)
+      rest = seen - even - carrier * odd
+      seen = jnp.concatenate([even, odd, rest, carrier * rest], axis=-1)
+    elif self.radius == 'contrast':  # demodulated beside what was seen
       seen = jnp.concatenate([seen, carrier * seen], axis=-1)
-    h = self.expand(seen)
+    h = self.expand(self.frame(seen))
     for block in self.refine:
       h = block(h)
-    pixels = self.paint(nn.gelu(h))
+    pixels = self.paint(self.frame(nn.gelu(h)))
     b, height, width, _ = pixels.shape
     c = self.cell
     pixels = pixels.reshape(b, height, width, c, c, 3)
@@ -181,9 +250,12 @@ class Residual(nn.Module):
   """Two convolutions beside the identity; the second starts at zero."""
 
   width: int
+  padding: str  # 'SAME', or 'VALID' of what is mirrored beyond the border
 
   @nn.compact
   def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-    h = nn.Conv(self.width, (3, 3))(nn.gelu(x_BxHxWxC))
+    conv = functools.partial(nn.Conv, self.width, (3, 3), padding=self.padding)
+    frame = mirror if self.padding == 'VALID' else lambda x: x
+    h = conv()(frame(nn.gelu(x_BxHxWxC)))
     zero = nn.initializers.zeros_init()
-    return x_BxHxWxC + nn.Conv(self.width, (3, 3), kernel_init=zero)(nn.gelu(h))
+    return x_BxHxWxC + conv(kernel_init=zero)(frame(nn.gelu(h)))

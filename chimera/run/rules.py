@@ -199,10 +199,12 @@ RULES = {
   'data.held_out_count': whole(1),
   'data.crop': one_of('random', 'whole'),
   'data.max_scale': at_least(1, 1e12),
+  'data.permuted': _SHARE,
+  'data.mirrored': _SHARE,
   'data.seed': whole(0, 2**63 - 1),  # numpy's, and a hash's
   'optics.cell': _SIDE,
   'optics.width': _SIDE,
-  'optics.radius': one_of('contrast', 'free'),
+  'optics.radius': one_of('local', 'contrast', 'free'),
   'optics.steps': whole(1),
   'optics.batch_size': whole(1, 1 << 20),
   'optics.learning_rate': _RATE,
@@ -221,6 +223,7 @@ RULES = {
   'model.width': _SIDE,
   'model.blocks': whole(0, 1000),
   'model.downsample': Rule('a power of 2, at most 16384', _is_power),
+  'model.norm': one_of('layer', 'group'),
   'model.quantizer': one_of(*terms.KINDS),
   'model.levels': Rule(
     'a tuple of whole numbers from 2 on, whose product is below 2^31',

@@ -39,8 +39,10 @@ _HALF_C = np.array(
 _MIDDLE_C = np.array([0, 0, poincare.RADIUS_MAX / 2])
 
 
-def images(x: Any, shape: tuple[int, int, int]) -> _Array:
-  """Images (B, *shape), RGB: uint8, or floats in [-1, 1].
+def images(x: Any, side: int) -> _Array:
+  """Images (H, W, 3) or (B, H, W, 3), RGB: uint8, or floats in [-1, 1].
+
+  H and W are multiples of a token's side.
 
   Values of a JAX array are looked at on its device, which waits for them; those
   of uint8 need no look.
@@ -49,7 +51,7 @@ def images(x: Any, shape: tuple[int, int, int]) -> _Array:
     ValueError: another shape, dtype or range, with what was found.
   """
   x = _to_array(x, 'images')
-  _check_shape(x, 'images', shape)
+  _check_shape(x, 'images', side, (3,))
   if x.dtype == np.uint8:
     return _to_own(x, np.uint8)
   if not _is_float(x.dtype):
@@ -73,18 +75,21 @@ def images(x: Any, shape: tuple[int, int, int]) -> _Array:
   return _to_own(x, np.float32)
 
 
-def path_params(x: Any, shape: tuple[int, int, int]) -> _Array:
-  """path_params (B, *shape), floats in radians.
+def path_params(x: Any, side: int) -> _Array:
+  """path_params (H, W, 3) or (B, H, W, 3), floats in radians.
+
+  H and W are multiples of a token's side.
 
   Raises:
     ValueError: another shape, dtype or range, with what was found.
   """
   x = _to_array(x, 'path_params')
-  _check_shape(x, 'path_params', shape)
+  _check_shape(x, 'path_params', side, (3,))
   if not _is_float(x.dtype):
     raise ValueError(f'path_params must be floats, got dtype = {x.dtype}.')
   if not _is_hidden(x):
-    bounds_2xC = np.stack(_bounds(x, (0, 1, 2))).astype(np.float64)
+    axes = tuple(range(x.ndim - 1))
+    bounds_2xC = np.stack(_bounds(x, axes)).astype(np.float64)
     if not np.all(np.abs(bounds_2xC - _MIDDLE_C) <= (1 + SLACK) * _HALF_C):
       raise ValueError(
         'path_params must be finite, delta in [-pi, pi], chi in [-pi/4, pi/4], '
@@ -93,8 +98,8 @@ def path_params(x: Any, shape: tuple[int, int, int]) -> _Array:
   return _to_own(x, np.float32)
 
 
-def tokens(x: Any, grid: tuple[int, int], codes: int) -> _Array:
-  """Tokens (B, *grid), any integers in [0, codes).
+def tokens(x: Any, codes: int) -> _Array:
+  """Tokens (h, w) or (B, h, w), any integers in [0, codes).
 
   Values of a JAX array are looked at on its device, which waits for them.
 
@@ -102,7 +107,7 @@ def tokens(x: Any, grid: tuple[int, int], codes: int) -> _Array:
     ValueError: another shape, dtype or range, with what was found.
   """
   x = _to_array(x, 'tokens')
-  _check_shape(x, 'tokens', grid)
+  _check_shape(x, 'tokens', 1)
   if not jnp.issubdtype(x.dtype, jnp.integer):
     raise ValueError(f'tokens must be integers, got dtype = {x.dtype}.')
   if not _is_hidden(x):
@@ -191,18 +196,25 @@ def _stack(parts: list[_Array], name: str) -> _Array:
     return jnp.stack(parts)
 
 
-def _check_shape(x: _Array, name: str, shape: tuple[int, ...]) -> None:
-  if x.ndim == len(shape) + 1 and x.shape[1:] == shape:
-    return
-  if x.shape == shape:
-    hint = 'give [x] for a single x'
-  elif x.ndim == 4 and x.shape[1:] == (shape[-1], *shape[:-1]):
-    hint = 'channels come last, give x.transpose(0, 2, 3, 1)'
-  else:
-    hint = 'crop or resize them'
-  wanted = ', '.join(map(str, shape))
+def _check_shape(
+  x: _Array, name: str, side: int, channels: tuple[int, ...] = ()
+) -> None:
+  """(H, W, *channels), or a batch of such; H and W are multiples of side."""
+  rank, last = 2 + len(channels), x.shape[x.ndim - len(channels) :]
+  hint = 'crop or resize them'
+  if x.ndim in (rank, rank + 1) and last == channels:
+    height, width = x.shape[x.ndim - rank :][:2]
+    if height > 0 and width > 0 and height % side == width % side == 0:
+      return
+    hint = 'crop or resize them, or have `reconstruct` pad them'
+  elif x.ndim in (rank, rank + 1) and x.shape[-rank:][:1] == channels:
+    axes = '(1, 2, 0)' if x.ndim == 3 else '(0, 2, 3, 1)'
+    hint = f'channels come last, give x.transpose{axes}'
+  form = ', '.join(['H', 'W', *map(str, channels)])
+  of = f', H and W multiples of {side}' if side > 1 else ''
   raise ValueError(
-    f'{name} must have shape (B, {wanted}), got {x.shape}: {hint}.'
+    f'{name} must have shape ({form}) or (B, {form}){of}, got {x.shape}: '
+    f'{hint}.'
   )
 
 

@@ -6,11 +6,13 @@
   decode.stablehlo       tokens -> images
 
   tokenizer = chimera.export.load('runs/chimera/tokenizer')
-  tokens = tokenizer.encode(images)  # (B, S, S, 3) -> (B, h, w) int32
-  images = tokenizer.decode(tokens)  # -> (B, S, S, 3) float32 in [-1, 1]
+  tokens = tokenizer.encode(images)  # (B, H, W, 3) -> (B, h, w) int32
+  images = tokenizer.decode(tokens)  # -> (B, H, W, 3) float32 in [-1, 1]
+  picture = tokenizer.reconstruct(picture)  # uint8 of any size, and back
 
-The artefacts run where nothing but jax is installed, on CPU, CUDA and TPU, for
-any batch (https://docs.jax.dev/en/latest/export/export.html):
+H and W are any multiples of a token's side. The artefacts run where nothing but
+jax is installed, on CPU, CUDA and TPU, for any batch and any such size
+(https://docs.jax.dev/en/latest/export/export.html):
 
   f = jax.export.deserialize(open('encode.stablehlo', 'rb').read())
   tokens = f.call(images)
@@ -43,9 +45,10 @@ from chimera.clones import models
 from chimera.optics import modules as optics
 from chimera.optics import poincare
 from chimera.system import disk
-from chimera.tokenizer import door
+from chimera.tokenizer import door, windows
 
 FORMAT = 1
+_WINDOW = 512  # pixels, the longest side of what is worked on at a time
 WEIGHTS = 'tokenizer.safetensors'
 META = 'tokenizer.json'
 ARTEFACTS = ('encode.stablehlo', 'decode.stablehlo')
@@ -90,7 +93,7 @@ def encode(parts: Parts, x_BxHxWxC: jax.Array) -> jax.Array:
 
 
 def decode(parts: Parts, tokens_Bxhxw: jax.Array) -> jax.Array:
-  """Images (B, S, S, 3), float32 in [-1, 1]; without optics, path_params.
+  """Images (B, H, W, 3), float32 in [-1, 1]; without optics, path_params.
 
   NaN where one of an image's tokens is none of the codebook.
   """
@@ -110,19 +113,31 @@ def decode(parts: Parts, tokens_Bxhxw: jax.Array) -> jax.Array:
   return jnp.where(is_token_B[:, None, None, None], x_BxHxWxC, jnp.nan)
 
 
+def reach(parts: Parts) -> tuple[int | None, int | None]:
+  """How many tokens away `encode` and `decode` see; None is the whole image."""
+  own = parts.tokenizer.reach or (None, None)
+  eyes = parts.optics.reach if parts.optics else (0, 0)
+  return tuple(
+    None if None in cells else -(-sum(cells) // parts.tokenizer.downsample)
+    for cells in zip(own, eyes)
+  )
+
+
 class Tokenizer:
-  """A loaded tokenizer: images to tokens and back, for any batch."""
+  """A loaded tokenizer: images to tokens and back, of any size, in batches."""
 
   def __init__(self, parts: Parts, meta: dict[str, Any]):
     self.parts = parts
     self.meta = meta  # what tokenizer.json says
     self.image_size = meta['image_size']  # S, pixels, what it was trained for
     self.grid = tuple(meta['grid'])  # (h, w) of an image's tokens
+    self.side = _side(parts)  # of a token, pixels; of path_params, cells
     self.codes = parts.tokenizer.codes  # V; tokens are in [0, V)
     self.code_dim = parts.tokenizer.quantizer.dim  # D, width of a code
     # SHA-256 of the codebook, or of what stands for it: tokens of one digest
     # are of one language.
     self.codebook_digest = meta['codebook_digest']
+    self._reach = reach(parts)
     self._encode, self._decode = _compiled(parts.tokenizer, parts.optics)
     self._arrays = jax.tree.map(jnp.asarray, (parts.params, parts.variables))
 
@@ -130,37 +145,74 @@ class Tokenizer:
     """A copy, here or in another process, has the arrays and compiles anew."""
     return Tokenizer, (Parts(*jax.device_get(self.parts)), self.meta)
 
-  def encode(self, images_BxSxSx3: Any) -> jax.Array:
-    """tokens_Bxhxw, int32 in [0, codes).
+  def encode(self, images_BxHxWx3: Any) -> jax.Array:
+    """tokens_Bxhxw, int32 in [0, codes), h = H / side; of one image (h, w).
 
-    Of RGB of image_size, uint8 or finite floats in [-1, 1]: an array (NumPy of
-    any byte order and layout, JAX, what has `__array__` or `__dlpack__`), or a
-    list of images (such arrays, or Pillow's of mode RGB). A single image needs
-    a list around it. A tokenizer of path_params takes path_params
-    (B, H, W, 3), floats in their own ranges.
+    Of RGB, uint8 or finite floats in [-1, 1], (B, H, W, 3) or (H, W, 3), of
+    sides that `side` divides: an array (NumPy of any byte order and layout,
+    JAX, what has `__array__` or `__dlpack__`), or a list of images (such
+    arrays, or Pillow's of mode RGB). A tokenizer of path_params takes
+    path_params, floats in their own ranges.
+
+    What is large is worked on in windows, which changes no token but where two
+    codes are equally near. Not so with norm = 'group' or radius = 'contrast',
+    of which each token depends on the whole image.
 
     Floats in a JAX array are waited for, to be looked at. In `jit` and `vmap`
     that cannot be: tokens of an image that is not finite or out of range are
-    -1 there.
+    -1 there, and there are no windows.
 
     Raises:
       ValueError: another shape, dtype, range or mode.
     """
     enter = door.images if self.parts.optics else door.path_params
-    x = enter(images_BxSxSx3, tuple(self.meta['input_shape']))
-    return self._encode(*self._arrays, x)
+    x = enter(images_BxHxWx3, self.side)
+    return self._apply(self._encode, x, 4, self.side, 1, self._reach[0])
 
   def decode(self, tokens_Bxhxw: Any) -> jax.Array:
-    """Images (B, S, S, 3), float32 in [-1, 1], of any integers in [0, codes).
+    """Images (B, H, W, 3), float32 in [-1, 1], of any integers in [0, codes).
 
-    Takes what `encode` takes. In `jit` and `vmap` images of tokens outside
-    [0, codes) are NaN.
+    Takes what `encode` takes, (B, h, w) or (h, w) of any h and w. In `jit` and
+    `vmap` images of tokens outside [0, codes) are NaN.
 
     Raises:
       ValueError: another shape or dtype, or no token of this codebook.
     """
-    x = door.tokens(tokens_Bxhxw, self.grid, self.codes)
-    return self._decode(*self._arrays, x)
+    x = door.tokens(tokens_Bxhxw, self.codes)
+    return self._apply(self._decode, x, 3, 1, self.side, self._reach[1])
+
+  def reconstruct(self, image_HxWx3: Any) -> np.ndarray:
+    """What comes back of one image of any size: uint8 (H, W, 3).
+
+    It is mirrored beyond its right and lower edge, up to whole tokens.
+    """
+    height, width = np.shape(image_HxWx3)[:2]
+    padded = windows.pad(np.asarray(image_HxWx3), self.side)
+    back = np.asarray(self.decode(self.encode(padded)))[:height, :width]
+    return np.clip(np.rint((back + 1) * 127.5), 0, 255).astype(np.uint8)
+
+  def _apply(
+    self,
+    f: Callable[..., jax.Array],
+    x: Any,
+    rank: int,
+    side: int,
+    to_side: int,
+    reach: int | None,
+  ) -> jax.Array:
+    """f of a batch x of that rank, or of one; in windows where it is large."""
+    given = x if x.ndim == rank else x[None]
+    y = functools.partial(f, *self._arrays)
+    window = max(_WINDOW // self.side, 4 * (reach or 0))
+    is_large = max(given.shape[1:3]) > window * side
+    if reach is None or isinstance(x, jax.core.Tracer) or not is_large:
+      made = y(given)
+    else:
+      sides = {'side': side, 'to_side': to_side}
+      made = jnp.asarray(
+        windows.apply(y, given, **sides, window=window, reach=reach)
+      )
+    return made if x.ndim == rank else made[0]
 
 
 @functools.cache
@@ -195,8 +247,7 @@ def save(
   """
   home = pathlib.Path(folder)
   home.mkdir(parents=True, exist_ok=True)
-  cell = parts.optics.cell if parts.optics else 1
-  side = cell * parts.tokenizer.downsample
+  side = _side(parts)
   grid = [n // side for n in input_shape[:2]]
   quantizer, params = parts.tokenizer.quantizer, jax.device_get(parts.params)
   arrays = {'tokenizer': params}
@@ -206,7 +257,7 @@ def save(
     np.ascontiguousarray, traverse_util.flatten_dict(arrays, sep='/')
   )
   files = {WEIGHTS: safetensors.numpy.save(flat)}
-  files |= dict(zip(ARTEFACTS, _lower(parts, input_shape, grid)))
+  files |= dict(zip(ARTEFACTS, _lower(parts)))
   meta = {
     'format': FORMAT,
     'sees': 'images' if parts.optics else 'path_params',
@@ -264,10 +315,14 @@ def load(folder: str | os.PathLike) -> Tokenizer:
     ) from e
 
 
-def _lower(
-  parts: Parts, input_shape: tuple[int, int, int], grid: list[int]
-) -> list[bytes]:
-  """Both functions as serialized StableHLO, for any batch."""
+def _side(parts: Parts) -> int:
+  """Pixels, or cells of path_params, a side of a token."""
+  cell = parts.optics.cell if parts.optics else 1
+  return cell * parts.tokenizer.downsample
+
+
+def _lower(parts: Parts) -> list[bytes]:
+  """Both functions as serialized StableHLO, for any batch and size."""
   arrays = (parts.params, parts.variables)
 
   def lower(f: Callable[..., jax.Array], x: jax.ShapeDtypeStruct) -> bytes:
@@ -279,9 +334,10 @@ def _lower(
     exported = jax.export.export(jax.jit(run), platforms=PLATFORMS)(x)
     return bytes(exported.serialize())
 
-  (batch,) = jax.export.symbolic_shape('b')
-  images = jax.ShapeDtypeStruct((batch, *input_shape), jnp.float32)
-  tokens = jax.ShapeDtypeStruct((batch, *grid), jnp.int32)
+  side = _side(parts)
+  b, h, w = jax.export.symbolic_shape('b, h, w')
+  images = jax.ShapeDtypeStruct((b, side * h, side * w, 3), jnp.float32)
+  tokens = jax.ShapeDtypeStruct((b, h, w), jnp.int32)
   return [lower(encode, images), lower(decode, tokens)]
 
 

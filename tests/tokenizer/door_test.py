@@ -10,6 +10,7 @@ import pytest
 from chimera.tokenizer import door
 
 SHAPE = (8, 8, 3)
+SIDE = 4
 RNG = np.random.default_rng(0)
 FLOATS = RNG.uniform(-1, 1, (2, *SHAPE)).astype(np.float32)
 PICTURES = RNG.integers(0, 256, (2, *SHAPE), np.uint8)
@@ -100,31 +101,31 @@ BRINGS = {
 
 @pytest.mark.parametrize('how', BRINGS)
 def test_floats_come_in_as_float32_whatever_brings_them(how):
-  x = door.images(BRINGS[how](FLOATS), SHAPE)
+  x = door.images(BRINGS[how](FLOATS), SIDE)
   assert x.dtype == np.dtype('=f4')
   np.testing.assert_array_equal(x, FLOATS)
 
 
 @pytest.mark.parametrize('how', [how for how in BRINGS if how != 'numbers'])
 def test_bytes_come_in_as_they_are_whatever_brings_them(how):
-  x = door.images(BRINGS[how](PICTURES), SHAPE)
+  x = door.images(BRINGS[how](PICTURES), SIDE)
   assert x.dtype == np.uint8
   np.testing.assert_array_equal(x, PICTURES)
 
 
 @pytest.mark.parametrize('how', BRINGS)
 def test_tokens_come_in_whatever_brings_them(how):
-  x = door.tokens(BRINGS[how](TOKENS), (2, 2), 16)
+  x = door.tokens(BRINGS[how](TOKENS), 16)
   assert jnp.issubdtype(x.dtype, jnp.integer)
   np.testing.assert_array_equal(x, TOKENS)
 
 
 def test_a_memory_map_and_pillow_come_in(tmp_path):
-  x = door.images(_memmap(FLOATS.astype('>f8'), tmp_path), SHAPE)
+  x = door.images(_memmap(FLOATS.astype('>f8'), tmp_path), SIDE)
   np.testing.assert_array_equal(x, FLOATS)
-  seen = door.images([Image.fromarray(x) for x in PICTURES], SHAPE)
+  seen = door.images([Image.fromarray(x) for x in PICTURES], SIDE)
   np.testing.assert_array_equal(seen, PICTURES)
-  seen = door.images((Image.fromarray(PICTURES[0]), PICTURES[1]), SHAPE)
+  seen = door.images((Image.fromarray(PICTURES[0]), PICTURES[1]), SIDE)
   np.testing.assert_array_equal(seen, PICTURES)
 
 
@@ -133,7 +134,7 @@ def test_a_memory_map_and_pillow_come_in(tmp_path):
 )
 def test_any_precision_is_rounded_to_float32_once(dtype):
   given = FLOATS.astype(np.float64).astype(dtype)
-  x = door.images(given, SHAPE)
+  x = door.images(given, SIDE)
   assert x.dtype == np.dtype('=f4')
   np.testing.assert_array_equal(x, given.astype(np.float32))
 
@@ -146,7 +147,7 @@ def test_what_came_in_is_nobody_elses(dtype, how, offset):
   offset += -buffer.ctypes.data % 64 // buffer.itemsize  # JAX shares aligned
   theirs = buffer[offset:][: FLOATS.size].reshape(FLOATS.shape)
   theirs[:] = FLOATS > 0
-  ours = door.images(how(theirs), SHAPE)
+  ours = door.images(how(theirs), SIDE)
   theirs[:] = 0
   np.testing.assert_array_equal(ours, FLOATS > 0)
 
@@ -173,13 +174,13 @@ def _with(x, value):
 )
 def test_floats_that_are_no_image_are_refused(bring, given, found):
   with pytest.raises(ValueError, match=found) as e:
-    door.images(bring(given), SHAPE)
+    door.images(bring(given), SIDE)
   assert '\n' not in str(e.value)
 
 
 def test_a_float64_is_judged_before_it_is_rounded():
   with pytest.raises(ValueError, match=r'to 1e\+300 as float64'):
-    door.images(_with(FLOATS.astype(np.float64), 1e300), SHAPE)
+    door.images(_with(FLOATS.astype(np.float64), 1e300), SIDE)
 
 
 def test_rounding_beyond_the_ends_comes_in():
@@ -188,7 +189,7 @@ def test_rounding_beyond_the_ends_comes_in():
   assert after == 1 + 2**-7
   for value in (np.nextafter(np.float32(1), np.float32(2)), after):
     for x in (FLOATS, jnp.asarray(FLOATS)):
-      seen = door.images(_with(x, np.float32(-value)), SHAPE)
+      seen = door.images(_with(x, np.float32(-value)), SIDE)
       assert np.asarray(seen).min() == -np.float32(value)
 
 
@@ -224,7 +225,7 @@ def test_rounding_beyond_the_ends_comes_in():
 )
 def test_what_is_no_batch_of_images_is_refused(given, found):
   with pytest.raises(ValueError, match=found) as e:
-    door.images(given, SHAPE)
+    door.images(given, SIDE)
   assert '\n' not in str(e.value)
 
 
@@ -234,15 +235,15 @@ def test_a_tensor_that_is_no_array_says_why():
       raise BufferError("Can't export tensors\nthat require gradient.")
 
   with pytest.raises(ValueError, match="Can't export tensors that require"):
-    door.images(Learned(FLOATS), SHAPE)
+    door.images(Learned(FLOATS), SIDE)
 
 
 def test_half_of_the_range_is_warned_of_once(warnings):
   for x in (FLOATS, np.zeros_like(FLOATS), PICTURES, np.ones_like(FLOATS)):
-    door.images(x, SHAPE)
+    door.images(x, SIDE)
   assert not warnings
   for x in ((FLOATS + 1) / 2, jnp.abs(FLOATS), list(np.abs(FLOATS))):
-    door.images(x, SHAPE)
+    door.images(x, SIDE)
   (line,) = warnings
   assert 'all in [0, 1]' in line
   assert '2 * images - 1' in line
@@ -254,7 +255,7 @@ def test_bytes_are_not_waited_for(monkeypatch):
 
   monkeypatch.setattr(door, '_bounds', look)
   for bring in (np.asarray, jnp.asarray, list):
-    door.images(bring(PICTURES), SHAPE)
+    door.images(bring(PICTURES), SIDE)
 
 
 def _paths(dtype=np.float32):
@@ -268,7 +269,7 @@ def test_path_params_have_ranges_of_their_own(bring):
   for dtype in (np.float32, '>f8', 'f2', ml_dtypes.bfloat16):
     given = _paths(dtype)
     native = given if dtype == '>f8' and bring is jnp.asarray else bring(given)
-    x = door.path_params(native, SHAPE)
+    x = door.path_params(native, SIDE)
     np.testing.assert_array_equal(
       np.asarray(x, np.float32), given.astype(np.float32)
     )
@@ -283,11 +284,11 @@ def test_path_params_have_ranges_of_their_own(bring):
     x = _paths()
     x[1, 2, 3, channel] = value
     with pytest.raises(ValueError, match=found):
-      door.path_params(bring(x), SHAPE)
+      door.path_params(bring(x), SIDE)
   with pytest.raises(ValueError, match='dtype = uint8'):
-    door.path_params(bring(PICTURES), SHAPE)
+    door.path_params(bring(PICTURES), SIDE)
   with pytest.raises(ValueError, match=r'\(B, 8, 8, 3\), got \(8, 8, 3\)'):
-    door.path_params(bring(_paths())[0], SHAPE)
+    door.path_params(bring(_paths())[0], SIDE)
 
 
 @pytest.mark.parametrize('bring', [np.asarray, jnp.asarray, list])
@@ -296,7 +297,7 @@ def test_tokens_of_no_code_are_refused(bring, value):
   found = rf'in \[0, 16\), got {min(value, 0)} to {max(value, 15)}'
   tokens = np.array([[[0, 15], [15, value]]])
   with pytest.raises(ValueError, match=found):
-    door.tokens(bring(tokens), (2, 2), 16)
+    door.tokens(bring(tokens), 16)
 
 
 @pytest.mark.parametrize(
@@ -318,14 +319,14 @@ def test_tokens_of_no_code_are_refused(bring, value):
 )
 def test_bounds_of_tokens_hold_before_any_cast(given, found):
   with pytest.raises(ValueError, match=found):
-    door.tokens(given, (2, 2), 16)
+    door.tokens(given, 16)
 
 
 def test_dtypes_that_cannot_hold_all_codes_need_not():
   for dtype in (np.int8, np.uint8, np.int16, ml_dtypes.int4):
     for bring in (np.asarray, jnp.asarray):
       x = bring(np.full((1, 2, 2), 7).astype(dtype))
-      seen = door.tokens(x, (2, 2), 40_000)
+      seen = door.tokens(x, 40_000)
       np.testing.assert_array_equal(np.asarray(seen, np.int64), 7)
       assert np.asarray(door.is_token(x, 40_000)).tolist() == [True]
 
@@ -336,20 +337,20 @@ def test_with_64_bits_bounds_hold_too():
     assert x.dtype == np.int64
     wide = jnp.asarray(FLOATS, np.float64)
     with pytest.raises(ValueError, match='got 0 to 1099511627779'):
-      door.tokens(x, (2, 2), 16)
+      door.tokens(x, 16)
     assert door.is_token(x, 16).tolist() == [False]
-    marks = jax.jit(lambda x: door.is_token(door.tokens(x, (2, 2), 16), 16))
+    marks = jax.jit(lambda x: door.is_token(door.tokens(x, 16), 16))
     assert marks(x % 2**32 + 2**32).tolist() == [False]
     big = wide.at[0, 0, 0, 0].set(1e300)
     with pytest.raises(ValueError, match=r'to 1e\+300'):
-      door.images(big, SHAPE)
+      door.images(big, SIDE)
   # Nor are arrays cut that were made where there were 64.
   for bring in (lambda x: x, list):
     with pytest.raises(ValueError, match='got 0 to 1099511627779'):
-      door.tokens(bring(x), (2, 2), 16)
+      door.tokens(bring(x), 16)
     with pytest.raises(ValueError, match=r'to 1e\+300'):
-      door.images(bring(big), SHAPE)
-  seen = door.images(wide, SHAPE)
+      door.images(bring(big), SIDE)
+  seen = door.images(wide, SIDE)
   assert seen.dtype == np.float32
   np.testing.assert_array_equal(seen, FLOATS)
 
@@ -359,16 +360,16 @@ def test_a_single_nan_in_many_is_seen():
     for bring in (np.asarray, jnp.asarray):
       x = _with(np.zeros((12, 16, 16, 3), dtype), np.nan)
       with pytest.raises(ValueError, match='got NaN'):
-        door.images(bring(x), (16, 16, 3))
+        door.images(bring(x), 4)
       with pytest.raises(ValueError, match='got 0 to 0, 0 to 0, NaN'):
-        door.path_params(bring(x), (16, 16, 3))
+        door.path_params(bring(x), 4)
       assert not door.is_within(jnp.asarray(x))[0]
 
 
 def test_an_empty_batch_comes_in():
-  assert door.images(FLOATS[:0], SHAPE).shape == (0, *SHAPE)
-  assert door.images(jnp.asarray(FLOATS[:0]), SHAPE).shape == (0, *SHAPE)
-  assert door.tokens(TOKENS[:0], (2, 2), 16).shape == (0, 2, 2)
+  assert door.images(FLOATS[:0], SIDE).shape == (0, *SHAPE)
+  assert door.images(jnp.asarray(FLOATS[:0]), SIDE).shape == (0, *SHAPE)
+  assert door.tokens(TOKENS[:0], 16).shape == (0, 2, 2)
 
 
 def test_in_jit_they_are_marked_each_image_for_itself():
@@ -384,8 +385,8 @@ def test_what_is_constant_in_jit_is_looked_at():
   @jax.jit
   def traced(z):
     with pytest.raises(ValueError, match='NaN'):
-      door.images(constant, SHAPE)
-    assert door.images(z, SHAPE) is z
+      door.images(constant, SIDE)
+    assert door.images(z, SIDE) is z
     return z
 
   constant = jnp.asarray(_with(FLOATS, np.nan))
