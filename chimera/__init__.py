@@ -7,7 +7,7 @@ import pkgutil
 
 _OFFERED = {
   'load': 'chimera.tokenizer.export:load',
-  'load_tokens': 'chimera.tokenizer.tokens:load',
+  'load_tokens': 'chimera.tokenizer.store:load',
   'read_image': 'chimera.data.images:read_image',
 }
 

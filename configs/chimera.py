@@ -292,7 +292,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.export.weights = 'master'  # or 'ema', the evaluation-only average
 
   c.tokens = ml_collections.ConfigDict()  # what tokenize makes of a photograph
-  c.tokens.crop = 'center'  # one square of it, or 'tiles': all of it
+  c.tokens.crop = 'center'  # a rectangle of it, resized; or 'whole', as it is
+  c.tokens.size = (0, 0)  # pixels of 'center', height and width; 0: image_size
   c.tokens.batch_size = 64  # crops
   c.tokens.shard = 16384  # crops a file
 

@@ -164,18 +164,25 @@ def why(error: BaseException) -> str:
   return f'its contents are broken ({said})'
 
 
-def center(photograph: np.ndarray, size: int) -> np.ndarray:
-  """The largest centered square, resized: uint8 (size, size, 3)."""
+def center(photograph: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+  """The largest centered square, resized: uint8 (size, size, 3).
+
+  Or of another size (h, w) the largest rectangle of that shape.
+  """
+  h, w = (size, size) if isinstance(size, int) else size
   height, width = photograph.shape[:2]
-  side = min(height, width)
-  top, left = (height - side) // 2, (width - side) // 2
-  square = photograph[top : top + side, left : left + side]
-  return resize(Image.fromarray(square), size)
+  # Of two products, not quotients, lest a square be a pixel short.
+  down = min(height, max(1, width * h // w))
+  across = min(width, max(1, height * w // h))
+  top, left = (height - down) // 2, (width - across) // 2
+  window = photograph[top : top + down, left : left + across]
+  return resize(Image.fromarray(window), (h, w))
 
 
-def resize(square: Image.Image, size: int) -> np.ndarray:
-  """By Lanczos: uint8 (size, size, 3)."""
-  return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
+def resize(window: Image.Image, size: int | tuple[int, int]) -> np.ndarray:
+  """By Lanczos: uint8 (size, size, 3), or (*size, 3)."""
+  h, w = (size, size) if isinstance(size, int) else size
+  return np.asarray(window.resize((w, h), Image.Resampling.LANCZOS))
 
 
 def read_image(path: AnyPath, size: int | None = None) -> np.ndarray:

@@ -157,6 +157,10 @@ def _are_levels(v: Any) -> bool:
   return are_whole and 1 < math.prod(v) <= _INT32
 
 
+def _is_size(v: Any) -> bool:
+  return isinstance(v, tuple) and len(v) == 2 and all(map(_SIDE_OR_0.holds, v))
+
+
 def _is_power(v: Any) -> bool:
   return whole(1, 1 << 14).holds(v) and not v & (v - 1)
 
@@ -180,6 +184,7 @@ _GAIN = at_least(0, 1e6)
 _SPAN = positive(1e-12, 1e12)
 _TRIM = positive(1e-6, 1e6)
 _SIDE = whole(1, 1 << 14)  # of images and of layers
+_SIDE_OR_0 = whole(0, 1 << 14)
 
 RULES = {
   'basename': Rule('a plain file name', _is_file_name),
@@ -288,7 +293,10 @@ RULES = {
   'eval.preview': whole(1, 256),
   'eval.inception': _PATH,
   'export.weights': one_of('master', 'ema'),
-  'tokens.crop': one_of('center', 'tiles'),
+  'tokens.crop': one_of('center', 'whole'),
+  'tokens.size': Rule(
+    'two whole numbers, height and width in pixels, or 0', _is_size
+  ),
   'tokens.batch_size': whole(1, 1 << 16),
   'tokens.shard': whole(1),
 }

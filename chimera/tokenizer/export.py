@@ -48,7 +48,7 @@ from chimera.system import disk
 from chimera.tokenizer import door, windows
 
 FORMAT = 1
-_WINDOW = 512  # pixels, the longest side of what is worked on at a time
+_WINDOW = 64  # tokens, the longest side of what is worked on at a time
 WEIGHTS = 'tokenizer.safetensors'
 META = 'tokenizer.json'
 ARTEFACTS = ('encode.stablehlo', 'decode.stablehlo')
@@ -63,6 +63,13 @@ class Parts(NamedTuple):
   params: Any  # its parameters
   optics: optics.Optics | None  # the module; None where it sees path_params
   variables: Any  # its variables, likewise
+
+
+def look(parts: Parts, x_BxHxWxC: jax.Array) -> jax.Array:
+  """What the optics alone make of images: (B, H, W, 3) in [-1, 1]."""
+  is_uint8 = x_BxHxWxC.dtype == jnp.uint8
+  x_BxHxWxC = (optics.to_float if is_uint8 else jnp.float32)(x_BxHxWxC)
+  return parts.optics.apply(parts.variables, x_BxHxWxC)
 
 
 def encode(parts: Parts, x_BxHxWxC: jax.Array) -> jax.Array:
@@ -138,7 +145,9 @@ class Tokenizer:
     # are of one language.
     self.codebook_digest = meta['codebook_digest']
     self._reach = reach(parts)
-    self._encode, self._decode = _compiled(parts.tokenizer, parts.optics)
+    self._encode, self._decode, self._look = _compiled(
+      parts.tokenizer, parts.optics
+    )
     self._arrays = jax.tree.map(jnp.asarray, (parts.params, parts.variables))
 
   def __reduce__(self) -> tuple[Any, ...]:
@@ -167,7 +176,7 @@ class Tokenizer:
     """
     enter = door.images if self.parts.optics else door.path_params
     x = enter(images_BxHxWx3, self.side)
-    return self._apply(self._encode, x, 4, self.side, 1, self._reach[0])
+    return self._run(self._encode, x, 4, self.side, 1, self._reach[0])
 
   def decode(self, tokens_Bxhxw: Any) -> jax.Array:
     """Images (B, H, W, 3), float32 in [-1, 1], of any integers in [0, codes).
@@ -179,7 +188,14 @@ class Tokenizer:
       ValueError: another shape or dtype, or no token of this codebook.
     """
     x = door.tokens(tokens_Bxhxw, self.codes)
-    return self._apply(self._decode, x, 3, 1, self.side, self._reach[1])
+    return self._run(self._decode, x, 3, 1, self.side, self._reach[1])
+
+  def look(self, images_BxHxWx3: Any) -> jax.Array:
+    """What the optics alone make of what `encode` takes, before any token."""
+    x = door.images(images_BxHxWx3, self.side)
+    # The tokenizer between them sees farther than nothing.
+    reach = None if None in self._reach else sum(self._reach)
+    return self._run(self._look, x, 4, self.side, self.side, reach)
 
   def reconstruct(self, image_HxWx3: Any) -> np.ndarray:
     """What comes back of one image of any size: uint8 (H, W, 3).
@@ -191,7 +207,7 @@ class Tokenizer:
     back = np.asarray(self.decode(self.encode(padded)))[:height, :width]
     return np.clip(np.rint((back + 1) * 127.5), 0, 255).astype(np.uint8)
 
-  def _apply(
+  def _run(
     self,
     f: Callable[..., jax.Array],
     x: Any,
@@ -201,32 +217,31 @@ class Tokenizer:
     reach: int | None,
   ) -> jax.Array:
     """f of a batch x of that rank, or of one; in windows where it is large."""
-    given = x if x.ndim == rank else x[None]
-    y = functools.partial(f, *self._arrays)
-    window = max(_WINDOW // self.side, 4 * (reach or 0))
-    is_large = max(given.shape[1:3]) > window * side
-    if reach is None or isinstance(x, jax.core.Tracer) or not is_large:
-      made = y(given)
+    batch = x if x.ndim == rank else x[None]
+    f = functools.partial(f, *self._arrays)
+    window = max(_WINDOW, 4 * (reach or 0))
+    is_small = max(batch.shape[1:3]) <= window * side
+    if isinstance(x, jax.core.Tracer) or reach is None or is_small:
+      y = f(batch)
     else:
       sides = {'side': side, 'to_side': to_side}
-      made = jnp.asarray(
-        windows.apply(y, given, **sides, window=window, reach=reach)
-      )
-    return made if x.ndim == rank else made[0]
+      y = windows.apply(f, batch, **sides, window=window, reach=reach)
+      y = jnp.asarray(y)
+    return y if x.ndim == rank else y[0]
 
 
 @functools.cache
 def _compiled(
   tokenizer: models.Tokenizer, model: optics.Optics | None
-) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
-  """`encode` and `decode` of (params, variables, x), compiled."""
+) -> tuple[Callable[..., jax.Array], ...]:
+  """`encode`, `decode`, `look` of (params, variables, x), to be compiled."""
   return tuple(
     jax.jit(
       lambda params, variables, x, f=f: f(
         Parts(tokenizer, params, model, variables), x
       )
     )
-    for f in (encode, decode)
+    for f in (encode, decode, look)
   )
 
 

@@ -11,9 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from chimera.data import images
-from chimera.optics import training
 from chimera.system import disk, lock, progress
-from chimera.tokenizer import export
+from chimera.tokenizer import export, store, windows
 from chimera.tokenizer import tiles as tiles_lib
 from chimera.tokenizer import tokens as tokens_lib
 
@@ -33,23 +32,21 @@ def detokenize(folder: str, tokenizer: str, out: str) -> None:
   if not out:
     raise ValueError('detokenize needs a folder for its PNGs: give --out=DIR.')
   loaded = tokens_lib.open_tokenizer(tokenizer)
-  tokens, meta = tokens_lib.load(folder)
+  tokens = store.load(folder)
+  meta = tokens.meta
   if meta['codebook_digest'] != loaded.codebook_digest:
     raise ValueError(
       f'The tokens in {folder} are of another codebook than {tokenizer}: give '
       'the --tokenizer that made them.'
     )
   home = pathlib.Path(out)
-  decoded = _decode_each(loaded, tokens)
   with (
     lock.hold(home, '--out'),
     progress.bar('Pictures', len(meta['sources'])) as report,
   ):
-    for i, source in enumerate(meta['sources']):
-      rows, columns = source['rows'], source['columns']
-      tiles = np.stack(list(itertools.islice(decoded, rows * columns)))
-      picture = tiles_lib.join(tiles, rows, columns)
-      if meta['crop'] == 'tiles':
+    drawn = _draw_each(loaded, tokens)
+    for i, (source, picture) in enumerate(zip(meta['sources'], drawn)):
+      if meta['crop'] != 'center':
         picture = picture[: source['height'], : source['width']]
       path = home / _drawn(source['file'])
       if not path.resolve().is_relative_to(home.resolve()):
@@ -60,8 +57,7 @@ def detokenize(folder: str, tokenizer: str, out: str) -> None:
       path.parent.mkdir(parents=True, exist_ok=True)
       _save(path, picture)
       report(i + 1, '')
-  counts = len(meta['sources']), len(tokens), loaded.image_size
-  logging.info('%d picture(s) of %d crop(s) of %d pixels in %s.', *counts, home)
+  logging.info('%d picture(s) in %s.', len(meta['sources']), home)
 
 
 def reconstruct(paths: Sequence[str], tokenizer: str, out: str) -> None:
@@ -86,16 +82,10 @@ def reconstruct(paths: Sequence[str], tokenizer: str, out: str) -> None:
   taken = {os.path.abspath(path) for path in pictures}
   for path, picture in pictures.items():
     height, width = picture.shape[:2]
-    tiles, rows, columns = tiles_lib.cut(picture, loaded.image_size)
-    optics, back = (
-      tiles_lib.join(part, rows, columns)[:height, :width]
-      for part in _look_and_tokenize(loaded, tiles)
-    )
+    optics, back = _look(loaded, picture), loaded.reconstruct(picture)
     mse = np.mean((picture.astype(np.float64) - back) ** 2)
     psnr = 10 * np.log10(255**2 / max(mse, 1e-9))
-    size = loaded.image_size
-    whole = height % size == width % size == 0
-    sizes = width, height, columns, rows, size
+    rows, columns = (-(-n // loaded.side) for n in (height, width))
     name = os.path.basename(path)
     if not os.path.exists(path):
       name = name.removeprefix(images.BUNDLED)
@@ -106,13 +96,26 @@ def reconstruct(paths: Sequence[str], tokenizer: str, out: str) -> None:
     taken.add(os.path.abspath(target))
     _save(target, _beside(picture, optics, back))
     logging.info(
-      '%s: %d x %d pixels, %d x %d tiles of %d%s; PSNR %.2f dB; see %s',
-      path,
-      *sizes,
-      '' if whole else ', mirrored beyond the right and lower edge',
-      psnr,
-      target,
+      '%s: %d x %d pixels, %d x %d tokens; PSNR %.2f dB; see %s',
+      *(path, width, height, columns, rows, psnr, target),
     )
+
+
+def _draw_each(
+  loaded: export.Tokenizer, tokens: store.Tokens
+) -> Iterator[np.ndarray]:
+  """Each photograph's picture, uint8, as far as whole tokens reach."""
+  meta = tokens.meta
+  if meta['crop'] == 'whole':
+    for tokens_hxw in tokens.grids():
+      yield images.to_uint8(loaded.decode(tokens_hxw.astype(np.int32)))
+    return
+  decoded = _decode_each(loaded, tokens.tokens_Nxhxw)
+  for source in meta['sources']:
+    rows, columns = source['rows'], source['columns']
+    # Of an older store there may be several squares a photograph.
+    squares = list(itertools.islice(decoded, rows * columns))
+    yield tiles_lib.join(np.stack(squares), rows, columns)
 
 
 def _decode_each(
@@ -123,15 +126,11 @@ def _decode_each(
     yield from images.to_uint8(loaded.decode(batch.astype(np.int32)))[:count]
 
 
-def _look_and_tokenize(
-  loaded: export.Tokenizer, tiles: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """What the optics alone make of crops, and what the tokenizer does."""
-  model, variables = loaded.parts.optics, loaded.parts.variables
-  paths = training.encode_images(model, variables, tiles, _BATCH)
-  seen = training.decode_paths(model, variables, paths, _BATCH)
-  tokens = np.stack(list(tiles_lib.encode_each(loaded, tiles, _BATCH)))
-  return images.to_uint8(seen), np.stack(list(_decode_each(loaded, tokens)))
+def _look(loaded: export.Tokenizer, picture: np.ndarray) -> np.ndarray:
+  """What the optics alone make of a picture, uint8."""
+  height, width = picture.shape[:2]
+  seen = loaded.look(windows.pad(picture, loaded.side))
+  return images.to_uint8(seen)[:height, :width]
 
 
 def _beside(*pictures: np.ndarray) -> np.ndarray:

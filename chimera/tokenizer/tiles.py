@@ -1,4 +1,4 @@
-"""Pictures cut into tiles and put together again, and tokens of many tiles."""
+"""Crops of one size in batches, and those of an older store joined."""
 
 from collections.abc import Iterable, Iterator
 import itertools
@@ -8,21 +8,8 @@ import numpy as np
 from chimera.tokenizer import export
 
 
-def cut(picture: np.ndarray, size: int) -> tuple[np.ndarray, int, int]:
-  """tiles (rows * columns, size, size, 3) of a picture, rows and columns.
-
-  Beyond the right and the lower edge the picture is mirrored.
-  """
-  height, width = picture.shape[:2]
-  rows, columns = -(-height // size), -(-width // size)
-  padding = ((0, rows * size - height), (0, columns * size - width), (0, 0))
-  tiles = np.pad(picture, padding, mode='symmetric')
-  tiles = tiles.reshape(rows, size, columns, size, 3).transpose(0, 2, 1, 3, 4)
-  return tiles.reshape(rows * columns, size, size, 3), rows, columns
-
-
 def join(tiles: np.ndarray, rows: int, columns: int) -> np.ndarray:
-  """The picture (rows * size, columns * size, 3): the inverse of `cut`."""
+  """The picture (rows * size, columns * size, 3) of squares, row by row."""
   size = tiles.shape[1]
   tiles = tiles.reshape(rows, columns, size, size, 3)
   return tiles.transpose(0, 2, 1, 3, 4).reshape(rows * size, columns * size, 3)
@@ -31,14 +18,14 @@ def join(tiles: np.ndarray, rows: int, columns: int) -> np.ndarray:
 def encode_each(
   loaded: export.Tokenizer, crops: Iterable[np.ndarray], batch_size: int
 ) -> Iterator[np.ndarray]:
-  """Tokens (h, w) of each crop; the next batch is computed meanwhile."""
+  """Tokens (n, h, w) of crops; the next batch is computed meanwhile."""
   encoded = (
     (loaded.encode(batch), count) for batch, count in batches(crops, batch_size)
   )
   # What is taken from the device is one behind what was sent there.
   pairs = itertools.pairwise(itertools.chain(encoded, [None]))
   for (tokens, count), _ in pairs:
-    yield from np.asarray(tokens)[:count]
+    yield np.asarray(tokens)[:count]
 
 
 def batches(

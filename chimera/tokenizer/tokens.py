@@ -1,16 +1,4 @@
-"""A folder of images to tokens on disk.
-
-What `tokenize` leaves in its folder:
-
-  tokens-00000.npy ...  (n, h, w), int16 or int32 by the codebook's size
-  tokens.json           grid, codebook, order, sources, digests; written last,
-                        and sealed: one other digit would shift all rows
-  skipped.csv           which files gave no rows, and why
-
-One row is one crop. With crop = 'center' that is the largest centered square of
-a photograph, resized; with 'tiles' all of it, in squares of image_size from the
-top left, row by row, edges padded by their mirror image. Rows follow the
-photographs in the order of their paths.
+"""A folder of images to tokens on disk: what `store` describes.
 
 A row stays where it is: people have labels by row. The same command over other
 photographs tokenizes those that changed anew, in place, and appends those that
@@ -27,10 +15,11 @@ import concurrent.futures
 import copy
 import io
 import itertools
+import math
 import os
 import pathlib
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging
 import ml_collections
@@ -39,22 +28,13 @@ import numpy as np
 from chimera.data import fingerprints, images
 from chimera.data import skipped as skipped_lib
 from chimera.system import disk, lock, progress
-from chimera.tokenizer import export
+from chimera.tokenizer import export, store, windows
 from chimera.tokenizer import tiles as tiles_lib
 
-FORMAT = 2  # 1 has no fingerprints; `load` reads it
-META = 'tokens.json'
-PARTIAL = 'tokens.partial.json'
+FORMAT = 2  # 1 has no fingerprints; `store.load` reads it
 _SHARD = re.compile(r'tokens-\d{5,}(-[0-9a-f]{8})?\.npy')
 _AHEAD = 32  # photographs decoded before they are needed
 _ANEW = 1024  # photographs whose tokens wait for their place in the shards
-
-
-class Tokens(NamedTuple):
-  """What a folder of tokens holds."""
-
-  tokens_Nxhxw: np.ndarray  # a read-only memory map where it is one shard
-  meta: dict[str, Any]  # what tokens.json says
 
 
 def tokenize(
@@ -76,57 +56,36 @@ def tokenize(
   within = images.BUNDLED if source == 'photos' else within
   sources = {path.removeprefix(within): path for path in paths}
   home = pathlib.Path(out)
+  is_whole = config.tokens.crop == 'whole'
+  size = _size(config.tokens.size, loaded)
+  grid = [n // loaded.side for n in size]
   request = {
     'format': FORMAT,
     'crop': config.tokens.crop,
     'image_size': loaded.image_size,
-    'grid': list(loaded.grid),
+    'grid': [] if is_whole else grid,
     'codes': loaded.codes,
     'dtype': 'int16' if loaded.codes <= 1 << 15 else 'int32',
     'codebook_digest': loaded.codebook_digest,
     'tokenizer_digest': loaded.meta['files'][export.WEIGHTS],
-    'shard': config.tokens.shard,
+    'shard': config.tokens.shard * (math.prod(grid) if is_whole else 1),
     'order': 'photographs as in sources; within one, tiles row by row',
   }
   with lock.hold(home, '--out'):
-    whole, done = (_read(home / name, request) for name in (META, PARTIAL))
+    whole, done = (
+      _read(home / name, request) for name in (store.META, store.PARTIAL)
+    )
     if whole is None and done is None and any(home.glob('tokens-*.npy')):
       raise ValueError(
-        f'{home} holds tokens without {META}: give another --out.'
+        f'{home} holds tokens without {store.META}: give another --out.'
       )
     nothing = {'count': 0, 'shards': [], 'sources': [], 'skipped': []}
     done = done or copy.deepcopy(whole) or {**request, **nothing}
-    work = _Work(home, loaded, sources, whole, done)
+    work = _Work(home, loaded, size, sources, whole, done)
     work.take_stock()
     work.renew(config.tokens.batch_size)
     work.append(config.tokens.batch_size)
     work.finish()
-
-
-def load(folder: str | os.PathLike) -> Tokens:
-  """Reads what `tokenize` wrote.
-
-  Raises:
-    ValueError: no tokens there, or not as they were written.
-  """
-  home = pathlib.Path(folder)
-  disk.check_folder(home, 'What holds tokens')
-  try:
-    meta = disk.read_sealed(home / META)
-  except FileNotFoundError as e:
-    yet = ' yet: give the same tokenize command again'
-    hint = yet if (home / PARTIAL).exists() else ''
-    raise ValueError(f'No tokens in {home}{hint} ({e.filename}).') from e
-  except (OSError, ValueError) as e:
-    raise _broken(home, e) from e
-  try:
-    parts = _open_shards(home, meta)
-  except ValueError:
-    # tokenize may have put others in the place of the shards.
-    if disk.read_sealed(home / META) == meta:
-      raise
-    return load(folder)
-  return Tokens(parts[0] if len(parts) == 1 else np.concatenate(parts), meta)
 
 
 def open_tokenizer(tokenizer: str) -> export.Tokenizer:
@@ -154,6 +113,17 @@ def check_size(picture: np.ndarray, loaded: export.Tokenizer) -> None:
     )
 
 
+def _size(wanted: tuple[int, int], loaded: export.Tokenizer) -> tuple[int, int]:
+  """Height and width of a centered crop, pixels."""
+  size = tuple(n or loaded.image_size for n in wanted)
+  if any(n % loaded.side for n in size):
+    raise ValueError(
+      f'tokens.size must be multiples of {loaded.side}, the side of a token, '
+      f'got {wanted}: fix --config.tokens.size.'
+    )
+  return size
+
+
 def _read(path: pathlib.Path, request: dict[str, Any]) -> dict[str, Any] | None:
   """What tokens.json or the journal says, if it is of this request."""
   home = path.parent
@@ -179,35 +149,6 @@ def _read(path: pathlib.Path, request: dict[str, Any]) -> dict[str, Any] | None:
   return there
 
 
-def _open_shards(home: pathlib.Path, meta: dict[str, Any]) -> list[np.ndarray]:
-  """The shards, (n, h, w) each, read-only memory maps.
-
-  Raises:
-    ValueError: one is not as it was written.
-  """
-  try:
-    parts = []
-    for shard in meta['shards']:
-      path = home / shard['file']
-      if disk.digest(path) != shard['sha256']:
-        raise ValueError(f'{shard["file"]} is not as it was written')
-      parts.append(np.load(path, mmap_mode='r', allow_pickle=False))
-      if parts[-1].shape != (shard['count'], *meta['grid']):
-        raise ValueError(f'{parts[-1].shape} tokens, not as {META} says')
-    if sum(map(len, parts)) != meta['count']:
-      raise ValueError(f'not as many tokens as {META} says')
-    return parts
-  except (OSError, ValueError, KeyError, TypeError, IndexError) as e:
-    raise _broken(home, e) from e
-
-
-def _broken(home: pathlib.Path, error: Exception) -> ValueError:
-  return ValueError(
-    f'{home} does not hold whole tokens ({error}): tokenize anew into another '
-    '--out.'
-  )
-
-
 class _Work:
   """One tokenize command, from what is done to what the photographs are."""
 
@@ -215,16 +156,18 @@ class _Work:
     self,
     home: pathlib.Path,
     loaded: export.Tokenizer,
+    size: tuple[int, int],
     sources: dict[str, str],
     whole: dict[str, Any] | None,
     done: dict[str, Any],
   ):
     self._home = home
     self._loaded = loaded
+    self._size = size  # of a centered crop, pixels
     self._sources = sources
     self._whole = whole  # what tokens.json says
     self._done = done  # what it will say
-    self._parts = _open_shards(home, done)
+    self._parts = store.open_shards(home, done)
     # The files that tokens.json or the journal may lead to.
     self._taken = {
       shard['file']: shard['sha256']
@@ -242,7 +185,9 @@ class _Work:
     """
     done, sources = self._done, self._sources
     # What is not whole in the shards, the last of a journal, is not done.
-    done['sources'] = [s for s in done['sources'] if _end(s) <= done['count']]
+    done['sources'] = [
+      s for s in done['sources'] if store.end(s) <= done['count']
+    ]
     self._follow_names()
     then = {e['file']: e for e in (*done['sources'], *done['skipped'])}
     there = {name: sources[name] for name in then if name in sources}
@@ -295,10 +240,9 @@ class _Work:
     """
     for i in range(0, len(self._changed), _ANEW):
       some = self._changed[i : i + _ANEW]
-      crops = self._tiles_anew(some)
-      rows = tiles_lib.encode_each(self._loaded, crops, batch_size)
-      tokens_nxhxw = np.stack(list(rows))
-      at_n = np.concatenate([np.arange(s['first'], _end(s)) for s in some])
+      pictures = self._pictures_anew(some)
+      tokens_nxhxw = np.concatenate(list(self._encode(pictures, batch_size)))
+      at_n = np.concatenate([np.arange(s['first'], store.end(s)) for s in some])
       first = 0
       for k, part in enumerate(self._parts):
         is_here_n = (at_n >= first) & (at_n < first + len(part))
@@ -307,54 +251,73 @@ class _Work:
           self._parts[k][at_n[is_here_n] - first] = tokens_nxhxw[is_here_n]
           self._done['shards'][k] = self._write(k, self._parts[k])
         first += len(part)
-      disk.write_sealed(self._home / PARTIAL, self._done)
+      disk.write_sealed(self._home / store.PARTIAL, self._done)
 
-  def _tiles_anew(self, changed: list[dict[str, Any]]) -> Iterator[np.ndarray]:
+  def _pictures_anew(
+    self, changed: list[dict[str, Any]]
+  ) -> Iterator[np.ndarray]:
     read = self._read_ahead([entry['file'] for entry in changed])
-    for entry, (tiles, facts) in zip(changed, read):
+    for entry, (picture, facts) in zip(changed, read):
       count = entry['rows'] * entry['columns']
-      if len(tiles) != count:
-        why = facts.get('reason', f'it makes {len(tiles)} now')
+      rows = facts.get('rows', 0) * facts.get('columns', 0)
+      if rows != count:
+        why = facts.get('reason', f'it makes {rows} now')
         raise ValueError(
           f'{entry["file"]} has changed, and its {count} row(s) in '
           f'{self._home} cannot be made anew ({why}): put it back as it was, '
           'or give another --out.'
         )
       entry |= facts
-      yield from tiles
+      yield picture
 
   def append(self, batch_size: int) -> None:
     """Tokenizes what has no rows, a shard at a time."""
     done = self._done
-    end = _end(done['sources'][-1]) if done['sources'] else 0
+    end = store.end(done['sources'][-1]) if done['sources'] else 0
     if not self._todo and end == done['count']:
       return
     # All shards but the last are full; that one is filled up.
     k, begun = divmod(end, done['shard'])
-    before = self._parts[k][:begun] if begun else ()
+    before = self._parts[k][:begun] if begun else None
     done['shards'], done['count'] = done['shards'][:k], k * done['shard']
     with progress.bar('Photographs', len(self._todo)) as report:
-      crops = self._tiles_of_new(end, report)
-      encoded = tiles_lib.encode_each(self._loaded, crops, batch_size)
-      rows = itertools.chain(before, encoded)
-      while shard := list(itertools.islice(rows, done['shard'])):
+      pictures = self._new_pictures(end, report)
+      encoded = self._encode(pictures, batch_size)
+      rows = itertools.chain([before] if begun else [], encoded)
+      for part in store.in_parts(rows, done['shard']):
         if not self._taken and not done['count']:
           # A shard without a journal would be anyone's.
-          disk.write_sealed(self._home / PARTIAL, done)
-        part = np.stack(shard).astype(done['dtype'])
+          disk.write_sealed(self._home / store.PARTIAL, done)
+        part = part.astype(done['dtype'])
         done['shards'].append(self._write(len(done['shards']), part))
-        done['count'] += len(shard)
-        disk.write_sealed(self._home / PARTIAL, done)
+        done['count'] += len(part)
+        disk.write_sealed(self._home / store.PARTIAL, done)
 
-  def _tiles_of_new(
+  def _encode(
+    self, pictures: Iterator[np.ndarray], batch_size: int
+  ) -> Iterator[np.ndarray]:
+    """Rows of tokens (n, ...) of pictures, in their order."""
+    if self._done['crop'] == 'center':
+      yield from tiles_lib.encode_each(self._loaded, pictures, batch_size)
+      return
+    pixels = batch_size * self._loaded.image_size**2
+    for shape, group in itertools.groupby(pictures, lambda p: p.shape):
+      most = max(1, pixels // (shape[0] * shape[1]))
+      while part := list(itertools.islice(group, most)):
+        # Few sizes of batches, since each is compiled.
+        batches = [np.stack(part)] if len(part) == most else part
+        for batch in batches:
+          yield np.asarray(self._loaded.encode(batch)).reshape(-1)
+
+  def _new_pictures(
     self, first: int, report: Callable[[int, str], None]
   ) -> Iterator[np.ndarray]:
     read = self._read_ahead(self._todo)
-    for i, (name, (tiles, facts)) in enumerate(zip(self._todo, read)):
-      if len(tiles):
+    for i, (name, (picture, facts)) in enumerate(zip(self._todo, read)):
+      if picture is not None:
         self._done['sources'].append({'file': name, **facts, 'first': first})
-        first += len(tiles)
-        yield from tiles
+        first = store.end(self._done['sources'][-1])
+        yield picture
       else:
         self._done['skipped'].append({'file': name, **facts})
       report(i + 1, '')
@@ -374,10 +337,11 @@ class _Work:
       logging.info('Nothing to do: %s is whole.', home)
     else:
       skipped_lib.tell(skipped, home)
-      disk.write_sealed(home / META, done)
-      counts = done['count'], len(done['sources'])
-      logging.info('%d crop(s) of %d photograph(s) in %s.', *counts, home)
-    (home / PARTIAL).unlink(missing_ok=True)
+      disk.write_sealed(home / store.META, done)
+      what = 'crop' if done['crop'] == 'center' else 'token'
+      counts = done['count'], what, len(done['sources'])
+      logging.info('%d %s(s) of %d photograph(s) in %s.', *counts, home)
+    (home / store.PARTIAL).unlink(missing_ok=True)
     files = {shard['file'] for shard in done['shards']}
     for path in home.glob('tokens-*.npy'):
       if _SHARD.fullmatch(path.name) and path.name not in files:
@@ -398,37 +362,31 @@ class _Work:
 
   def _read_ahead(
     self, names: list[str]
-  ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    """(tiles, what they are of) of photographs, in order, decoded by threads.
+  ) -> Iterator[tuple[np.ndarray | None, dict[str, Any]]]:
+    """(what is encoded, its facts) of photographs, in order, read by threads.
 
-    Of what cannot be used no tiles, and the reason.
+    Of what cannot be used None, and the reason.
     """
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      waiting = [pool.submit(self._tile, name) for name in names[:_AHEAD]]
+      waiting = [pool.submit(self._cut, name) for name in names[:_AHEAD]]
       for name in [*names[_AHEAD:], *[None] * len(waiting)]:
         yield waiting.pop(0).result()
         if name is not None:
-          waiting.append(pool.submit(self._tile, name))
+          waiting.append(pool.submit(self._cut, name))
 
-  def _tile(self, name: str) -> tuple[np.ndarray, dict[str, Any]]:
-    size = self._loaded.image_size
+  def _cut(self, name: str) -> tuple[np.ndarray | None, dict[str, Any]]:
     taken = fingerprints.UNREADABLE
     try:
       with fingerprints.opened(self._sources[name]) as (f, taken):
         picture = images.decode(f)
       check_size(picture, self._loaded)
     except disk.BROKEN as e:
-      nothing = np.empty((0, size, size, 3), np.uint8)
-      return nothing, {**taken, 'reason': images.why(e)}
+      return None, {**taken, 'reason': images.why(e)}
     height, width = picture.shape[:2]
     if self._done['crop'] == 'center':
-      tiles, rows, columns = images.center(picture, size)[None], 1, 1
+      cut, rows, columns = images.center(picture, self._size), 1, 1
     else:
-      tiles, rows, columns = tiles_lib.cut(picture, size)
+      cut = windows.pad(picture, self._loaded.side)
+      rows, columns = (n // self._loaded.side for n in cut.shape[:2])
     shape = {'height': height, 'width': width, 'rows': rows, 'columns': columns}
-    return tiles, {**shape, **taken}
-
-
-def _end(entry: dict[str, Any]) -> int:
-  """The row behind the last one of a source."""
-  return entry['first'] + entry['rows'] * entry['columns']
+    return cut, {**shape, **taken}
