@@ -25,6 +25,8 @@ import numpy as np
 from chimera.data import fingerprints, images
 from chimera.system import disk
 
+# How colors can be shown, each by its name.
+_ORDERS = {x: x for x in map(''.join, itertools.permutations('rgb'))}
 _CUT = 32  # crops of a photograph that a thread cuts at a time
 
 
@@ -294,16 +296,21 @@ def read_manifest(path: str | os.PathLike) -> tuple[list[Crop], np.ndarray]:
       path, encoding='utf-8', errors='surrogateescape', newline=''
     ) as f:
       rows = csv.reader(f)
-      if tuple(next(rows, ())) != MANIFEST_HEADER:
+      header = tuple(next(rows, ()))
+      # Before crops were varied, the last two were not there.
+      if header not in (MANIFEST_HEADER, MANIFEST_HEADER[:-2]):
         raise ValueError(f'the header must be {",".join(MANIFEST_HEADER)}')
-      for i, (index, score, source, *window, colors, mirrored) in enumerate(
-        rows
-      ):
-        if int(index) != i:
-          raise ValueError(f'row {i} has sample_index {index}')
-        crops.append(Crop(source, *map(int, window), colors, int(mirrored)))
+      for i, row in enumerate(rows):
+        if len(row) != len(header) or int(row[0]) != i:
+          raise ValueError(f'row {i} is {",".join(row)[:99]}')
+        _, score, source, top, left, size, *varied = row
+        crops.append(Crop(source, int(top), int(left), int(size)))
+        if varied:
+          crops[-1] = crops[-1]._replace(
+            colors=_ORDERS[varied[0]], mirrored=int(varied[1])
+          )
         scores.append(float(score))
-  except (ValueError, csv.Error) as e:
+  except (ValueError, KeyError, csv.Error) as e:
     raise ValueError(
       f'{path} is not a manifest: {e}. Make it with `python -m chimera.main '
       'prepare-curriculum`.'
@@ -370,7 +377,7 @@ def _vary(
   crops: list[Crop], lots: Mapping[str, str], permuted: float, mirrored: float
 ) -> list[Crop]:
   """Some with their colors in another order, some mirrored, by lot."""
-  orders = [''.join(p) for p in itertools.permutations('rgb')][1:]
+  orders = [order for order in _ORDERS if order != 'rgb']
   varied = []
   for source, group in itertools.groupby(crops, lambda crop: crop.source):
     rng = np.random.default_rng([int(lots[source], 16), 1])

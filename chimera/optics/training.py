@@ -105,8 +105,12 @@ def create(
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
   def step(variables, moments, images_BxSxSx3, count):
-    x = optics.to_float(images_BxSxSx3)
-    noise_rng = jax.random.fold_in(jax.random.key(seed), count)
+    noise_rng, color_rng = jax.random.split(
+      jax.random.fold_in(jax.random.key(seed), count)
+    )
+    # One image of one color: photographs hold few colors, and little is flat.
+    color = jax.random.uniform(color_rng, (3,), minval=-1, maxval=1)
+    x = optics.to_float(images_BxSxSx3).at[0].set(color)
 
     def error(v):
       paths = poincare.normalize(model.apply(v, x, method='encode'))

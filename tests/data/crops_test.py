@@ -55,7 +55,7 @@ def test_a_whole_crop_is_the_centered_square_of_each_photograph_once(folder):
   assert len(plan.held_out) == len(_sources(plan.held_out)) == 2
   assert not _sources(plan.train) & _sources(plan.held_out)
   # 60 x 50 pixels.
-  assert {crop[1:] for crop in plan.train} == {(5, 0, 50)}
+  assert {crop[1:4] for crop in plan.train} == {(5, 0, 50)}
   fewer = {**PLAN, 'crop': 'whole', 'train_count': 4}
   assert crops_lib.plan_crops(str(folder), **fewer).train == plan.train[:4]
 
@@ -144,6 +144,31 @@ def test_crops_spread_evenly_over_photographs(folder):
   runs = [s for i, (s, *_) in enumerate(plan.train)
           if i == 0 or plan.train[i - 1].source != s]  # fmt: skip
   assert len(runs) == len(set(runs))
+
+
+def test_some_are_mirrored_and_change_their_colors_and_none_moves(folder):
+  many = {**PLAN, 'train_count': 400}
+  plain = crops_lib.plan_crops(str(folder), **many)
+  varied = crops_lib.plan_crops(
+    str(folder), **many, permuted=0.5, mirrored=0.25
+  )
+  assert varied.held_out == plain.held_out
+  assert [crop[:4] for crop in varied.train] == [c[:4] for c in plain.train]
+  assert {crop[4:] for crop in plain.train} == {('rgb', 0)}
+  orders = collections.Counter(crop.colors for crop in varied.train)
+  assert set(orders) == {'rgb', 'rbg', 'grb', 'gbr', 'brg', 'bgr'}
+  assert 160 < orders.pop('rgb') < 240  # six standard deviations are 60
+  assert all(15 < count < 65 for count in orders.values())
+  assert 60 < sum(crop.mirrored for crop in varied.train) < 140
+
+
+def test_a_varied_crop_is_read_in_its_colors_and_from_its_right(folder):
+  plan = crops_lib.plan_crops(str(folder), **PLAN)
+  (seen,) = crops_lib.read_crops(plan.train[:1], image_size=16)
+  crop = plan.train[0]._replace(colors='gbr', mirrored=1)
+  (varied,) = crops_lib.read_crops([crop], image_size=16)
+  assert varied[3, 0].tolist() == seen[3, 15, [1, 2, 0]].tolist()
+  np.testing.assert_array_equal(varied, seen[:, ::-1][..., [1, 2, 0]])
 
 
 def test_fewer_crops_than_photographs_are_of_as_many_photographs(folder):
@@ -493,7 +518,7 @@ def test_a_crop_that_its_photograph_no_longer_holds_is_refused(folder):
 def test_the_manifest_traces_every_sample(tmp_path):
   crops = [
     crops_lib.Crop('/a, "quoted"\nname.png', 1, 2, 64),
-    crops_lib.Crop('skimage:coffee.png', 3, 4, 65),
+    crops_lib.Crop('skimage:coffee.png', 3, 4, 65, 'gbr', 1),
   ]
   path = tmp_path / 'manifest.csv'
   crops_lib.write_manifest(path, crops, np.float32([0.125, 1 / 3]))
@@ -501,6 +526,7 @@ def test_the_manifest_traces_every_sample(tmp_path):
     rows = list(csv.DictReader(f))
   assert list(rows[0]) == (
     ['sample_index', 'complexity_score', 'source', 'top', 'left', 'size']
+    + ['colors', 'mirrored']
   )
   assert rows[1]['sample_index'] == '1'
   assert rows[1]['source'] == 'skimage:coffee.png'
@@ -508,6 +534,14 @@ def test_the_manifest_traces_every_sample(tmp_path):
   assert read == crops
   np.testing.assert_array_equal(scores, np.float32([0.125, 1 / 3]))
   assert os.listdir(tmp_path) == ['manifest.csv']
+
+
+def test_a_manifest_from_before_crops_were_varied_is_read(tmp_path):
+  path = tmp_path / 'manifest.csv'
+  header = 'sample_index,complexity_score,source,top,left,size'
+  path.write_text(f'{header}\n0,0.5,a,1,2,64\n')
+  ([crop], _) = crops_lib.read_manifest(path)
+  assert crop == ('a', 1, 2, 64, 'rgb', 0)
 
 
 def test_a_manifest_that_fails_half_way_leaves_the_old_one(tmp_path):
@@ -525,9 +559,11 @@ def test_a_manifest_that_fails_half_way_leaves_the_old_one(tmp_path):
   [
     '',
     'a,b\n',
-    ','.join(crops_lib.MANIFEST_HEADER) + '\n1,0.5,a,0,0,64\n',
+    ','.join(crops_lib.MANIFEST_HEADER) + '\n1,0.5,a,0,0,64,rgb,0\n',
     ','.join(crops_lib.MANIFEST_HEADER) + '\n0,0.5,a,0,0\n',
-    ','.join(crops_lib.MANIFEST_HEADER) + '\n0,0.5,a,0,x,64\n',
+    ','.join(crops_lib.MANIFEST_HEADER) + '\n0,0.5,a,0,x,64,rgb,0\n',
+    ','.join(crops_lib.MANIFEST_HEADER) + '\n0,0.5,a,0,0,64,rrr,0\n',
+    ','.join(crops_lib.MANIFEST_HEADER) + '\n0,0.5,a,0,0,64\n',
   ],
 )
 def test_what_is_not_a_manifest_is_refused(tmp_path, text):
