@@ -3,6 +3,7 @@
 import functools
 import math
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +57,95 @@ def test_mean_radius_by_hand():
   share = np.array([(optics.LOW + optics.HIGH) / 2, optics.LOW])
   np.testing.assert_allclose(
     optics.mean_radius(pictures), math.pi / 2 * share, rtol=1e-4
+  )
+
+
+def test_a_mirror_goes_on_with_a_checkerboard():
+  x = jnp.arange(6.0).reshape(1, 2, 3)
+  np.testing.assert_array_equal(
+    optics.mirror(x)[0],
+    [[4, 3, 4, 5, 4], [1, 0, 1, 2, 1], [4, 3, 4, 5, 4], [1, 0, 1, 2, 1]],
+  )
+  np.testing.assert_array_equal(
+    optics.mirror(x[:, :1, :1])[0], np.zeros((3, 3))
+  )
+
+
+def test_smoothing_leaves_nothing_of_a_checkerboard_and_all_of_what_is_flat():
+  board = jnp.asarray((-1.0) ** (np.arange(5)[:, None] + np.arange(4)))
+  x = jnp.stack([board, jnp.full((5, 4), 3.0)])
+  np.testing.assert_allclose(optics.smooth(x)[0], np.zeros((5, 4)), atol=1e-7)
+  np.testing.assert_allclose(optics.smooth(x)[1], np.full((5, 4), 3.0))
+  spike = jnp.zeros((1, 5, 5)).at[0, 2, 2].set(16.0)
+  weights = optics.smooth(spike)[0]
+  np.testing.assert_allclose(
+    weights[1:4, 1:4], [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
+  )
+  assert float(weights.sum()) == 16
+
+
+def test_the_mirrored_convolution_is_that_of_what_is_mirrored():
+  rng = np.random.default_rng(0)
+  x, kernel = rng.normal(size=(2, 4, 5, 3)), rng.normal(size=(3, 3, 3, 2))
+  padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), 'reflect')
+  expected = sum(
+    padded[:, i : i + 4, j : j + 5] @ kernel[i, j]
+    for i in range(3)
+    for j in range(3)
+  )
+  conv = nn.Conv(
+    2, (3, 3), conv_general_dilated=optics.convolve_mirrored, use_bias=False
+  )
+  y = conv.apply({'params': {'kernel': jnp.float32(kernel)}}, jnp.float32(x))
+  np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+def test_local_radius_by_hand():
+  # A ramp of slope HALF is in the middle, up to the border where it turns.
+  ramp = optics.HALF * jnp.arange(64.0)[None, None, :, None]
+  pictures = jnp.concatenate(
+    [jnp.broadcast_to(ramp, (1, 64, 64, 3)), jnp.zeros((1, 64, 64, 3))]
+  )
+  share = optics.local_radius(pictures, cell=4)
+  assert share.shape == (2, 16, 16)
+  middle = (optics.LOW + optics.HIGH) / 2
+  np.testing.assert_allclose(share[0], np.full((16, 16), middle), rtol=1e-4)
+  np.testing.assert_allclose(share[1], np.full((16, 16), optics.LOW), rtol=1e-4)
+
+
+def test_the_local_radius_is_that_of_the_neighborhood_alone():
+  model, variables = _create('local')
+  flat = np.zeros((1, 128, 128, 3), np.float32)
+  busy = flat.copy()
+  busy[:, :, 64:] = np.random.default_rng(0).uniform(-1, 1, (1, 128, 64, 3))
+  near, far = (
+    np.asarray(model.apply(variables, x, method='encode'))[0]
+    for x in (flat, busy)
+  )
+  reach = model.reach[0]
+  np.testing.assert_array_equal(near[:, : 16 - reach], far[:, : 16 - reach])
+  assert far[:, 20:, 2].mean() > 2 * far[:, :8, 2].mean()
+
+
+def test_neighbors_lie_to_either_side_of_the_local_radius():
+  # Where z is one number, two neighbors' mean radius is the local one.
+  model, variables = _create('local')
+  flat = jnp.full((1, 64, 64, 3), 0.3)
+  radius = model.apply(variables, flat, method='encode')[0, ..., 2]
+  pairs = (radius[:, 0::2] + radius[:, 1::2]) / 2
+  np.testing.assert_allclose(
+    pairs, np.full_like(pairs, optics.LOW * math.pi / 2), rtol=1e-4
+  )
+  assert float(jnp.std(radius)) > 1e-4
+
+
+def test_of_a_flat_picture_nothing_of_the_carrier_is_painted():
+  # Also where nothing was learned yet: each cell is painted alike.
+  model, variables = _create('local')
+  flat = jnp.full((1, 128, 128, 3), -0.4)
+  cells = model.apply(variables, flat).reshape(32, 4, 32, 4, 3)
+  np.testing.assert_allclose(
+    cells, np.broadcast_to(cells[:1, :, :1], cells.shape), atol=1e-5
   )
 
 
@@ -115,6 +205,12 @@ def test_a_more_complex_picture_has_a_larger_mean_radius(factor):
   mean = np.mean(paths[..., 2], axis=(1, 2))
   np.testing.assert_allclose(mean, optics.mean_radius(_pictures()), atol=1e-4)
   assert np.all(np.diff(mean) > 0.01)
+
+
+def test_a_more_complex_picture_has_a_larger_local_radius():
+  model, variables = _create('local')
+  paths = model.apply(variables, _pictures(), method='encode')
+  assert np.all(np.diff(np.mean(paths[..., 2], axis=(1, 2))) > 0.01)
 
 
 def test_a_flat_picture_can_have_any_signal():
