@@ -92,17 +92,22 @@ def local_radius(images_BxSxSx3: jax.Array, cell: int) -> jax.Array:
   return LOW + (HIGH - LOW) * g / (g + HALF)
 
 
+def _beyond(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+  """What lies mirrored before the first cell of an axis and behind the last."""
+  n = x.shape[axis]
+  near = 1 if n > 1 else 0
+  cut = functools.partial(jax.lax.slice_in_dim, x, axis=axis)
+  return cut(near, near + 1), cut(n - 1 - near, n - near)
+
+
 def mirror(x: jax.Array, axes: tuple[int, ...] = (1, 2)) -> jax.Array:
   """x with one more cell at either end of the axes: its second from there.
 
   A checkerboard goes on. An axis of one cell repeats it.
   """
   for axis in axes:
-    n = x.shape[axis]
-    near = min(n - 1, 1) if isinstance(n, int) else 1
-    cut = functools.partial(jax.lax.slice_in_dim, x, axis=axis)
-    ends = cut(near, near + 1), cut(n - 1 - near, n - near)
-    x = jnp.concatenate([ends[0], x, ends[1]], axis=axis)
+    before, behind = _beyond(x, axis)
+    x = jnp.concatenate([before, x, behind], axis=axis)
   return x
 
 
@@ -118,17 +123,19 @@ def convolve_mirrored(
   convolve = functools.partial(
     jax.lax.conv_general_dilated, window_strides=(1, 1), **options
   )
-  y, wide = convolve(x, kernel, padding='SAME'), mirror(x, (2,))
+  y = convolve(x, kernel, padding='SAME')
+  top, bottom = _beyond(mirror(x, (2,)), 1)
+  left, right = _beyond(x, 2)
   height = [(1, 1), (0, 0)]
   return (
     y.at[:, :1]
-    .add(convolve(wide[:, 1:2], kernel[:1], padding='VALID'))
+    .add(convolve(top, kernel[:1], padding='VALID'))
     .at[:, -1:]
-    .add(convolve(wide[:, -2:-1], kernel[2:], padding='VALID'))
+    .add(convolve(bottom, kernel[2:], padding='VALID'))
     .at[:, :, :1]
-    .add(convolve(x[:, :, 1:2], kernel[:, :1], padding=height))
+    .add(convolve(left, kernel[:, :1], padding=height))
     .at[:, :, -1:]
-    .add(convolve(x[:, :, -2:-1], kernel[:, 2:], padding=height))
+    .add(convolve(right, kernel[:, 2:], padding=height))
   )
 
 

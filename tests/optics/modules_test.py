@@ -84,12 +84,13 @@ def test_smoothing_leaves_nothing_of_a_checkerboard_and_all_of_what_is_flat():
   assert float(weights.sum()) == 16
 
 
-def test_the_mirrored_convolution_is_that_of_what_is_mirrored():
+@pytest.mark.parametrize('size', [(4, 5), (2, 2), (1, 3), (1, 1)])
+def test_the_mirrored_convolution_is_that_of_what_is_mirrored(size):
   rng = np.random.default_rng(0)
-  x, kernel = rng.normal(size=(2, 4, 5, 3)), rng.normal(size=(3, 3, 3, 2))
+  x, kernel = rng.normal(size=(2, *size, 3)), rng.normal(size=(3, 3, 3, 2))
   padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), 'reflect')
   expected = sum(
-    padded[:, i : i + 4, j : j + 5] @ kernel[i, j]
+    padded[:, i : i + size[0], j : j + size[1]] @ kernel[i, j]
     for i in range(3)
     for j in range(3)
   )
