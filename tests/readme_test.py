@@ -11,7 +11,7 @@ from PIL import Image
 import pytest
 
 from chimera import main
-from chimera.tokenizer import tokens
+from chimera.tokenizer import store, tokens
 from configs import chimera as chimera_config
 from tests import tiny
 
@@ -99,7 +99,7 @@ def test_the_generator_learns_and_draws(home):
   assert done.returncode == 0, done.stderr
   losses = [float(x) for x in re.findall(r': ([\d.]+) nats', done.stdout)]
   # Less than if it had learned nothing but how often each token comes.
-  found = tokens.load(home / 'runs' / 'tokens').tokens_Nxhxw
+  found = store.load(home / 'runs' / 'tokens').tokens_Nxhxw
   share = np.bincount(found.ravel()) / found.size
   entropy = -np.sum(share[share > 0] * np.log(share[share > 0]))
   assert losses[-1] < entropy < losses[0]

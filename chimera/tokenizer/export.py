@@ -225,8 +225,10 @@ class Tokenizer:
       y = f(batch)
     else:
       sides = {'side': side, 'to_side': to_side}
-      y = windows.apply(f, batch, **sides, window=window, reach=reach)
-      y = jnp.asarray(y)
+      # Two cells are what the optics' carrier repeats in.
+      period = 2 if self.parts.tokenizer.downsample == 1 else 1
+      how = {'window': window, 'reach': reach, 'period': period}
+      y = jnp.asarray(windows.apply(f, batch, **sides, **how))
     return y if x.ndim == rank else y[0]
 
 
