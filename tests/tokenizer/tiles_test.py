@@ -1,18 +1,18 @@
-"""Crops in batches, and squares joined."""
+"""Crops in batches, and tiles joined."""
 
 import numpy as np
 
 from chimera.tokenizer import tiles as tiles_lib
 
 
-def test_squares_are_joined_row_by_row():
-  picture = np.arange(32 * 48 * 3, dtype=np.uint16).reshape(32, 48, 3)
-  squares = [
-    picture[16 * i : 16 * (i + 1), 16 * j : 16 * (j + 1)]
+def test_tiles_are_joined_row_by_row():
+  picture = np.arange(32 * 27 * 3, dtype=np.uint16).reshape(32, 27, 3)
+  tiles = [
+    picture[16 * i : 16 * (i + 1), 9 * j : 9 * (j + 1)]
     for i in range(2)
     for j in range(3)
   ]
-  joined = tiles_lib.join(np.stack(squares), 2, 3)
+  joined = tiles_lib.join(np.stack(tiles), 2, 3)
   np.testing.assert_array_equal(joined, picture)
 
 

@@ -331,7 +331,7 @@ def test_what_changed_is_made_anew_and_what_is_new_appended(
   out = tmp_path / 'out'
   _, before = _tokenize(mine, tokenizer, out, config)
   kept = {s['file']: (out / s['file']).stat() for s in before['shards']}
-  _paint(mine / '2.png', 1, 29, 34)  # as large as it was
+  _paint(mine / '2.png', 4, 29, 34)  # as large as it was
   _paint(mine / '!.png', 2)  # before all others, by its name
   _paint(mine / '3.5.jpg', 3)  # repaired
   said.clear()
