@@ -142,7 +142,7 @@ def parts(
   return export.Parts(module, *jax.device_get((params,)), model, variables)
 
 
-def grown(parts, seed=0, scale=0.2):
+def grown(parts, seed=0, scale=0.1):
   """`parts`, nothing of which is zero any more, so that all of it counts."""
   rng = np.random.default_rng(seed)
 

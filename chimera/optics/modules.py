@@ -98,9 +98,13 @@ def mirror(x: jax.Array, axes: tuple[int, ...] = (1, 2)) -> jax.Array:
   """
   for axis in axes:
     n = x.shape[axis]
-    near = min(n - 1, 1) if isinstance(n, int) else 1
-    cut = functools.partial(jax.lax.slice_in_dim, x, axis=axis)
-    ends = cut(near, near + 1), cut(n - 1 - near, n - near)
+    if isinstance(n, int):
+      near = min(n - 1, 1)
+      cut = functools.partial(jax.lax.slice_in_dim, x, axis=axis)
+      ends = cut(near, near + 1), cut(n - 1 - near, n - near)
+    else:  # of an artefact, which may be given one cell
+      cut = functools.partial(jnp.take, x, axis=axis, mode='clip')
+      ends = cut(jnp.array([1])), cut(jnp.array([n - 2]))
     x = jnp.concatenate([ends[0], x, ends[1]], axis=axis)
   return x
 

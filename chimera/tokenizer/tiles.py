@@ -9,7 +9,7 @@ from chimera.tokenizer import export
 
 
 def join(tiles: np.ndarray, rows: int, columns: int) -> np.ndarray:
-  """The picture (rows * h, columns * w, 3) of tiles (n, h, w, 3), row by row."""
+  """A picture (rows * h, columns * w, 3) of tiles (n, h, w, 3), row by row."""
   _, h, w, _ = tiles.shape
   tiles = tiles.reshape(rows, columns, h, w, 3).swapaxes(1, 2)
   return tiles.reshape(rows * h, columns * w, 3)
