@@ -13,7 +13,7 @@ import pytest
 import chimera
 from chimera import main
 from chimera.data import images
-from chimera.tokenizer import export, tokens
+from chimera.tokenizer import export, store
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
@@ -110,7 +110,7 @@ print(*{name.partition('.')[0] for name in sys.modules})
 def test_it_offers_what_a_user_needs():
   assert {'load', 'load_tokens', 'read_image'} <= set(dir(chimera))
   assert chimera.load is export.load
-  assert chimera.load_tokens is tokens.load
+  assert chimera.load_tokens is store.load
   assert chimera.read_image is images.read_image
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 import pytest
 
 from chimera import main
-from chimera.tokenizer import tokens
+from chimera.tokenizer import store, tokens
 from configs import chimera as chimera_config
 from tests import tiny
 
@@ -45,9 +45,9 @@ def home(tmp_path_factory):
     )
   shutil.copy(photographs / '0.png', home / 'cat.jpg')
   config = chimera_config.get_config()
-  config.tokens.crop = 'tiles'
-  out = str(home / 'runs' / 'tokens')
-  tokens.tokenize(str(photographs), str(tokenizer), out, config)
+  for out, config.tokens.crop in (('tokens', 'center'), ('whole', 'whole')):
+    out = str(home / 'runs' / out)
+    tokens.tokenize(str(photographs), str(tokenizer), out, config)
   return home
 
 
@@ -69,23 +69,24 @@ def _run(home, program):
   )
 
 
-def test_tokens_in_five_lines(home):
+def test_tokens_in_seven_lines(home):
   five = _example('README.md')
-  assert len(re.findall(r'^\w.*', five, re.MULTILINE)) <= 6
+  assert len(re.findall(r'^\w.*', five, re.MULTILINE)) <= 7
   check = """
 assert image.shape == (16, 16, 3) and image.dtype == 'uint8'
-assert tokens.shape == (1, 2, 2), tokens.shape
-assert back.shape == (1, 16, 16, 3) and back.dtype == 'float32'
-assert many.shape[1:] == (2, 2) and len(many) > 8
+assert tokens.shape == (2, 2), tokens.shape
+assert back.shape == (16, 16, 3) and back.dtype == 'float32'
+assert whole.shape == (64, 64, 3) and whole.dtype == 'uint8'
+assert many.shape == (8, 2, 2)
 """
   done = _run(home, five + check)
   assert done.returncode == 0, done.stderr
 
 
 def test_the_artefact_opens(home):
-  check = '\nimport numpy\nassert encode(numpy.zeros((3, 16, 16, 3), "f4"))'
+  check = '\nimport numpy\nassert encode(numpy.zeros((3, 16, 24, 3), "f4"))'
   artefact = _example('chimera/tokenizer/README.md')
-  done = _run(home, artefact + check + '.shape == (3, 2, 2)')
+  done = _run(home, artefact + check + '.shape == (3, 2, 3)')
   assert done.returncode == 0, done.stderr
 
 
@@ -99,12 +100,12 @@ def test_the_generator_learns_and_draws(home):
   assert done.returncode == 0, done.stderr
   losses = [float(x) for x in re.findall(r': ([\d.]+) nats', done.stdout)]
   # Less than if it had learned nothing but how often each token comes.
-  found = tokens.load(home / 'runs' / 'tokens').tokens_Nxhxw
+  found = store.load(home / 'runs' / 'whole').tokens_Nxhxw
   share = np.bincount(found.ravel()) / found.size
   entropy = -np.sum(share[share > 0] * np.log(share[share > 0]))
   assert losses[-1] < entropy < losses[0]
   with Image.open(home / 'samples.png') as picture:
-    assert picture.size == (8 * 16, 16)
+    assert picture.size == (8 * 64, 64)
 
 
 def test_every_command_stands_in_the_readme():

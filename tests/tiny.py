@@ -123,16 +123,34 @@ def metrics(clones=4):
   }
 
 
-def parts(*, seed=0, codes=16, **quantizer):
-  """A tokenizer of 16 x 16 images, as it is born: 2 x 2 tokens."""
+# Of a tokenizer, or of its optics, from before pictures were of any size.
+OLDER = {'norm': 'group', 'radius': 'contrast'}
+
+
+def parts(
+  *, seed=0, codes=16, downsample=2, norm='layer', radius='local', **quantizer
+):
+  """A tokenizer as it is born: 16 x 16 images have 2 x 2 tokens."""
   module = models.create_tokenizer(
-    width=8, blocks=1, downsample=2, codes=codes, code_dim=4, **quantizer
+    **{'width': 8, 'blocks': 1, 'downsample': downsample, 'norm': norm},
+    **{'codes': codes, 'code_dim': 4, **quantizer},
   )
-  model = optics.Optics(cell=4, width=8, radius='contrast')
+  model = optics.Optics(cell=4, width=8, radius=radius)
   key = jax.random.key(seed)
   params = jax.jit(module.init)(key, jnp.zeros((1, 4, 4, 3)))['params']
   variables = jax.jit(model.init)(key, jnp.zeros((1, 16, 16, 3)))
   return export.Parts(module, *jax.device_get((params,)), model, variables)
+
+
+def grown(parts, seed=0, scale=0.1):
+  """`parts`, nothing of which is zero any more, so that all of it counts."""
+  rng = np.random.default_rng(seed)
+
+  def grow(x):
+    return (x + rng.normal(scale=scale, size=x.shape)).astype(np.float32)
+
+  params, variables = jax.tree.map(grow, (parts.params, parts.variables))
+  return parts._replace(params=params, variables=variables)
 
 
 def save_tokenizer(folder, **settings):

@@ -83,7 +83,7 @@ def door(args: argparse.Namespace) -> None:
 
   for x in (floats, jax.device_put(floats)):
     rounds = [
-      (seconds(door_lib.images, x, shape), seconds(loaded.encode, x))
+      (seconds(door_lib.images, x, loaded.side), seconds(loaded.encode, x))
       for _ in range(args.rounds + 1)
     ][1:]  # the first one compiles
     look, whole = map(statistics.median, zip(*rounds))

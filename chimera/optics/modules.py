@@ -95,7 +95,10 @@ def local_radius(images_BxSxSx3: jax.Array, cell: int) -> jax.Array:
 def _beyond(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
   """What lies mirrored before the first cell of an axis and behind the last."""
   n = x.shape[axis]
-  near = 1 if n > 1 else 0
+  if not isinstance(n, int):  # of an artefact, which may be given one cell
+    cut = functools.partial(jnp.take, x, axis=axis, mode='clip')
+    return cut(jnp.array([1])), cut(jnp.array([n - 2]))
+  near = min(n - 1, 1)
   cut = functools.partial(jax.lax.slice_in_dim, x, axis=axis)
   return cut(near, near + 1), cut(n - 1 - near, n - near)
 

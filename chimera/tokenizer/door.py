@@ -201,12 +201,14 @@ def _check_shape(
 ) -> None:
   """(H, W, *channels), or a batch of such; H and W are multiples of side."""
   rank, last = 2 + len(channels), x.shape[x.ndim - len(channels) :]
-  hint = 'crop or resize them'
+  hint = 'give a grid' if not channels else 'give three numbers a place'
   if x.ndim in (rank, rank + 1) and last == channels:
     height, width = x.shape[x.ndim - rank :][:2]
     if height > 0 and width > 0 and height % side == width % side == 0:
       return
-    hint = 'crop or resize them, or have `reconstruct` pad them'
+    hint = 'crop them'
+    if name == 'images':
+      hint = 'crop or resize them, or have `reconstruct` pad them'
   elif x.ndim in (rank, rank + 1) and x.shape[-rank:][:1] == channels:
     axes = '(1, 2, 0)' if x.ndim == 3 else '(0, 2, 3, 1)'
     hint = f'channels come last, give x.transpose{axes}'

@@ -49,6 +49,7 @@ from chimera.tokenizer import door, windows
 
 FORMAT = 1
 _WINDOW = 64  # tokens, the longest side of what is worked on at a time
+_PROGRAMS = 64  # sizes of images that a function is kept compiled for
 WEIGHTS = 'tokenizer.safetensors'
 META = 'tokenizer.json'
 ARTEFACTS = ('encode.stablehlo', 'decode.stablehlo')
@@ -192,6 +193,7 @@ class Tokenizer:
 
   def look(self, images_BxHxWx3: Any) -> jax.Array:
     """What the optics alone make of what `encode` takes, before any token."""
+    self._check_eyes()
     x = door.images(images_BxHxWx3, self.side)
     # The tokenizer between them sees farther than nothing.
     reach = None if None in self._reach else sum(self._reach)
@@ -200,12 +202,30 @@ class Tokenizer:
   def reconstruct(self, image_HxWx3: Any) -> np.ndarray:
     """What comes back of one image of any size: uint8 (H, W, 3).
 
-    It is mirrored beyond its right and lower edge, up to whole tokens.
+    It is an array or Pillow's, of what `encode` takes, and is mirrored beyond
+    its right and lower edge, up to whole tokens.
+
+    Raises:
+      ValueError: what is no such image.
     """
-    height, width = np.shape(image_HxWx3)[:2]
-    padded = windows.pad(np.asarray(image_HxWx3), self.side)
+    self._check_eyes()
+    image = np.asarray(image_HxWx3)
+    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
+      raise ValueError(
+        f'reconstruct takes one image (H, W, 3), got {image.shape}: give one '
+        'of its RGB pixels.'
+      )
+    height, width, _ = image.shape
+    padded = windows.pad(image, self.side)
     back = np.asarray(self.decode(self.encode(padded)))[:height, :width]
     return np.clip(np.rint((back + 1) * 127.5), 0, 255).astype(np.uint8)
+
+  def _check_eyes(self) -> None:
+    if self.parts.optics is None:
+      raise ValueError(
+        'This tokenizer is of path_params and sees no images: use encode and '
+        'decode.'
+      )
 
   def _run(
     self,
@@ -225,18 +245,40 @@ class Tokenizer:
       y = f(batch)
     else:
       sides = {'side': side, 'to_side': to_side}
-      y = windows.apply(f, batch, **sides, window=window, reach=reach)
-      y = jnp.asarray(y)
+      # Two cells are what the optics' carrier repeats in.
+      period = 2 if self.parts.tokenizer.downsample == 1 else 1
+      how = {'window': window, 'reach': reach, 'period': period}
+      y = jnp.asarray(windows.apply(f, batch, **sides, **how))
     return y if x.ndim == rank else y[0]
+
+
+class _Program:
+  """A function of (params, variables, x), compiled for each shape of x.
+
+  A folder may hold images of hundreds of sizes, and each program takes some 130
+  of the 65530 memory maps that Linux gives a process. XLA dies without them.
+  """
+
+  def __init__(self, f: Callable[..., jax.Array]):
+    self._f = jax.jit(f)
+    self._seen = set()
+
+  def __call__(self, params: Any, variables: Any, x: Any) -> jax.Array:
+    if not isinstance(x, jax.core.Tracer):
+      if len(self._seen) >= _PROGRAMS and x.shape not in self._seen:
+        self._f.clear_cache()
+        self._seen.clear()
+      self._seen.add(x.shape)
+    return self._f(params, variables, x)
 
 
 @functools.cache
 def _compiled(
   tokenizer: models.Tokenizer, model: optics.Optics | None
-) -> tuple[Callable[..., jax.Array], ...]:
-  """`encode`, `decode`, `look` of (params, variables, x), to be compiled."""
+) -> tuple[_Program, ...]:
+  """`encode`, `decode`, `look`."""
   return tuple(
-    jax.jit(
+    _Program(
       lambda params, variables, x, f=f: f(
         Parts(tokenizer, params, model, variables), x
       )

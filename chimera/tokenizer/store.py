@@ -36,12 +36,16 @@ class Tokens(NamedTuple):
   meta: dict[str, Any]  # what tokens.json says
 
   def grids(self) -> Iterator[np.ndarray]:
-    """Each photograph's tokens (h, w), in the order of meta['sources']."""
+    """Each photograph's tokens (h, w), in the order of meta['sources'].
+
+    Of an older store in tiles, those of all its tiles, joined.
+    """
+    h, w = self.meta['grid'] or (1, 1)  # of a row
     for source in self.meta['sources']:
       part = self.tokens_Nxhxw[source['first'] : end(source)]
-      is_whole = self.meta['crop'] == 'whole'
-      shape = (source['rows'], source['columns'])
-      yield part.reshape(shape) if is_whole else part[0]
+      rows, columns = source['rows'], source['columns']
+      part = part.reshape(rows, columns, h, w).swapaxes(1, 2)
+      yield part.reshape(rows * h, columns * w)
 
 
 def load(folder: str | os.PathLike) -> Tokens:

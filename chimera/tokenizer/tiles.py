@@ -9,10 +9,10 @@ from chimera.tokenizer import export
 
 
 def join(tiles: np.ndarray, rows: int, columns: int) -> np.ndarray:
-  """The picture (rows * size, columns * size, 3) of squares, row by row."""
-  size = tiles.shape[1]
-  tiles = tiles.reshape(rows, columns, size, size, 3)
-  return tiles.transpose(0, 2, 1, 3, 4).reshape(rows * size, columns * size, 3)
+  """A picture (rows * h, columns * w, 3) of tiles (n, h, w, 3), row by row."""
+  _, h, w, _ = tiles.shape
+  tiles = tiles.reshape(rows, columns, h, w, 3).swapaxes(1, 2)
+  return tiles.reshape(rows * h, columns * w, 3)
 
 
 def encode_each(

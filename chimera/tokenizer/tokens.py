@@ -68,8 +68,10 @@ def tokenize(
     'dtype': 'int16' if loaded.codes <= 1 << 15 else 'int32',
     'codebook_digest': loaded.codebook_digest,
     'tokenizer_digest': loaded.meta['files'][export.WEIGHTS],
-    'shard': config.tokens.shard * (math.prod(grid) if is_whole else 1),
-    'order': 'photographs as in sources; within one, tiles row by row',
+    'shard': config.tokens.shard * (math.prod(loaded.grid) if is_whole else 1),
+    # 'tiles' since some were: it goes on with a store of then.
+    'order': 'photographs as in sources; within one, '
+    f'{"tokens" if is_whole else "tiles"} row by row',
   }
   with lock.hold(home, '--out'):
     whole, done = (
@@ -164,6 +166,7 @@ class _Work:
     self._home = home
     self._loaded = loaded
     self._size = size  # of a centered crop, pixels
+    self._unit = 'crop' if done['crop'] == 'center' else 'token'  # of a row
     self._sources = sources
     self._whole = whole  # what tokens.json says
     self._done = done  # what it will say
@@ -214,7 +217,7 @@ class _Work:
     if any(news):
       logging.info('Since the last time, %s.', news)
     if done['count'] and not self._whole:
-      logging.info('Going on from crop %d.', done['count'])
+      logging.info('Going on from %s %d.', self._unit, done['count'])
 
   def _follow_names(self) -> None:
     """What was renamed keeps its rows."""
@@ -338,8 +341,7 @@ class _Work:
     else:
       skipped_lib.tell(skipped, home)
       disk.write_sealed(home / store.META, done)
-      what = 'crop' if done['crop'] == 'center' else 'token'
-      counts = done['count'], what, len(done['sources'])
+      counts = done['count'], self._unit, len(done['sources'])
       logging.info('%d %s(s) of %d photograph(s) in %s.', *counts, home)
     (home / store.PARTIAL).unlink(missing_ok=True)
     files = {shard['file'] for shard in done['shards']}

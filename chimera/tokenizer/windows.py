@@ -24,15 +24,17 @@ class Span(NamedTuple):
   last: int  # up to here
 
 
-def spans(length: int, *, window: int, reach: int) -> list[Span]:
-  """Windows over a length, which each place is kept of once.
+def spans(
+  length: int, *, window: int, reach: int, period: int = 1
+) -> list[Span]:
+  """Windows over a length, of which each place is kept once.
 
-  They begin at even places: two cells are what the optics' carrier repeats in.
+  They begin at multiples of `period`.
   """
   if length <= window:
     return [Span(0, length, 0, length)]
-  step = (window - 2 * reach) // 2 * 2
-  last = -(-(length - window) // 2) * 2
+  step = (window - 2 * reach) // period * period
+  last = -(-(length - window) // period) * period
   starts = [*range(0, last, step), last]
   bounds = [0, *(start + reach for start in starts[1:]), length]
   return [
@@ -55,6 +57,7 @@ def apply(
   to_side: int,
   window: int,
   reach: int,
+  period: int = 1,
 ) -> np.ndarray:
   """f(x) of x (B, H, W, ...), in windows; a numpy array (B, H', W', ...).
 
@@ -66,9 +69,11 @@ def apply(
     to_side: of a token in f(x).
     window: the longest side of what f is given.
     reach: less than half the window.
+    period: in which f repeats itself: windows begin at its multiples.
   """
   down, across = (
-    spans(n // side, window=window, reach=reach) for n in x.shape[1:3]
+    spans(n // side, window=window, reach=reach, period=period)
+    for n in x.shape[1:3]
   )
 
   def part(y, rows: tuple[int, int], columns: tuple[int, int], unit: int):

@@ -9,9 +9,9 @@ import pytest
 from chimera.clones import models, quantizer
 
 CODES, DIM = 12, 3
-TOKENIZER = models.create_tokenizer(
-  width=8, blocks=1, downsample=2, codes=CODES, code_dim=DIM
-)
+SETTINGS = {'width': 8, 'blocks': 1, 'downsample': 2}
+SETTINGS |= {'codes': CODES, 'code_dim': DIM}
+TOKENIZER = models.create_tokenizer(**SETTINGS, norm='layer')
 
 
 def images(seed=0):
@@ -102,11 +102,11 @@ def test_straight_through_the_encoder_gets_the_decoder_s_gradient(params):
   @jax.jit
   def by_hand(encoder):
     def encode(encoder):
-      half = models.Encoder(8, 1, 2, DIM)
+      half = models.Encoder(8, 1, 2, DIM, 'layer')
       return quantizer.unit(half.apply({'params': encoder}, x))
 
     def decode(q):
-      half = models.Decoder(8, 1, 2)
+      half = models.Decoder(8, 1, 2, 'layer')
       x_hat = half.apply({'params': params['decoder']}, q)
       return jnp.sum(weights * x_hat)
 
@@ -177,10 +177,67 @@ def test_with_fsq_there_is_nothing_but_the_networks():
 
 
 def test_a_tokenizer_is_made_of_what_its_quantizer_takes():
-  made = models.create_tokenizer(
-    width=8, blocks=1, downsample=2, codes=CODES, code_dim=DIM, levels=(4, 5)
-  )
+  made = models.create_tokenizer(**SETTINGS, norm='layer', levels=(4, 5))
   assert made == TOKENIZER
+
+
+def test_one_from_before_there_was_a_choice_has_groups():
+  older = models.create_tokenizer(**SETTINGS)
+  assert older == models.create_tokenizer(**SETTINGS, norm='group')
+  assert older != TOKENIZER
+  assert older.reach is None
+
+
+@pytest.mark.parametrize(
+  ('norm', 'is_local'), [('layer', True), ('group', False)]
+)
+def test_by_layers_a_cell_is_normalized_for_itself(norm, is_local):
+  block = models.ResidualBlock(8, norm)
+  x = np.random.default_rng(4).normal(size=(1, 9, 9, 8)).astype(np.float32)
+  y, params = jax.jit(block.init_with_output)(jax.random.key(0), x)
+  other = x.copy()
+  other[0, 8, 8, 0] += 9
+  z = jax.jit(block.apply)(params, other)
+  changed = np.argwhere(np.abs(np.asarray(y - z)[0]).max(-1) > 1e-4)
+  # Two convolutions see two cells.
+  assert changed.max() == 8
+  assert changed.min() == (6 if is_local else 0)
+  names = {'layer': 'LayerNorm', 'group': 'GroupNorm'}
+  assert {f'{names[norm]}_{i}' for i in (0, 1)} < set(params['params'])
+
+
+def test_norm_by_layers_is_of_the_channels_of_each_cell():
+  block = models.ResidualBlock(8, 'layer')
+  x = np.random.default_rng(5).normal(3, 2, (1, 4, 4, 8)).astype(np.float32)
+  params = jax.jit(block.init)(jax.random.key(0), x)
+  _, state = block.apply(
+    params,
+    x,
+    capture_intermediates=lambda module, _: isinstance(module, nn.LayerNorm),
+  )
+  norm = state['intermediates']['LayerNorm_0']['__call__'][0]
+  mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+  expected = (x - mean) / np.sqrt(variance + 1e-6)
+  np.testing.assert_allclose(norm, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('downsample', 'blocks', 'reach'),
+  [
+    # A convolution each side at the cells; the blocks' two, of one cell.
+    (1, 1, (1 + 2, 1 + 1 + 2)),
+    # At the cells 1 + 2, between them and the tokens 2, blocks 2 * 2 * 2.
+    (2, 2, (1 + 2 + 2 + 8, 2 + 8 + 2 + 1)),
+    # Also at a grid between: 2 * 2 and 4; the blocks' cells are 4 wide.
+    (4, 0, (1 + 2 + 2 + 4 + 4, 4 + 4 + 2 + 1)),
+  ],
+)
+def test_the_reach_is_the_sum_of_what_the_convolutions_see(
+  downsample, blocks, reach
+):
+  settings = SETTINGS | {'downsample': downsample, 'blocks': blocks}
+  made = models.create_tokenizer(**settings, norm='layer')
+  assert made.reach == reach
 
 
 def _groups(width):
@@ -195,7 +252,9 @@ def _groups(width):
       return norm(**keywords)
 
     patch.setattr(nn, 'GroupNorm', look)
-    jax.eval_shape(models.ResidualBlock(width).init, jax.random.key(0), x)
+    jax.eval_shape(
+      models.ResidualBlock(width, 'group').init, jax.random.key(0), x
+    )
   return seen
 
 

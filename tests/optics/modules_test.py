@@ -275,3 +275,20 @@ def test_unknown_radius_and_uneven_size_are_refused():
   model, variables = _create()
   with pytest.raises(ValueError, match=r'--config\.data\.image_size'):
     model.apply(variables, jnp.zeros((1, 18, 18, 3)))
+
+
+def test_of_unknown_size_an_image_is_mirrored_as_of_a_known_one():
+  shape = jax.export.symbolic_shape('b, h, w')
+  x = jax.ShapeDtypeStruct(shape, np.float32)
+  exported = jax.export.export(jax.jit(optics.mirror))(x)
+  for size in ((1, 1, 1), (1, 1, 4), (2, 2, 1), (1, 3, 5)):
+    x = np.arange(np.prod(size), dtype=np.float32).reshape(size)
+    found = exported.call(x)
+    np.testing.assert_array_equal(found, optics.mirror(x))
+    if 1 not in size[1:]:
+      expected = np.pad(x, ((0, 0), (1, 1), (1, 1)), mode='reflect')
+      np.testing.assert_array_equal(found, expected)
+  # Of one cell there is no second.
+  np.testing.assert_array_equal(
+    optics.mirror(np.ones((1, 1, 1))), np.ones((1, 3, 3))
+  )

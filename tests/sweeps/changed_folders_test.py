@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import numpy as np
 
 from chimera.system import disk
-from chimera.tokenizer import tokens
+from chimera.tokenizer import store, tokens
 from configs import chimera as chimera_config
 from tests import sweep
 from tests.sweeps import gray
@@ -19,7 +19,7 @@ from tests.sweeps import gray
 FILES = [f'{i}.png' for i in range(6)]
 FILE = st.sampled_from(FILES)
 CHANGES = st.one_of(
-  # Tiles high and wide, and what they show.
+  # Pairs of tokens high and wide, and what they show.
   st.tuples(
     st.just('paint'), FILE, st.integers(1, 3), st.integers(1, 3), st.integers(0)
   ),
@@ -66,20 +66,18 @@ def _change(home, there, kind, name, *rest):
 
 
 def _rows(picture):
-  """Tokens (n, 2, 2) of a picture's tiles, row by row."""
-  h, w = picture.shape
-  tiles = picture.reshape(h // 2, 2, w // 2, 2).transpose(0, 2, 1, 3)
-  return tiles.reshape(-1, 2, 2)
+  """Its tokens (n,), row by row."""
+  return picture.reshape(-1)
 
 
 def _published(out):
   """[(name, its rows)] as tokens.json has them; nothing where it is not."""
-  if not (out / tokens.META).exists():
+  if not (out / store.META).exists():
     return []
-  found, meta = tokens.load(out)
+  found, meta = store.load(out)
   found, sources = iter(found), meta['sources']
   rows = [
-    np.stack(list(itertools.islice(found, s['rows'] * s['columns'])))
+    np.array(list(itertools.islice(found, s['rows'] * s['columns'])))
     for s in sources
   ]
   assert next(found, None) is None
@@ -89,7 +87,7 @@ def _published(out):
 def _stands_in_the_way(out, there):
   """Whether some rows, in tokens.json or in the journal, must move."""
   pictures = {k: _rows(v) for k, v in there.items() if v is not None}
-  for name in (tokens.META, tokens.PARTIAL):
+  for name in (store.META, store.PARTIAL):
     if (out / name).exists():
       for s in disk.read_sealed(out / name)['sources']:
         count = s['rows'] * s['columns']
@@ -117,8 +115,8 @@ def _is_right(found, before, there):
 @hypothesis.given(ROUNDS)
 def test_rows_are_of_what_is_there_and_never_move(rounds):
   config = chimera_config.get_config()
-  config.tokens.crop = 'tiles'
-  config.tokens.shard = 4
+  config.tokens.crop = 'whole'
+  config.tokens.shard = 1  # of 4 tokens each
   config.tokens.batch_size = 3
   write, unlink, writes = disk.write, pathlib.Path.unlink, []
 
@@ -164,5 +162,5 @@ def test_rows_are_of_what_is_there_and_never_move(rounds):
       else:
         _is_right(_published(out), before, there)
         shards = {p.name for p in out.glob('*.npy')}
-        meta = tokens.load(out).meta
+        meta = store.load(out).meta
         assert shards == {s['file'] for s in meta['shards']}

@@ -14,7 +14,7 @@ from PIL import Image
 
 from chimera.data import crops as crops_lib
 from chimera.data import images
-from chimera.tokenizer import pictures, tokens
+from chimera.tokenizer import pictures, store, tokens
 from configs import chimera as chimera_config
 from tests import sweep
 from tests.sweeps import gray
@@ -49,7 +49,7 @@ def _png(shade):
 
 def _shades(home):
   """The shade of each row, by its file's name as bytes."""
-  found, meta = tokens.load(home)
+  found, meta = store.load(home)
   assert [s['first'] for s in meta['sources']] == list(range(len(found)))
   assert (found == found[:, :1, :1]).all()
   files = [os.fsencode(s['file']) for s in meta['sources']]

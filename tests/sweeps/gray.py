@@ -11,18 +11,18 @@ from chimera.tokenizer import export
 
 
 class Tokenizer:
-  """Of 16 x 16 images: 2 x 2 tokens, 16 * token the shade of a quarter."""
+  """A token is 8 x 8 pixels, 16 * token their shade."""
 
-  image_size, grid, codes = 16, (2, 2), 16
+  image_size, grid, codes, side = 16, (2, 2), 16, 8
   codebook_digest = 'gray'
   meta = types.MappingProxyType({'files': {export.WEIGHTS: 'none'}})
   parts = types.SimpleNamespace(optics=types.SimpleNamespace(cell=4))
 
-  def encode(self, images_BxSxSx3):
-    return images_BxSxSx3[:, ::8, ::8, 0].astype(np.int32) // 16
+  def encode(self, images_BxHxWx3):
+    return images_BxHxWx3[..., ::8, ::8, 0].astype(np.int32) // 16
 
   def decode(self, tokens_Bxhxw):
-    gray = tokens_Bxhxw.repeat(8, 1).repeat(8, 2)[..., None] * 16
+    gray = tokens_Bxhxw.repeat(8, -2).repeat(8, -1)[..., None] * 16
     return images.to_float(gray.repeat(3, -1).astype(np.uint8))
 
 

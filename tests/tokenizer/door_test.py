@@ -196,10 +196,15 @@ def test_rounding_beyond_the_ends_comes_in():
 @pytest.mark.parametrize(
   ('given', 'found'),
   [
-    (FLOATS[0], r'\(B, 8, 8, 3\), got \(8, 8, 3\): give \[x\]'),
-    (Image.fromarray(PICTURES[0]), r'got \(8, 8, 3\): give \[x\]'),
+    (
+      FLOATS[:, :7],
+      r'\(B, H, W, 3\), H and W multiples of 4, got \(2, 7, 8, 3',
+    ),
+    (FLOATS[0, :, :6], r'got \(8, 6, 3\): .*or have `reconstruct` pad them'),
+    (FLOATS[0].transpose(2, 0, 1), r'give x.transpose\(1, 2, 0\)'),
+    (FLOATS[None], r'got \(1, 2, 8, 8, 3\)'),
+    (FLOATS[:, :0], r'got \(2, 0, 8, 3\)'),
     (FLOATS.transpose(0, 3, 1, 2), r'give x.transpose\(0, 2, 3, 1\)'),
-    (FLOATS[:, :4], 'crop or resize'),
     (np.ones((1, 1)), r'got \(1, 1\)'),
     ([], r'got \(0,\)'),
     (PICTURES.astype(np.int64), r'dtype = int64: give .*uint8'),
@@ -287,8 +292,9 @@ def test_path_params_have_ranges_of_their_own(bring):
       door.path_params(bring(x), SIDE)
   with pytest.raises(ValueError, match='dtype = uint8'):
     door.path_params(bring(PICTURES), SIDE)
-  with pytest.raises(ValueError, match=r'\(B, 8, 8, 3\), got \(8, 8, 3\)'):
-    door.path_params(bring(_paths())[0], SIDE)
+  with pytest.raises(ValueError, match=r'got \(8, 6, 3\): crop them') as e:
+    door.path_params(bring(_paths())[0][:, :6], SIDE)
+  assert '`reconstruct`' not in str(e.value)
 
 
 @pytest.mark.parametrize('bring', [np.asarray, jnp.asarray, list])
@@ -314,7 +320,8 @@ def test_tokens_of_no_code_are_refused(bring, value):
     (TOKENS.astype(np.float64), 'integers, got dtype = float64'),
     (TOKENS.astype('m8[s]'), 'got ndarray'),
     ([[[0, 2**64]] * 2], 'got list'),
-    (TOKENS[0], r'\(B, 2, 2\), got \(2, 2\): give \[x\]'),
+    (TOKENS[0, 0], r'\(H, W\) or \(B, H, W\), got \(2,\): give a grid'),
+    (TOKENS[None], r'got \(1, 2, 2, 2\): give a grid'),
   ],
 )
 def test_bounds_of_tokens_hold_before_any_cast(given, found):
@@ -364,6 +371,18 @@ def test_a_single_nan_in_many_is_seen():
       with pytest.raises(ValueError, match='got 0 to 0, 0 to 0, NaN'):
         door.path_params(bring(x), 4)
       assert not door.is_within(jnp.asarray(x))[0]
+
+
+def test_a_single_image_and_any_size_come_in():
+  for given in (FLOATS[0], FLOATS[:, :4], FLOATS[:, :, 4:], FLOATS[0, :4]):
+    for bring in (np.asarray, jnp.asarray):
+      np.testing.assert_array_equal(door.images(bring(given), SIDE), given)
+  picture = Image.fromarray(PICTURES[0, :4])
+  np.testing.assert_array_equal(door.images(picture, SIDE), PICTURES[0, :4])
+  paths = _paths()[0, 4:]
+  np.testing.assert_array_equal(door.path_params(paths, 2), paths)
+  for given in (TOKENS[0], TOKENS[:, :1], TOKENS[0, :, :1]):
+    np.testing.assert_array_equal(door.tokens(given, 16), given)
 
 
 def test_an_empty_batch_comes_in():

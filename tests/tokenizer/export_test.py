@@ -11,19 +11,27 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 
 from chimera.clones import models
 from chimera.data import images
 from chimera.optics import poincare
 from chimera.system import disk
-from chimera.tokenizer import export
+from chimera.tokenizer import export, windows
 from tests import tiny
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   return tiny.save_tokenizer(tmp_path_factory.mktemp('export') / 'tokenizer')
+
+
+@pytest.fixture(scope='module')
+def older(tmp_path_factory):
+  """From before pictures were of any size."""
+  home = tmp_path_factory.mktemp('older') / 'tokenizer'
+  return tiny.save_tokenizer(home, **tiny.OLDER)
 
 
 @pytest.fixture(scope='module')
@@ -125,6 +133,10 @@ def test_a_tokenizer_of_path_params_needs_no_optics(tmp_path):
   np.testing.assert_array_equal(tokens, expected)
   back = np.asarray(loaded.decode(tokens))
   assert back.shape == (5, 8, 8, 3)
+  np.testing.assert_allclose(loaded.decode(tokens[0]), back[0], atol=1e-5)
+  for f in (loaded.look, loaded.reconstruct):
+    with pytest.raises(ValueError, match='of path_params and sees no images'):
+      f(np.zeros((8, 8, 3), np.uint8))
   low = np.array([-np.pi, -np.pi / 4, 0])
   high = np.array([np.pi, np.pi / 4, np.pi / 2])
   assert np.all((back >= low - 1e-5) & (back <= high + 1e-5))
@@ -149,7 +161,7 @@ assert ours == {{'chimera.system.axes', 'chimera.system.disk',
                  'chimera.clones.convolution', 'chimera.clones.models',
                  'chimera.clones.quantizer', 'chimera.clones.terms',
                  'chimera.optics.modules', 'chimera.optics.poincare',
-                 'chimera.tokenizer.door'}}, ours
+                 'chimera.tokenizer.door', 'chimera.tokenizer.windows'}}, ours
 np.save({str(folder.parent / 'tokens.npy')!r}, tokens)
 """
   subprocess.run([sys.executable, '-c', program], check=True)
@@ -189,7 +201,7 @@ def test_the_json_says_what_readers_need(folder):
   assert meta['optics'] == {
     'cell': 4,
     'width': 8,
-    'radius': 'contrast',
+    'radius': 'local',
     'blocks': 3,
   }
   assert '[-1, 1]' in meta['color_range']
@@ -208,10 +220,12 @@ def test_another_codebook_has_another_digest(folder, tmp_path):
   assert one.codebook_digest != two.codebook_digest
 
 
-def test_a_tokenizer_from_before_there_was_a_choice_is_read(folder, tmp_path):
-  old = shutil.copytree(folder, tmp_path / 'old')
+def test_a_tokenizer_from_before_there_was_a_choice_is_read(
+  older, pictures, tmp_path
+):
+  old = shutil.copytree(older, tmp_path / 'old')
   meta = disk.read_sealed(old / export.META)
-  del meta['tokenizer']['quantizer']
+  del meta['tokenizer']['quantizer'], meta['tokenizer']['norm']
   disk.write_sealed(old / export.META, meta)
   assert meta['tokenizer'] == {
     'width': 8,
@@ -220,9 +234,13 @@ def test_a_tokenizer_from_before_there_was_a_choice_is_read(folder, tmp_path):
     'codes': 16,
     'code_dim': 4,
   }
-  ours, theirs = export.load(folder), export.load(old)
+  ours, theirs = export.load(older), export.load(old)
   assert theirs.parts.tokenizer == ours.parts.tokenizer
+  assert theirs.parts.tokenizer.norm == 'group'
   assert theirs.codebook_digest == ours.codebook_digest
+  tokens = np.asarray(theirs.encode(pictures))
+  trained = _as_the_trainer_does(tiny.parts(**tiny.OLDER), pictures)
+  np.testing.assert_array_equal(tokens, trained)
 
 
 @pytest.mark.parametrize(
@@ -380,14 +398,18 @@ def test_copies_have_the_same_tokens_here_and_in_another_process(
 
 def test_what_is_no_image_and_no_token_is_refused(folder, pictures):
   loaded = export.load(folder)
-  with pytest.raises(ValueError, match=r'\(B, 16, 16, 3\), got \(16, 16, 3\)'):
-    loaded.encode(pictures[0])
-  with pytest.raises(ValueError, match='crop or resize'):
-    loaded.encode(pictures[:, :8])
+  for shape in ((1, 16, 12, 3), (17, 16, 3), (16, 16), (16, 16, 4), (0, 8, 3)):
+    with pytest.raises(ValueError, match=r'H and W multiples of 8, got') as e:
+      loaded.encode(np.zeros(shape, np.uint8))
+    assert '\n' not in str(e.value)
+  for shape in ((16, 16), (1, 16, 16, 3), (9, 9, 4), (0, 8, 3)):
+    with pytest.raises(ValueError, match=r'one image \(H, W, 3\), got') as e:
+      loaded.reconstruct(np.zeros(shape, np.uint8))
+    assert '\n' not in str(e.value)
   with pytest.raises(ValueError, match='got dtype = int32'):
     loaded.encode(pictures.astype(np.int32))
-  with pytest.raises(ValueError, match=r'\(B, 2, 2\), got \(2, 2\)'):
-    loaded.decode(np.zeros((2, 2), np.int32))
+  with pytest.raises(ValueError, match=r'\(H, W\) or .*, got \(4,\)'):
+    loaded.decode(np.zeros(4, np.int32))
   with pytest.raises(ValueError, match='integers'):
     loaded.decode(np.zeros((1, 2, 2), np.float32))
   with pytest.raises(ValueError, match=r'in \[0, 16\), got 0 to 16'):
@@ -398,3 +420,176 @@ def test_the_codebook_in_the_file_is_the_trained_one(folder):
   book = export.load(folder).parts.params['codebook']
   np.testing.assert_array_equal(book, tiny.parts().params['codebook'])
   assert isinstance(export.load(folder).parts.tokenizer, models.Tokenizer)
+
+
+def _loaded(**settings):
+  """A tokenizer with numbers in all its parameters, in memory."""
+  meta = {'image_size': 16, 'grid': [2, 2], 'codebook_digest': ''}
+  return export.Tokenizer(tiny.grown(tiny.parts(**settings)), meta)
+
+
+def _photograph(height, width, seed=0):
+  """uint8, flat in one corner and wild in another."""
+  rng = np.random.default_rng(seed)
+  y, x = np.mgrid[:height, :width] / max(height, width)
+  wild = 90 * (x * y)[..., None] * rng.normal(size=(height, width, 3))
+  smooth = 60 * np.sin(9 * x + 5 * y)[..., None] * rng.uniform(-1, 1, 3)
+  return np.clip(128 + smooth + wild, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope='module', params=[1, 2], ids=['token=4', 'token=8'])
+def wide(request):
+  """A tokenizer; a picture of more than its window, its tokens and pixels."""
+  loaded = _loaded(downsample=request.param)
+  side = loaded.side
+  picture = _photograph(38 * side, 55 * side)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(export, '_WINDOW', 99)
+    tokens = np.asarray(loaded.encode(picture))
+    pixels = np.asarray(loaded.decode(tokens))
+  return loaded, picture, tokens, pixels
+
+
+def test_tokens_and_pixels_do_not_depend_on_the_window(wide, monkeypatch):
+  loaded, picture, tokens, pixels = wide
+  assert tokens.shape == (38, 55)
+  assert pixels.shape == picture.shape
+  assert len(np.unique(tokens)) > 5
+  assert pixels.std() > 0.1
+  monkeypatch.setattr(export, '_WINDOW', 1)  # then it is four times the reach
+  shapes, apply = [], windows.apply
+
+  def look(f, x, **how):
+    def g(part):
+      shapes.append(part.shape)
+      return f(part)
+
+    return apply(g, x, **how)
+
+  monkeypatch.setattr(windows, 'apply', look)
+  np.testing.assert_array_equal(loaded.encode(picture), tokens)
+  assert len(shapes) > 1
+  assert max(max(shape[1:3]) for shape in shapes) < 55 * loaded.side
+  np.testing.assert_allclose(loaded.decode(tokens), pixels, atol=1e-5)
+  # Of a device's array, too.
+  np.testing.assert_array_equal(loaded.encode(jnp.asarray(picture)), tokens)
+
+
+def test_what_is_seen_of_the_whole_image_is_not_cut(older, monkeypatch):
+  monkeypatch.setattr(export, '_WINDOW', 1)
+  monkeypatch.setattr(windows, 'apply', None)
+  loaded = export.load(older)
+  assert export.reach(loaded.parts) == (None, None)
+  x = _photograph(16, 40)
+  assert loaded.decode(loaded.encode(x)).shape == x.shape
+  # With one of the two.
+  assert export.reach(tiny.parts(radius='contrast')) == (None, 9)
+  assert export.reach(tiny.parts(norm='group')) == (None, None)
+
+
+def _seen(parts, tokens_along, axis):
+  """By distance in tokens: what a pixel changes, and what a token changes.
+
+  NaN goes wherever anything goes, at any strength. Along a strip of tokens, of
+  one pixel, or one token, in its middle. Both as two sets, of the distances at
+  which there are tokens, or pixels, that it reaches.
+  """
+  side = export._side(parts)
+  middle = tokens_along // 2
+  shape = (tokens_along, 1) if axis == 0 else (1, tokens_along)
+
+  @jax.jit
+  def encode(x):
+    paths = parts.optics.apply(parts.variables, x, method='encode')
+    codes, _ = parts.tokenizer.apply(
+      {'params': parts.params}, poincare.normalize(paths), method='quantize'
+    )
+    return codes.z_BxhxwxD
+
+  by_pixel = set()
+  for place in (side * middle, side * middle + side - 1):
+    x = np.zeros((1, side * shape[0], side * shape[1], 3), np.float32)
+    at = (place, 0) if axis == 0 else (0, place)
+    x[(0, *at, 0)] = np.nan
+    is_lost = np.isnan(np.asarray(encode(x))).any(-1).ravel()
+    by_pixel |= set(np.flatnonzero(is_lost) - middle)
+  book = parts.params['codebook'].copy()
+  book[1] = np.nan
+  spoilt = parts._replace(params={**parts.params, 'codebook': book})
+  tokens = np.zeros((1, *shape), np.int32)
+  tokens.flat[middle] = 1
+  pixels = np.asarray(jax.jit(lambda t: export.decode(spoilt, t))(tokens))
+  is_lost = np.isnan(pixels[0]).any((1 - axis, 2))
+  by_token = set(np.flatnonzero(is_lost) // side - middle)
+  return by_pixel, by_token
+
+
+@pytest.mark.parametrize(('downsample', 'axis'), [(1, 0), (2, 1), (4, 0)])
+def test_as_far_as_it_is_said_to_see_it_sees_and_no_farther(downsample, axis):
+  parts = tiny.parts(downsample=downsample)
+  encoder, decoder = export.reach(parts)
+  by_pixel, by_token = _seen(parts, 2 * max(encoder, decoder) + 7, axis)
+  assert by_pixel == set(range(-encoder, encoder + 1))
+  assert by_token == set(range(-decoder, decoder + 1))
+
+
+def test_the_reach_of_the_default_is_what_was_worked_out_by_hand():
+  # Encoder 1 + 2 + 2 + 4 at the cells and 2 cells, 4 * 2 at the tokens of 2;
+  # optics 6, of three blocks. Decoder 2 + 4 * 2 + 2 + 1; optics 1 + 1 + 6 + 1.
+  parts = tiny.parts()
+  assert parts.tokenizer.reach == (1 + 2 + 2 + 4, 2 + 4 + 2 + 1)
+  assert parts.optics.reach == (6, 9)
+  assert export.reach(parts) == (8, 9)
+
+
+@pytest.mark.parametrize('made', ['folder', 'older'])
+def test_artefacts_take_any_size(made, request):
+  home = request.getfixturevalue(made)
+  loaded = export.load(home)
+  encode, decode = _artefacts(home)
+  for height, width in ((8, 8), (16, 40)):
+    x = _photograph(height, width)
+    tokens = np.asarray(loaded.encode(x))
+    assert tokens.shape == (height // 8, width // 8)
+    as_float = images.to_float(x[None])
+    np.testing.assert_array_equal(encode.call(as_float), tokens[None])
+    back = np.asarray(loaded.decode(tokens))
+    assert back.shape == x.shape
+    found = decode.call(tokens[None])
+    np.testing.assert_allclose(found, back[None], atol=1e-5)
+    # An image is what it is in a batch of one.
+    np.testing.assert_array_equal(loaded.encode(x[None]), tokens[None])
+    np.testing.assert_array_equal(loaded.decode(tokens[None]), back[None])
+
+
+@pytest.mark.parametrize('size', [(37, 53), (1, 1), (7, 3)])
+def test_a_picture_of_any_size_comes_back(size):
+  loaded = _loaded()
+  picture = _photograph(*size)
+  back = loaded.reconstruct(picture)
+  assert back.shape == picture.shape
+  assert back.dtype == np.uint8
+  # Mirrored by hand: the last row once more, then the last but one.
+  height, width = (-(-n // 8) * 8 for n in size)
+  rows, columns = (
+    [[*range(n), *range(n - 1, -1, -1)][i % (2 * n)] for i in range(m)]
+    for n, m in zip(size, (height, width))
+  )
+  padded = picture[rows][:, columns]
+  whole = np.asarray(loaded.decode(loaded.encode(padded[None])))[0]
+  expected = (whole[: size[0], : size[1]].astype(np.float64) + 1) * 127.5
+  assert np.abs(back - expected).max() <= 0.51
+  np.testing.assert_array_equal(
+    loaded.reconstruct(Image.fromarray(picture)), back
+  )
+
+
+def test_of_images_of_many_sizes_few_programs_are_kept(monkeypatch):
+  monkeypatch.setattr(export, '_PROGRAMS', 2)
+  traced = []
+  program = export._Program(lambda params, variables, x: traced.append(0) or x)
+  for size in (1, 2, 1, 2, 3, 3, 1):
+    x = np.full((size, 2), size, np.float32)
+    np.testing.assert_array_equal(program(None, None, x), x)
+  # 1, 2, and anew 3, 1.
+  assert len(traced) == 4
