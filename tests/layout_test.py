@@ -180,7 +180,7 @@ def reads(tree, terms):
       return roots.get(node.id)
     if isinstance(node, ast.Attribute):
       if node.attr in ('config', '_config') and not (
-        isinstance(node.value, ast.Name) and node.value.id == 'jax'
+        isinstance(node.value, ast.Name) and node.value.id in ('jax', 'tf')
       ):
         return []
       before = chain(node.value, roots)

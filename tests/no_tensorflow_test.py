@@ -26,6 +26,7 @@ def test_a_run_without_tensorflow_lacks_tensorboard_alone(tmp_path):
     [
       *(sys.executable, '-c', _PROGRAM, f'--config={tiny.__file__}'),
       *(f'--workdir={workdir}', f'--config.data.source={tmp_path}/source.npy'),
+      "--config.clone_names=('perceptual',)",
       *('--config.train.cycles=4', '--config.train.log_every=2'),
       *('--config.train.eval_every=4', '--config.train.checkpoint_every=4'),
       *('--config.eval.batch_size=20', '--config.data.held_out_count=20'),

@@ -199,9 +199,8 @@ def _apart(stream: TextIO | None) -> Iterator[TextIO]:
   try:
     yield own
   finally:
+    # It stays open: others' handlers may have it.
     handler.setStream(stream)
-    with contextlib.suppress(OSError, ValueError):
-      own.close()
 
 
 def _scratch() -> BinaryIO:
