@@ -40,6 +40,9 @@ else:
   echo "Installing requirements.txt into $venv" >&2
   "$venv/bin/python" -m pip --version > /dev/null 2>&1 || "$python" -m venv "$venv"
   "$venv/bin/python" -m pip install --quiet --no-compile --requirement requirements.txt
+  # pip would do it file by file, on one core. Some packages hold what no Python
+  # of today compiles.
+  "$venv/bin/python" -m compileall -qq -j 0 "$venv/lib" || true
   cp requirements.txt "$stamp"
 fi
 
