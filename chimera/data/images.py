@@ -372,11 +372,11 @@ def _load(f: BinaryIO) -> Image.Image:
     scans = f.read(archives.MAX_BYTES).count(b'\xff\xda')
     if scans * pixels > _MOST_SCANNED:
       raise ValueError(f'its {pixels} pixels are sent {scans} times')
-  with _ALONE if pixels > _LARGE else contextlib.nullcontext():
-    # libtiff says what it thinks of a file on descriptor 2.
-    is_tiff = image.format == 'TIFF'
-    with streams.muffled() if is_tiff else contextlib.nullcontext():
-      image.load()
+  # libtiff says on descriptor 2 what it thinks of a file.
+  is_tiff = image.format == 'TIFF'
+  quiet = streams.muffled() if is_tiff else contextlib.nullcontext()
+  with _ALONE if pixels > _LARGE else contextlib.nullcontext(), quiet:
+    image.load()
   return image
 
 
