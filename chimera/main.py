@@ -175,6 +175,14 @@ def _main(argv: Sequence[str]) -> int:
       line += ': make room, then give the same command again.'
     sys.stderr.write(f'Error: {line}\n')
     return 2
+  except RuntimeError as e:
+    from chimera.run import engine
+
+    line = engine.explain(e)
+    if debug or line is None:
+      raise
+    sys.stderr.write(f'Error: {line}\n')
+    return 2
   except KeyboardInterrupt:
     if debug:
       raise
@@ -191,6 +199,11 @@ def _run(command: str, job: Job) -> int:
   preflight.check_data(job.config)
   preflight.check_workdir(job.config, job.workdir)
   preflight.check_init_from(job.config, job.workdir)
+  if command == 'train':
+    # Before stage 1, which takes minutes.
+    from chimera.run import engine
+
+    engine.check_devices(job.config.devices, len(job.config.clone_names))
   if job.dry_run:
     _dry_run(job)
     return 0

@@ -12,13 +12,37 @@ stamp=$venv/requirements.installed
 
 if ! cmp -s requirements.txt "$stamp" || ! "$venv/bin/python" -c ''; then
   python=${CHIMERA_PYTHON:-python3}
-  if ! "$python" -c 'import sys, venv, ensurepip; 1 / (sys.version_info >= (3, 11))' 2> /dev/null; then
-    echo "Error: Chimera needs Python 3.11 or later with venv, got $("$python" --version 2> /dev/null || echo none) as $python: name another by CHIMERA_PYTHON." >&2
+  # What keeps all of it from being installed here, which pip would say late and
+  # at length. Any Python understands this.
+  if ! wrong=$("$python" -c '
+import os, platform, sys
+machine = platform.system() + " " + platform.machine()
+try:
+  libc = os.confstr("CS_GNU_LIBC_VERSION") or ""
+except (AttributeError, OSError, ValueError):
+  libc = ""
+glibc = [int(n) for n in libc.replace("glibc ", "").split(".") if n.isdigit()]
+if machine not in ("Linux x86_64", "Linux aarch64", "Darwin arm64"):
+  print("JAX, and so Chimera, is to be had for Linux on x86_64 and aarch64, and macOS on arm64, got %s" % machine)
+elif not (3, 11) <= sys.version_info[:2] <= (3, 14):
+  print("Chimera needs Python 3.11 to 3.14, got %s" % platform.python_version())
+elif machine != "Darwin arm64" and glibc < [2, 27]:
+  print("JAX, and so Chimera, needs glibc 2.27 or later, got %s" % (libc or "another libc"))
+else:
+  import ensurepip, venv
+' 2> /dev/null); then
+    wrong="Chimera needs Python 3.11 to 3.14 with venv, got $("$python" --version 2> /dev/null || echo none)"
+  fi
+  if [[ $wrong ]]; then
+    echo "Error: $wrong as $python: name another by CHIMERA_PYTHON." >&2
     exit 2
   fi
   echo "Installing requirements.txt into $venv" >&2
   "$venv/bin/python" -m pip --version > /dev/null 2>&1 || "$python" -m venv "$venv"
-  "$venv/bin/python" -m pip install --quiet --requirement requirements.txt
+  "$venv/bin/python" -m pip install --quiet --no-compile --requirement requirements.txt
+  # pip would do it file by file, on one core. Some packages hold what no Python
+  # of today compiles.
+  "$venv/bin/python" -m compileall -qq -j 0 "$venv/lib" || true
   cp requirements.txt "$stamp"
 fi
 

@@ -1,6 +1,7 @@
 """The launch scripts, against a gcloud that only records what it is told."""
 
 import contextlib
+import getpass
 import os
 import pathlib
 import shlex
@@ -494,6 +495,105 @@ def test_run_says_when_changes_stay_behind(desk):
   assert 'what is not committed stays here' in ran.stderr
 
 
+def _python_of(desk, **there):
+  """A Python on another machine; it notes what it is told beyond its code."""
+  patch = '; '.join(
+    ['import os, platform, sys, types']
+    + [f'{name.replace("__", ".")} = {value}' for name, value in there.items()]
+    + ['exec(sys.argv[1])']
+  )
+  python = desk.folder / 'a python'
+  _script(
+    python,
+    f"""#!/bin/bash
+case $1 in
+  -c) exec {shlex.quote(sys.executable)} -c {shlex.quote(patch)} "$2" ;;
+  --version) echo Python 3.12.1 ;;
+  *) echo "$*" >> {shlex.quote(str(desk.folder / 'installing'))} ;;
+esac
+""",
+  )
+  return str(python)
+
+
+_HERE = {
+  'platform__system': 'lambda: "Linux"',
+  'platform__machine': 'lambda: "x86_64"',
+  'sys__version_info': '(3, 12, 1)',
+  'platform__python_version': 'lambda: "3.12.1"',
+  'os__confstr': 'lambda _: "glibc 2.35"',
+}
+
+
+@pytest.mark.parametrize(
+  ('there', 'got'),
+  [
+    ({'platform__system': 'lambda: "Darwin"'}, 'arm64, got Darwin x86_64'),
+    ({'platform__machine': 'lambda: "riscv64"'}, 'arm64, got Linux riscv64'),
+    ({'platform__system': 'lambda: "Windows"'}, 'arm64, got Windows x86_64'),
+    ({'os__confstr': 'lambda _: None'}, '2.27 or later, got another libc'),
+    ({'os__confstr': 'lambda _: int("")'}, '2.27 or later, got another libc'),
+    ({'os__confstr': 'lambda _: "glibc 2.17"'}, 'later, got glibc 2.17'),
+    (
+      {
+        'sys__version_info': '(3, 10, 4)',
+        'platform__python_version': 'lambda: "3.10.4"',
+      },
+      '3.11 to 3.14, got 3.10.4',
+    ),
+    (
+      {
+        'sys__version_info': '(3, 15, 0)',
+        'platform__python_version': 'lambda: "3.15.0"',
+      },
+      '3.11 to 3.14, got 3.15.0',
+    ),
+    (
+      {'sys__modules["venv"]': 'None'},
+      '3.11 to 3.14 with venv, got Python 3.12.1',
+    ),
+  ],
+)
+def test_what_nothing_can_be_installed_on_is_refused_before_pip(
+  desk, there, got
+):
+  python = _python_of(desk, **_HERE | there)
+  ran = desk.run(script='local.sh', CHIMERA_PYTHON=python)
+  assert ran.returncode == 2
+  [error] = ran.stderr.splitlines()
+  assert error.startswith('Error: ')
+  assert error.endswith(f'{got} as {python}: name another by CHIMERA_PYTHON.')
+  assert not (desk.folder / 'installing').exists()
+
+
+def test_no_python_at_all_is_refused_in_one_line(desk):
+  ran = desk.run(script='local.sh', CHIMERA_PYTHON='/nowhere/python3')
+  assert ran.returncode == 2
+  assert ran.stderr == (
+    'Error: Chimera needs Python 3.11 to 3.14 with venv, got none as '
+    '/nowhere/python3: name another by CHIMERA_PYTHON.\n'
+  )
+
+
+@pytest.mark.parametrize(
+  'there',
+  [
+    {},
+    {'platform__machine': 'lambda: "aarch64"'},
+    {
+      'platform__system': 'lambda: "Darwin"',
+      'platform__machine': 'lambda: "arm64"',
+      'os__confstr': 'lambda _: int("")',
+    },
+  ],
+)
+def test_what_it_can_be_installed_on_is_not_refused(desk, there):
+  python = _python_of(desk, **_HERE | there)
+  ran = desk.run(script='local.sh', CHIMERA_PYTHON=python)
+  assert 'Error: ' not in ran.stderr
+  assert (desk.folder / 'installing').read_text() == '-m venv .venv\n'
+
+
 def test_tensorboard_serves_a_folder_from_the_environment(desk):
   venv = desk.repository / '.venv'
   told = desk.folder / 'told'
@@ -512,6 +612,55 @@ def test_tensorboard_serves_a_folder_from_the_environment(desk):
     assert desk.run(*argv, script='tensorboard.sh').returncode == 0
     last = told.read_text().splitlines()[-1]
     assert last == f'-m tensorboard.main {words}'
+
+
+@pytest.mark.parametrize(
+  ('connection', 'flags', 'line'),
+  [
+    ('', (), ''),
+    (
+      '198.51.100.7 50000 192.0.2.1 22',
+      (),
+      'ssh -L 6006:localhost:6006 USER@192.0.2.1',
+    ),
+    (
+      '198.51.100.7 50000 2001:db8::1 2222',
+      ('--port=7',),
+      'ssh -p 2222 -L 7:localhost:7 USER@2001:db8::1',
+    ),
+    (
+      '198.51.100.7 50000 192.0.2.1 22',
+      ('runs', '--port', '8'),
+      'ssh -L 8:localhost:8 USER@192.0.2.1',
+    ),
+  ],
+)
+def test_on_a_remote_machine_tensorboard_says_how_it_is_seen(
+  desk, connection, flags, line
+):
+  venv = desk.repository / '.venv'
+  _script(venv / 'bin' / 'python', '#!/bin/bash\n')
+  (venv / 'requirements.installed').write_text('jax\n')
+  (desk.repository / 'runs').mkdir()
+  ran = desk.run(*flags, script='tensorboard.sh', SSH_CONNECTION=connection)
+  assert ran.returncode == 0
+  port = line.partition(':')[0].rpartition(' ')[2]
+  line = line.replace('USER', getpass.getuser())
+  said = f'From your own machine: {line}, then http://localhost:{port}.\n'
+  assert ran.stderr == (line and said)
+
+
+def test_without_tensorboard_its_script_says_so_in_one_line(desk):
+  venv = desk.repository / '.venv'
+  _script(venv / 'bin' / 'python', '#!/bin/bash\n[[ $* != *find_spec* ]]\n')
+  (venv / 'requirements.installed').write_text('jax\n')
+  (desk.repository / 'runs').mkdir()
+  ran = desk.run(script='tensorboard.sh')
+  assert ran.returncode == 2
+  assert ran.stderr == (
+    'Error: no TensorBoard in .venv: .venv/bin/python -m pip install '
+    'tensorboard; report.html in each workdir needs none.\n'
+  )
 
 
 def _until_done(desk, codes, workdir='--workdir=a b', **variables):

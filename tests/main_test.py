@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from chimera import main
@@ -122,6 +123,38 @@ def test_a_file_may_be_named_like_a_flag(ran, words, files, out):
   assert command == 'reconstruct'
   assert [str(pathlib.Path(name)) for name in job.arguments] == files
   assert job.out == out
+
+
+def test_more_devices_than_there_are_are_refused_before_stage_1(
+  ran, capfd, monkeypatch
+):
+  assert _main(CONFIG, '--config.devices=4') == 0
+  first = jax.local_devices()[:1]
+  monkeypatch.setattr(jax, 'local_devices', lambda: first)
+  for dry in ((), ('--dry-run',)):
+    assert _main(CONFIG, '--workdir=w', '--config.devices=4', *dry) == 2
+    error = capfd.readouterr().err
+    assert error.count('\n') == 1
+    assert 'one of 1, for 4 clones on at most 1, got devices = 4' in error
+  assert len(ran) == 1
+  assert not pathlib.Path('w').exists()
+
+
+def test_a_device_without_memory_is_one_line(ran, capfd, monkeypatch):
+  def train(job):
+    raise RuntimeError(said)
+
+  monkeypatch.setitem(main.COMMANDS, 'train', train)
+  said = 'RESOURCE_EXHAUSTED: Out of memory'
+  assert _main(CONFIG) == 2
+  error = capfd.readouterr().err
+  assert error.startswith('Error: The memory of a device is full (RESOURCE_EXH')
+  assert error.count('\n') == 1
+  with pytest.raises(RuntimeError):
+    _main(CONFIG, '--debug')
+  said = 'INTERNAL: a bug'
+  with pytest.raises(RuntimeError):
+    _main(CONFIG)
 
 
 def test_a_word_that_is_neither_flag_nor_file_is_refused(ran, capfd):

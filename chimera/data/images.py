@@ -22,7 +22,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from chimera.data import archives, arrays, mending
-from chimera.system import disk
+from chimera.system import disk, streams
 
 # Real photographs in scikit-image's wheel. motorcycle_right is the scene of
 # motorcycle_left and microaneurysms a part of retina: they would leak.
@@ -379,7 +379,10 @@ def _load(f: BinaryIO) -> Image.Image:
     scans = f.read(archives.MAX_BYTES).count(b'\xff\xda')
     if scans * pixels > _MOST_SCANNED:
       raise ValueError(f'its {pixels} pixels are sent {scans} times')
-  with _ALONE if pixels > _LARGE else contextlib.nullcontext():
+  # libtiff says on descriptor 2 what it thinks of a file.
+  is_tiff = image.format == 'TIFF'
+  quiet = streams.muffled() if is_tiff else contextlib.nullcontext()
+  with _ALONE if pixels > _LARGE else contextlib.nullcontext(), quiet:
     image.load()
   return image
 

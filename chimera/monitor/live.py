@@ -24,7 +24,7 @@ from chimera.evaluation import sheets
 from chimera.monitor import dashboard, history
 from chimera.monitor import snapshot as snapshot_lib
 from chimera.run import config_json
-from chimera.system import disk, preemption, progress
+from chimera.system import disk, preemption, progress, streams
 
 _TICK = 0.5  # seconds between two looks at the terminal's size
 _EVERY = 2  # of them, between two drawings
@@ -172,7 +172,7 @@ class Live:
     )
     if log is not None:
       with log:
-        for fd in (1, 2):
+        for fd in streams.descriptors():
           self._saved[fd] = os.dup(fd)
           os.dup2(log.fileno(), fd)
     self._console.set_alt_screen(True)

@@ -2,7 +2,8 @@
 
 The four runs share their tags, so that TensorBoard lays the clones' curves over
 each other and their pictures side by side. A writer that fails is switched off
-with one warning: it costs metrics, never training.
+with one warning: it costs metrics, never training. Without TensorFlow, by which
+CLU writes, there is none of this, and one line that says so.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -80,9 +81,10 @@ class Writers:
   def __init__(self, workdir: str, clone_names: Sequence[str]):
     self._named = contextlib.ExitStack()
     home = str(self._named.enter_context(disk.plain(workdir)))
-    self._master = _Run(home, 'the master')
+    library = _Library()
+    self._master = _Run(home, 'the master', library)
     self._clones = [
-      _Run(os.path.join(home, name), name) for name in clone_names
+      _Run(os.path.join(home, name), name, library) for name in clone_names
     ]
 
   def introduce(
@@ -157,8 +159,55 @@ class Writers:
       yield self._master, of_master
 
 
-# Modules that import each other are not imported by two threads at once.
-_importing = threading.Lock()
+class _Missing(Exception):
+  """There is no TensorFlow, which has been said."""
+
+
+class _Library:
+  """TensorFlow and what writes with it, imported by who first needs it."""
+
+  # What an installation raises that is broken, or of versions that do not fit.
+  _BROKEN = (
+    *(ImportError, AttributeError, OSError),
+    *(RuntimeError, TypeError, ValueError),
+  )
+
+  def __init__(self):
+    # Modules that import each other are not imported by two threads at once.
+    self._lock = threading.Lock()
+    self._has_tried = False
+    self._modules: tuple[Any, Any] | None = None
+
+  def load(self) -> tuple[Any, Any]:
+    """(clu.metric_writers, tensorflow).
+
+    Raises:
+      _Missing: one of them cannot be imported.
+    """
+    with self._lock:
+      if not self._has_tried:
+        self._has_tried = True
+        self._import()
+    if self._modules is None:
+      raise _Missing
+    return self._modules
+
+  def _import(self) -> None:
+    silence_tensorflow()
+    try:
+      import tensorflow as tf
+
+      # What it writes is on the host, and it would take all of a GPU's memory.
+      tf.config.set_visible_devices([], 'GPU')
+      from clu import metric_writers
+    except self._BROKEN as e:
+      logging.warning(
+        'No TensorBoard, for TensorFlow cannot be imported (%s): history, '
+        'dashboard and report are as ever.',
+        ' '.join(str(e).split())[:200],
+      )
+    else:
+      self._modules = metric_writers, tf
 
 
 class _Run:
@@ -168,11 +217,12 @@ class _Run:
   to import, and only this needs it.
   """
 
-  def __init__(self, folder: str, name: str):
+  def __init__(self, folder: str, name: str, library: _Library):
     from clu import asynclib
 
     self._folder = folder
     self._name = name
+    self._library = library
     self._failures = (
       *(OSError, ValueError, TypeError, RuntimeError, ImportError),
       asynclib.AsyncError,
@@ -198,11 +248,7 @@ class _Run:
       method(self._writer, *args)
 
   def _open(self) -> None:
-    with _importing:
-      silence_tensorflow()
-      from clu import metric_writers
-      import tensorflow as tf
-
+    metric_writers, tf = self._library.load()
     self._failures += (tf.errors.OpError,)
     self._writer = metric_writers.SummaryWriter(self._folder)
 
@@ -216,6 +262,8 @@ class _Run:
       return
     try:
       f(*args)
+    except _Missing:
+      self._on = False
     except self._failures as e:
       self._on = False
       # One line, without the operation's name that TensorFlow wraps it in.

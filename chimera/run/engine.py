@@ -1,8 +1,12 @@
 """The compiled step on its devices: what it works on there, and where."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+import glob
+import importlib.util
+import os
+from typing import Any, NamedTuple
 
+from absl import logging
 import jax
 import ml_collections
 import numpy as np
@@ -11,6 +15,9 @@ from chimera import step as step_lib
 from chimera.clones import specialists
 from chimera.clones import state as state_lib
 from chimera.school import lessons
+
+# How XLA and cuDNN say that there is no memory left.
+_FULL = ('RESOURCE_EXHAUSTED', 'DNN library initialization failed')
 
 
 def put(tree: Any, devices: Sequence[jax.Device]) -> Any:
@@ -129,8 +136,43 @@ class Shards:
 
 
 def choose_devices(count: int, clones: int) -> list[jax.Device]:
-  """The first `count` devices; of 0, the most that divide the clones."""
+  """The first `count` devices; of 0, the most that divide the clones.
+
+  It is logged where 0 leaves some of them idle.
+
+  Raises:
+    ValueError: `check_devices` says so.
+  """
   there = jax.local_devices()
+  chosen = check_devices(count, clones)
+  if not count and chosen < len(there):
+    logging.info(
+      '%d of %d devices train, the others idle: their number must divide the '
+      '%d clones. With a multiple of %d in clone_names none would idle; '
+      '--config.devices chooses fewer.',
+      *(chosen, len(there), clones, len(there)),
+    )
+  return there[:chosen]
+
+
+def check_devices(count: int, clones: int) -> int:
+  """How many devices train, where `count` are asked for, or 0.
+
+  Raises:
+    ValueError: JAX cannot have those that are here, or `count` do not fit.
+  """
+  try:
+    there = jax.local_devices()
+  except RuntimeError as e:
+    raise ValueError(
+      f'JAX has no device: {e}. End what else uses it; JAX_PLATFORMS=cpu '
+      'trains on the CPU.'
+    ) from e
+  # Whoever asks for the CPU gets it.
+  asked = (jax.config.jax_platforms or '').partition(',')[0]
+  if there[0].platform == 'cpu' != asked:
+    for accelerator in _ACCELERATORS:
+      _check_seen(accelerator)
   fit = [n for n in range(1, len(there) + 1) if clones % n == 0]
   if count not in (0, *fit):
     raise ValueError(
@@ -138,4 +180,60 @@ def choose_devices(count: int, clones: int) -> list[jax.Device]:
       f'on at most {len(there)}, got devices = {count}: fix --config.devices '
       '(0 chooses).'
     )
-  return there[: count or fit[-1]]
+  return count or fit[-1]
+
+
+class _Accelerator(NamedTuple):
+  """How one is known to be here: what JAX needs for it, and its files."""
+
+  name: str
+  modules: tuple[str, ...]
+  files: tuple[str, ...]
+  hidden_by: str  # the variable that hides it, where it is empty or -1
+  advice: str
+
+
+_ACCELERATORS = (
+  _Accelerator(
+    'a TPU',
+    ('libtpu',),
+    ('/dev/accel[0-9]*', '/dev/vfio/[0-9]*'),
+    'TPU_VISIBLE_DEVICES',
+    'another program may have taken it: end that',
+  ),
+  _Accelerator(
+    'an NVIDIA GPU',
+    ('jax_cuda13_plugin', 'jax_cuda12_plugin'),
+    ('/dev/nvidia[0-9]*', '/dev/dxg'),
+    'CUDA_VISIBLE_DEVICES',
+    'another program may have taken its memory: give each a share by '
+    'XLA_PYTHON_CLIENT_MEM_FRACTION=.45',
+  ),
+)
+
+
+def _check_seen(accelerator: _Accelerator) -> None:
+  """JAX goes on with the CPU where it cannot have one, with a warning."""
+  is_hidden = os.environ.get(accelerator.hidden_by) in ('', '-1')
+  has_module = any(map(importlib.util.find_spec, accelerator.modules))
+  if not is_hidden and has_module and any(map(glob.glob, accelerator.files)):
+    raise ValueError(
+      f'{accelerator.name} is here, but JAX sees the CPU alone: '
+      f'{accelerator.advice}, or see what JAX warns of; JAX_PLATFORMS=cpu '
+      'trains on the CPU.'
+    )
+
+
+def explain(error: RuntimeError) -> str | None:
+  """In a line what to do about an error of XLA's; None where it is another's.
+
+  Where a second program wants a GPU, the first has three quarters of it.
+  """
+  said = ' '.join(str(error).split())
+  if not any(words in said for words in _FULL):
+    return None
+  return (
+    f'The memory of a device is full ({said[:200]}): where another program '
+    'uses it too, give each a share by XLA_PYTHON_CLIENT_MEM_FRACTION=.45; '
+    'else lower --config.train.batch_size or --config.optics.chunk.'
+  )

@@ -233,11 +233,14 @@ with preemption.Watch() as watch, show(){deferred}:
   _is_restored(terminal.text)
 
 
+@pytest.mark.parametrize('within', ['', 'streams.spoken(), '])
 def test_what_others_write_goes_to_the_log_and_not_through_the_picture(
-  tmp_path,
+  tmp_path, within
 ):
-  body = """
-with show():
+  body = f"""
+from chimera.system import streams
+with {within}show():
+  sys.stderr.write('said')
   os.write(2, b'raw words')
   logging.warning('a warning')
   sys.stdout.write('printed')
@@ -248,7 +251,7 @@ sys.stderr.write('afterwards')
   terminal.go_on()
   assert terminal.end() == (0, True)
   log = (tmp_path / 'train.log').read_text()
-  for words in ('raw words', 'a warning', 'printed'):
+  for words in ('said', 'raw words', 'a warning', 'printed'):
     assert words in log
     assert words not in terminal.text
   assert 'afterwards' in _is_restored(terminal.text)

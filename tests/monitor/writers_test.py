@@ -232,6 +232,61 @@ def test_where_no_run_can_be_written_each_costs_one_warning(
   assert sorted(names) == ['a', 'b', 'the master']
 
 
+@pytest.mark.parametrize(
+  ('tensorflow', 'why'),
+  [
+    ('', "No module named 'tensorflow'"),
+    (
+      'raise TypeError("Descriptors cannot\\nbe created")',
+      'Descriptors cannot',
+    ),
+    ('import nothing_of_that_name', "No module named 'nothing_of_that_name'"),
+  ],
+)
+def test_without_tensorflow_one_line_says_so_and_nothing_is_written(
+  tmp_path, tensorflow, why
+):
+  module = tmp_path / 'modules' / 'tensorflow.py'
+  module.parent.mkdir()
+  module.write_text(tensorflow or f'raise ModuleNotFoundError({why!r})')
+  program = f"""
+import sys
+sys.path.insert(0, {str(module.parent)!r})
+from chimera.monitor import writers
+with writers.Writers({str(tmp_path / 'run')!r}, ('a', 'b')) as board:
+  board.introduce({{'seed': 0}}, {{'config': {{}}}}, ('l1',))
+  for step in range(3):
+    board.write(step, [{{'x': 1.0}}] * 2, {{'y': 3.0}})
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, text=True, check=True
+  )
+  # absl's own line is of a program without flags.
+  [line] = (x for x in done.stderr.splitlines() if 'before flag' not in x)
+  assert f'No TensorBoard, for TensorFlow cannot be imported ({why}' in line
+  assert not (tmp_path / 'run').exists()
+
+
+def test_tensorflow_takes_no_accelerator(tmp_path):
+  # As the GPU's build has it: what it sees before, and what is left to it.
+  program = f"""
+from unittest import mock
+import tensorflow as tf
+see = tf.config.set_visible_devices
+with mock.patch.object(tf.config, 'set_visible_devices', wraps=see) as told:
+  from chimera.monitor import writers
+  with writers.Writers({str(tmp_path)!r}, ('a',)) as board:
+    board.write(1, [{{'x': 1.0}}], {{'y': 1.0}})
+print(told.call_args_list == [mock.call([], 'GPU')], end=' ')
+print(tf.config.get_visible_devices('GPU'), end='')
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, text=True, check=True
+  )
+  assert done.stdout == 'True []'
+  assert _scalars(tmp_path / 'a') == {'x': [(1, 1.0)]}
+
+
 def test_a_missing_clone_is_refused(tmp_path):
   with (
     writers.Writers(str(tmp_path), ('a', 'b')) as board,

@@ -1,5 +1,7 @@
 """Which devices train, what lies on them, and when it is dealt anew."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -49,3 +51,113 @@ def test_devices_divide_the_clones_and_none_told_are_the_most(clones, fit):
   with pytest.raises(ValueError, match=r'fix --config\.devices') as e:
     engine.choose_devices(wrong, clones)
   assert f'one of {fit}, for {clones} clones' in str(e.value)
+
+
+def _machine(monkeypatch, *, devices=1, platform='cpu', asked=None, files=()):
+  """One of that many devices, whose /dev holds these files, with libtpu."""
+  there = [types.SimpleNamespace(platform=platform)] * devices
+  monkeypatch.setattr(jax, 'local_devices', lambda: there)
+  config = types.SimpleNamespace(jax_platforms=asked)
+  monkeypatch.setattr(jax, 'config', config)
+  monkeypatch.setattr(
+    engine.importlib.util, 'find_spec', lambda name: name == 'libtpu' or None
+  )
+  monkeypatch.setattr(
+    engine.glob, 'glob', lambda pattern: [f for f in files if f in pattern]
+  )
+  for name in ('TPU_VISIBLE_DEVICES', 'CUDA_VISIBLE_DEVICES'):
+    monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def logged(monkeypatch):
+  """What is logged, a line each."""
+  lines = []
+  monkeypatch.setattr(
+    engine.logging, 'info', lambda text, *values: lines.append(text % values)
+  )
+  return lines
+
+
+@pytest.mark.parametrize(
+  ('devices', 'clones', 'train'), [(3, 4, 2), (8, 4, 4), (6, 9, 3), (3, 2, 2)]
+)
+def test_that_devices_idle_is_said_once_and_how_to_use_them(
+  monkeypatch, logged, devices, clones, train
+):
+  _machine(monkeypatch, devices=devices, platform='tpu')
+  assert engine.check_devices(0, clones) == train
+  assert logged == []
+  assert len(engine.choose_devices(0, clones)) == train
+  [line] = logged
+  assert line.startswith(f'{train} of {devices} devices train, the others idle')
+  assert f'With a multiple of {devices} in clone_names none would idle' in line
+
+
+def test_that_none_idles_or_some_were_told_to_is_not_said(monkeypatch, logged):
+  _machine(monkeypatch, devices=4)
+  assert len(engine.choose_devices(0, 8)) == 4
+  assert len(engine.choose_devices(2, 8)) == 2
+  assert logged == []
+
+
+@pytest.mark.parametrize('asked', [None, '', 'tpu,cpu', 'cuda,cpu'])
+def test_an_accelerator_that_jax_cannot_have_is_no_silent_cpu(
+  monkeypatch, asked
+):
+  for file in ('/dev/accel', '/dev/vfio/'):
+    _machine(monkeypatch, asked=asked, files=[file])
+    with pytest.raises(ValueError, match='a TPU is here, but JAX sees the CPU'):
+      engine.check_devices(0, 4)
+  # Without the modules it was never meant.
+  _machine(monkeypatch, asked=asked, files=['/dev/nvidia'])
+  assert engine.check_devices(0, 4) == 1
+  monkeypatch.setattr(
+    engine.importlib.util, 'find_spec', lambda name: 'cuda12' in name or None
+  )
+  with pytest.raises(ValueError, match='XLA_PYTHON_CLIENT_MEM_FRACTION'):
+    engine.check_devices(0, 4)
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+  assert engine.check_devices(0, 4) == 1
+
+
+def test_whoever_asks_for_the_cpu_gets_it_and_a_tpu_that_is_seen_is_used(
+  monkeypatch,
+):
+  _machine(monkeypatch, asked='cpu', files=['/dev/accel'])
+  assert engine.check_devices(0, 4) == 1
+  _machine(monkeypatch, devices=4, platform='tpu', files=['/dev/accel'])
+  assert engine.check_devices(0, 4) == 4
+
+
+def test_a_tpu_that_another_program_has_is_one_line(monkeypatch):
+  def refuse():
+    raise RuntimeError(
+      "Unable to initialize backend 'tpu': ABORTED: The TPU is already in use "
+      'by process with pid 7. Not attempting to load libtpu.so'
+    )
+
+  monkeypatch.setattr(jax, 'local_devices', refuse)
+  with pytest.raises(
+    ValueError, match=r'JAX has no device: .* pid 7.* End what'
+  ):
+    engine.check_devices(0, 4)
+
+
+@pytest.mark.parametrize(
+  'said',
+  [
+    'RESOURCE_EXHAUSTED: Out of memory while trying to\nallocate 42 bytes.',
+    'FAILED_PRECONDITION: DNN library initialization failed. Look above.',
+  ],
+)
+def test_memory_that_another_program_has_is_explained_in_a_line(said):
+  line = engine.explain(jax.errors.JaxRuntimeError(said))
+  assert '\n' not in line
+  assert ' '.join(said.split()) in line
+  assert 'XLA_PYTHON_CLIENT_MEM_FRACTION' in line
+
+
+def test_other_errors_are_not_explained():
+  assert engine.explain(jax.errors.JaxRuntimeError('INTERNAL: a bug')) is None
+  assert engine.explain(RuntimeError('dictionary changed size')) is None

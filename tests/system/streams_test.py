@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -113,3 +114,85 @@ with streams.spoken():
   )
   done = _run(tmp_path, '', program=program)
   assert done.stderr.count('said 1') == 1
+
+
+# TIFFs whose packed pixels have a wrong checksum; and Python's own words while
+# libtiff has descriptor 2.
+_ODD = """
+import io, os, sys, threading
+from absl import flags, logging
+from PIL import Image
+from chimera.data import images
+from chimera.system import streams
+flags.FLAGS.mark_as_parsed()
+logging.use_absl_handler()
+logging.set_verbosity(logging.INFO)
+buffer = io.BytesIO()
+Image.new('RGB', (8, 8)).save(buffer, 'TIFF', compression='tiff_adobe_deflate')
+odd = bytearray(buffer.getvalue())
+odd[odd.find(b'x\\x9c') + 4] ^= 255
+for i in range(3):
+  open(f'{i}.tif', 'wb').write(odd)
+def see(i):
+  try:
+    images.load_photograph(f'{i}.tif')
+  except ValueError:
+    return
+  raise SystemExit('it was read')
+with streams.spoken():
+  for i in range(3): see(i)
+  with streams.muffled():
+    with streams.muffled():
+      os.write(2, b'as C does\\n')
+    os.write(2, b'and again\\n')
+    sys.stderr.write('a bar\\n')
+    logging.warning('a warning')
+  os.write(2, b'an abort\\n')
+sys.stderr.write('outside\\n')
+see(0)
+open('made.txt', 'w').write('made')
+sys.exit(7)
+"""
+
+
+def test_what_libtiff_says_is_counted_and_not_shown(tmp_path):
+  done = _run(tmp_path, '', program=_ODD)
+  assert done.returncode == 7
+  said = [line.rpartition('] ')[2] for line in done.stderr.splitlines()]
+  assert said[0].startswith('An image library says "ZIPDecode: Decoding error')
+  assert said[0].endswith('". More of that is counted, not shown.')
+  assert said[1:-1] == [
+    *('a bar', 'a warning', 'an abort'),
+    # Those of two files, and C's two.
+    '4 more line(s) of image libraries were not shown.',
+    'outside',
+  ]
+  # Where nothing is spoken, libtiff speaks for itself.
+  assert said[-1].startswith('ZIPDecode: Decoding error')
+
+
+def test_what_has_no_file_to_go_to_is_not_shown_either(tmp_path):
+  program = f'import tempfile\ntempfile.tempdir = "/nowhere"\n{_ODD}'
+  done = _run(tmp_path, '', program=program)
+  assert done.returncode == 7
+  said = [line.rpartition('] ')[2] for line in done.stderr.splitlines()]
+  assert said[:-1] == ['a bar', 'a warning', 'an abort', 'outside']
+
+
+def test_threads_share_the_muffle_and_all_of_it_ends(capfd):
+  go = threading.Barrier(4)
+
+  def speak():
+    go.wait()
+    for _ in range(200):
+      with streams.muffled():
+        os.write(2, b'x\n')
+
+  with streams.spoken():
+    threads = [threading.Thread(target=speak) for _ in range(4)]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join()
+    os.write(2, b'heard\n')
+  assert capfd.readouterr().err == 'heard\n'
