@@ -15,6 +15,7 @@ from chimera.evaluation import evaluate, sheets
 from chimera.monitor import history, report, summary
 from chimera.optics import poincare, stage_1
 from chimera.run import checkpoint, engine
+from chimera.run import steps as steps_lib
 from chimera.system import lock, provenance
 from chimera.tokenizer import export
 from tests import tiny
@@ -292,7 +293,7 @@ def test_a_checkpoint_of_4_devices_goes_to_1_2_and_4_and_back(
   _, whole, _ = checkpoint.restore(config, workdir, target, bins)
   on_4 = engine.put(whole, engine.choose_devices(4, 4))
   for count in (1, 2, 4):
-    checkpoints = checkpoint.Steps(tmp_path / str(count), keep=2)
+    checkpoints = steps_lib.Steps(tmp_path / str(count), keep=2)
     checkpoints.save(1, engine.fetch(on_4), {})
     _, there, _ = checkpoints.restore(target)
     there = engine.put(there, engine.choose_devices(count, 4))
