@@ -4,6 +4,7 @@ import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from chimera.clones import state as state_lib
@@ -11,6 +12,7 @@ from chimera.run import checkpoint
 from chimera.run import steps as steps_lib
 from chimera.system import preemption
 from tests import tiny
+from tests.run import steps_test
 
 
 @pytest.fixture(scope='module')
@@ -109,6 +111,16 @@ def test_the_best_is_the_least_and_never_nan(tmp_path):
   assert not checkpointer.is_due(2)
 
 
+def test_the_last_whole_dispatch_before_a_decay_is_due(tmp_path):
+  config = tiny.get_config()  # 40 cycles, of which the last 8 decay
+  config.train.schedule = 'wsd'
+  config.train.checkpoint_every = 100
+  for dispatch, due in ((1, [32, 40]), (5, [30, 40])):
+    config.train.cycles_per_dispatch = dispatch
+    checkpointer = checkpoint.Checkpointer(config, str(tmp_path), {})
+    assert [c for c in range(1, 41) if checkpointer.is_due(c)] == due
+
+
 def test_sick_clones_are_not_saved_and_it_is_said(
   config, bins, born, tmp_path, warnings
 ):
@@ -144,7 +156,7 @@ def test_what_cannot_be_read_back_is_said_tried_again_and_ends_the_run(
   checkpointer = checkpoint.Checkpointer(config, str(tmp_path), bins)
   params, watch = born.generator.params, preemption.Watch()
   checkpointer.save(4, born, params, watch)
-  _drop(monkeypatch, [True, False, True, True])
+  steps_test.drop(monkeypatch, [True, False, True, True])
   checkpointer.save(8, born, params, watch)
   checkpointer.save(12, born, params, watch)
   [line] = warnings
@@ -163,7 +175,7 @@ def test_the_last_one_is_tried_twice(
 ):
   checkpointer = checkpoint.Checkpointer(config, str(tmp_path), bins)
   params, watch = born.generator.params, preemption.Watch()
-  _drop(monkeypatch, [True, False, True, True])
+  steps_test.drop(monkeypatch, [True, False, True, True])
   checkpointer.save(40, born, params, watch)
   [line] = warnings
   assert line.endswith('It is tried again.')
@@ -186,7 +198,7 @@ def test_a_signal_during_a_save_does_not_say_that_it_is_saved(
   checkpointer.save(4, born, born.generator.params, watch)
   assert checkpoint.open_steps(config, str(tmp_path)).steps() == [4]
   watch.signum = None
-  _drop(monkeypatch, [True])
+  steps_test.drop(monkeypatch, [True])
   with pytest.raises(preemption.Stopped, match=r'Cycles 5 to 8 are not saved'):
     checkpointer.save(8, born, born.generator.params, watch)
 

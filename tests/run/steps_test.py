@@ -115,6 +115,57 @@ def test_the_best_is_kept_beside_them(tmp_path):
   assert checkpoints.steps() == [20, 25]
 
 
+def _saved_by(folder, plan, *steps, keep=1):
+  checkpoints = steps_lib.Steps(folder, keep, steps_lib.Plan(*plan))
+  for step in steps:
+    checkpoints.save(step, _state(step), {})
+  return checkpoints
+
+
+def test_the_newest_of_before_the_decay_is_kept(tmp_path):
+  checkpoints = _saved_by(tmp_path, (40, 30), 10, 20, 25)
+  assert checkpoints.steps() == [25]
+  checkpoints.save(30, _state(30), {})
+  checkpoints.save(35, _state(35), {})
+  checkpoints.save(40, _state(40), {})
+  assert checkpoints.steps() == [30, 40]
+  assert _saved_by(tmp_path, (40, 30)).restore(_state())[0] == 40
+
+
+def test_a_longer_run_goes_on_from_before_the_decay(tmp_path):
+  _saved_by(tmp_path, (40, 30), 10, 30, 35, 40, keep=3)
+  longer = _saved_by(tmp_path, (80, 60), keep=3)
+  assert longer.latest() == 30
+  step, tree, _ = longer.restore(_state())
+  assert step == 30
+  _assert_same(tree, _state(30))
+  # What is undone is there until there is something new, and may come again.
+  assert _saved_by(tmp_path, (40, 30), keep=3).steps() == [30, 35, 40]
+  longer.save(40, _state(7), {})
+  assert sorted(os.listdir(tmp_path)) == ['30', '40']
+  _assert_same(longer.restore(_state())[1], _state(7))
+  # Nor does a shorter one take over what a longer one has learned since.
+  assert _saved_by(tmp_path, (40, 30)).latest() == 30
+  # And what is constant is as long as it likes.
+  assert _saved_by(tmp_path, (90, 90)).latest() == 40
+
+
+def test_what_is_undone_goes_with_the_next_one(tmp_path):
+  _saved_by(tmp_path, (40, 30), 30, 40)
+  longer = _saved_by(tmp_path, (80, 60))
+  longer.save(35, _state(35), {})
+  assert os.listdir(tmp_path) == ['35']
+
+
+def test_without_one_of_before_the_decay_it_does_not_start_over(tmp_path):
+  _saved_by(tmp_path, (40, 30), 35, 40)
+  with pytest.raises(ValueError, match=r'of cycles \[40\] .*init_from') as e:
+    _saved_by(tmp_path, (80, 60)).restore(_state())
+  assert '\n' not in str(e.value)
+  # A run that starts from them asks for no plan.
+  assert steps_lib.Steps(tmp_path, keep=1).restore(_state())[0] == 40
+
+
 def test_what_cannot_be_written_leaves_the_others_whole(two, tmp_path):
   most = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (500, most[1]))
@@ -147,7 +198,7 @@ def test_a_folder_of_any_name_holds_steps(tmp_path, name):
   assert os.listdir(folder) == ['2']
 
 
-def _drop(monkeypatch, spoil):
+def drop(monkeypatch, spoil):
   """Has the file layer lose what is written, as often as the list says."""
   save = ocp.Checkpointer.save
 
@@ -161,7 +212,7 @@ def _drop(monkeypatch, spoil):
 
 
 def test_what_a_file_system_dropped_is_no_step(two, tmp_path, monkeypatch):
-  _drop(monkeypatch, [True, True, False])
+  drop(monkeypatch, [True, True, False])
   with pytest.raises(steps_lib.UnreadableError, match='30 cannot be read b'):
     two.save(30, _state(3), {})
   assert sorted(os.listdir(tmp_path)) == ['10', '20']
