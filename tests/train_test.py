@@ -284,6 +284,46 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, tmp_path):
     np.testing.assert_array_equal(a, b)
 
 
+def test_a_run_that_is_made_longer_is_one_that_was_planned_so(
+  finished, tmp_path
+):
+  """From before its decay, bit for bit, with other free keys."""
+  _, config, data, _ = finished
+  config = config.copy_and_resolve_references()
+  config.train.schedule = 'wsd'
+  config.train.decay = 0.4
+
+  def train_to(cycles, name, **free):
+    config.train.update(cycles=cycles, eval_every=cycles, keep=1, **free)
+    workdir = str(tmp_path / name)
+    os.makedirs(workdir, exist_ok=True)
+    return workdir, train.train(config, workdir, data)
+
+  workdir, _ = train_to(10, 'a', checkpoint_every=4)
+  assert checkpoint.open_steps(config, workdir).steps() == [6, 10]
+  assert os.listdir(os.path.join(workdir, 'previews')) == ['0000010.png']
+  config.eval.preview = 3
+  _, extended = train_to(16, 'a', checkpoint_every=8)
+  planned_so, figures = train_to(16, 'b', checkpoint_every=16)
+  assert extended == figures
+  rows, planned = history.read(workdir), history.read(planned_so)
+  seen = [row.cycle for row in rows if 'loss/base' in row.clones['structural']]
+  assert seen == list(range(2, 17, 2))
+  for ours, theirs in zip(rows, planned, strict=True):
+    assert ours.cycle == theirs.cycle
+    assert ours.clones == theirs.clones
+  assert os.listdir(os.path.join(workdir, 'previews')) == ['0000016.png']
+  assert checkpoint.open_steps(config, workdir).steps() == [8, 16]
+  bins = train.prepare_curriculum(config, workdir, data)
+  _, target = train.newborn(config, data, bins)
+  a, b = (
+    checkpoint.restore(config, home, target, bins)
+    for home in (workdir, planned_so)
+  )
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
 def test_a_checkpoint_of_4_devices_goes_to_1_2_and_4_and_back(
   finished, tmp_path
 ):

@@ -249,6 +249,12 @@ class Steps:
         'from step %d.',
         *(', '.join(map(str, broken)), self._directory, step),
       )
+    if undone := sorted(set(self._committed()) - set(self._in_force())):
+      logging.info(
+        'Cycles %d to %d are learned anew: they were of a run of another '
+        'length, and in its decay.',
+        *(step + 1, undone[-1]),
+      )
     return step, tree, body['extra']
 
   def _prune(self, step: int, best: int | None) -> None:
