@@ -313,7 +313,7 @@ def test_a_run_that_is_made_longer_is_one_that_was_planned_so(
     assert ours.cycle == theirs.cycle
     assert ours.clones == theirs.clones
   assert os.listdir(os.path.join(workdir, 'previews')) == ['0000016.png']
-  assert checkpoint.open_steps(config, workdir).steps() == [8, 16]
+  assert checkpoint.open_steps(config, workdir).steps() == [10, 16]
   bins = train.prepare_curriculum(config, workdir, data)
   _, target = train.newborn(config, data, bins)
   a, b = (
