@@ -42,7 +42,7 @@ class Schedule:
 
   'wsd', a warm-up, a constant part and a decay: Hu et al., "MiniCPM", 2024,
   https://arxiv.org/abs/2404.06395. The decay goes by 1 less the square root:
-  Haegele et al., 2024, https://arxiv.org/abs/2405.18392.
+  Hägele et al., 2024, https://arxiv.org/abs/2405.18392.
   """
 
   cycles: int

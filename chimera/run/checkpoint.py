@@ -62,7 +62,8 @@ class Checkpointer:
       if extra.get(name) != digest:
         raise ValueError(
           f'The checkpoints in {self._workdir} must be of this {name}, and are '
-          'of another (a digest differs): give a new --workdir.'
+          'of another (a digest differs): give another --workdir, and '
+          f'--config.init_from={self._workdir} to start from this one.'
         )
     self.extra = extra
     return done, tree['state'], tree['specialists']
