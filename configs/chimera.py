@@ -267,11 +267,14 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.meld.sick_cycles = 20  # in a row with fewer than 2 healthy: roll back
 
   c.train = ml_collections.ConfigDict()
-  c.train.cycles = 1000
+  c.train.cycles = 1000  # may grow later, see train.schedule
   c.train.batch_size = 8  # samples a clone and cycle
   c.train.learning_rate = 8e-3
   c.train.warmup = 50  # cycles
-  c.train.schedule = 'cosine'  # or 'constant'
+  # Or 'wsd': constant, then a decay; or 'constant'. Those two may be given more
+  # train.cycles later.
+  c.train.schedule = 'cosine'
+  c.train.decay = 0.2  # share of the cycles, of 'wsd'
   c.train.adam_b1 = 0.9
   c.train.adam_b2 = 0.99
   c.train.cycles_per_dispatch = 1  # on an accelerator 10 spare the host

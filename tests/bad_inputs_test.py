@@ -13,6 +13,7 @@ from PIL import Image
 import pytest
 
 from chimera import main
+from chimera.run import preflight
 
 ROOT = pathlib.Path(__file__).parent.parent
 _compiled = []
@@ -90,7 +91,8 @@ FLAGS = [
   (('--config.train.learning_rate=0',), 'above 0'),
   (('--config.train.learning_rate=nan',), 'above 0'),
   (('--config.train.learning_rate=inf',), 'above 0'),
-  (('--config.train.schedule=linear',), "'cosine', 'constant'"),
+  (('--config.train.schedule=linear',), "'cosine', 'wsd'"),
+  (('--config.train.decay=1.5',), 'in [0, 1]'),
   (('--config.train.cycles_per_dispatch=7',), 'a multiple of'),
   (('--config.train.keep=0',), 'at least 1'),
   (('--config.devices=3',), '0, 1, 2, 4'),
@@ -217,6 +219,16 @@ def test_bad_data_are_one_line_and_leave_no_workdir(
   argv = (f'--config.data.source={source}', '--workdir=w')
   _is_one_line(capfd, argv, complaint)
   assert not os.path.exists('w')
+
+
+def test_a_cosine_that_is_to_be_longer_is_one_line(capfd):
+  config = main.parse(['chimera'])[1].config
+  with preflight.claim_workdir(config, 'w'):
+    _workdir('checkpoints/1000', '')
+  before = pathlib.Path('w', 'config.json').read_bytes()
+  argv = ('--config.train.cycles=2000', '--workdir=w')
+  _is_one_line(capfd, argv, 'train.cycles (1000 there, 2000 now): give another')
+  assert pathlib.Path('w', 'config.json').read_bytes() == before
 
 
 @pytest.mark.parametrize(('name', 'text', 'complaint'), WORKDIRS)

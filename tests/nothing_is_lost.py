@@ -35,6 +35,7 @@ import jax
 
 from chimera.monitor import writers
 from chimera.run import checkpoint
+from chimera.run import steps as steps_lib
 from tests import xla
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -135,7 +136,7 @@ class Run:
     """The newest whole step, as the files stand; 0 is none."""
     # Orbax would start threads, and with threads nothing can be forked.
     folders = (self.workdir / 'checkpoints').glob('[0-9]*')
-    steps = [int(p.name) for p in folders if checkpoint._verify(p)]
+    steps = [int(p.name) for p in folders if steps_lib._verify(p)]
     return max(steps, default=0)
 
 
@@ -149,8 +150,8 @@ def run(fd, limit, argv):
     with contextlib.suppress(BrokenPipeError):
       os.write(fd, f'{word} {cycle}\n'.encode())
 
-  save, commit = checkpoint.Steps.save, checkpoint.Steps._commit
-  restore = checkpoint.Steps.restore
+  save, commit = steps_lib.Steps.save, steps_lib.Steps._commit
+  restore = steps_lib.Steps.restore
   make_step, examine = step_lib.make_train_step, exam.examine
   at = [0]
 
@@ -204,9 +205,9 @@ def run(fd, limit, argv):
 
   orbax_save = checkpoint.ocp.Checkpointer.save
   checkpoint.ocp.Checkpointer.save = lossy_save
-  checkpoint.Steps.save = loud_save
-  checkpoint.Steps._commit = loud_commit
-  checkpoint.Steps.restore = loud_restore
+  steps_lib.Steps.save = loud_save
+  steps_lib.Steps._commit = loud_commit
+  steps_lib.Steps.restore = loud_restore
   step_lib.make_train_step = loud_make_step
   exam.examine = loud_examine
   return main.main(argv)
@@ -648,7 +649,7 @@ def history_of(workdir):
 
 def same(a, b, step):
   """How many arrays two checkpoints hold, bit for bit the same."""
-  bodies = [checkpoint._verify(w / 'checkpoints' / str(step)) for w in (a, b)]
+  bodies = [steps_lib._verify(w / 'checkpoints' / str(step)) for w in (a, b)]
   check(all(bodies), f'step {step} is not whole')
   # A digest is of a leaf's bytes; its kind is dtype and shape.
   for key in ('kinds', 'leaves'):

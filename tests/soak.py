@@ -34,7 +34,8 @@ from chimera import step as step_lib
 from chimera.clones import terms
 from chimera.evaluation import exam, sheets
 from chimera.monitor import history
-from chimera.run import checkpoint, engine, rollbacks
+from chimera.run import engine, rollbacks
+from chimera.run import steps as steps_lib
 from chimera.system import disk
 from tests import tiny
 
@@ -176,8 +177,8 @@ def injected(faults):
   from clu import metric_writers
 
   make_step, examine = step_lib.make_train_step, exam.examine
-  seal, restore = disk.write_sealed, checkpoint.Steps.restore
-  save, draw = checkpoint.Steps.save, sheets.save
+  seal, restore = disk.write_sealed, steps_lib.Steps.restore
+  save, draw = steps_lib.Steps.save, sheets.save
   writer = metric_writers.SummaryWriter
   scalars = writer.write_scalars
 
@@ -242,8 +243,8 @@ def injected(faults):
     (step_lib, 'make_train_step', faulty_make_step),
     (exam, 'examine', faulty_examine),
     (disk, 'write_sealed', faulty_seal),
-    (checkpoint.Steps, 'restore', faulty_restore),
-    (checkpoint.Steps, 'save', faulty_save),
+    (steps_lib.Steps, 'restore', faulty_restore),
+    (steps_lib.Steps, 'save', faulty_save),
     (history, 'open', faulty_open),
     (sheets, 'save', faulty_draw),
     (writer, 'write_scalars', faulty_scalars),
@@ -275,7 +276,7 @@ def whole_steps(checkpoints):
   return sorted(
     int(path.name)
     for path in checkpoints.glob('[0-9]*')
-    if path.name.isdecimal() and checkpoint._verify(path)
+    if path.name.isdecimal() and steps_lib._verify(path)
   )
 
 

@@ -15,6 +15,7 @@ from chimera.evaluation import evaluate, sheets
 from chimera.monitor import history, report, summary
 from chimera.optics import poincare, stage_1
 from chimera.run import checkpoint, engine
+from chimera.run import steps as steps_lib
 from chimera.system import lock, provenance
 from chimera.tokenizer import export
 from tests import tiny
@@ -25,6 +26,9 @@ def config():
   c = tiny.get_config()
   c.basename = 'tiny'
   c.train.cycles = 6
+  c.train.schedule = 'wsd'
+  c.train.warmup = 2
+  c.train.decay = 0.4  # two cycles, of four as well
   c.train.cycles_per_dispatch = 2
   c.train.log_every = 2
   c.train.eval_every = 6
@@ -283,6 +287,35 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, tmp_path):
     np.testing.assert_array_equal(a, b)
 
 
+def test_a_run_that_is_made_longer_is_one_that_was_planned_so(
+  finished, tmp_path
+):
+  """From before its decay, bit for bit, with other free keys."""
+  planned, config, data, figures = finished
+  shorter = config.copy_and_resolve_references()
+  shorter.train.update(cycles=4, eval_every=4, keep=1)
+  shorter.eval.preview = 3
+  workdir = str(tmp_path)
+  train.train(shorter, workdir, data)
+  assert checkpoint.open_steps(shorter, workdir).steps() == [2, 4]
+  assert os.listdir(tmp_path / 'previews') == ['0000004.png']
+  assert train.train(config, workdir, data) == figures
+  assert os.listdir(tmp_path / 'previews') == ['0000006.png']
+  rows = history.read(workdir)
+  assert [row.cycle for row in rows] == [2, 4, 6, 6]  # and an evaluation
+  for ours, theirs in zip(rows, history.read(planned), strict=True):
+    assert ours.clones == theirs.clones
+  bins = train.prepare_curriculum(config, workdir, data)
+  _, target = train.newborn(config, data, bins)
+  ours, theirs = (
+    checkpoint.restore(config, home, target, bins)
+    for home in (workdir, planned)
+  )
+  assert ours[0] == 6
+  for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
 def test_a_checkpoint_of_4_devices_goes_to_1_2_and_4_and_back(
   finished, tmp_path
 ):
@@ -292,7 +325,7 @@ def test_a_checkpoint_of_4_devices_goes_to_1_2_and_4_and_back(
   _, whole, _ = checkpoint.restore(config, workdir, target, bins)
   on_4 = engine.put(whole, engine.choose_devices(4, 4))
   for count in (1, 2, 4):
-    checkpoints = checkpoint.Steps(tmp_path / str(count), keep=2)
+    checkpoints = steps_lib.Steps(tmp_path / str(count), keep=2)
     checkpoints.save(1, engine.fetch(on_4), {})
     _, there, _ = checkpoints.restore(target)
     there = engine.put(there, engine.choose_devices(count, 4))

@@ -1,6 +1,7 @@
 """What a run is judged by: held-out figures, and a sheet that shows them."""
 
 import os
+import pathlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_collections
@@ -122,6 +123,14 @@ def save_preview(workdir: str, exam: Exam, done: int) -> np.ndarray:
     os.makedirs(folder, exist_ok=True)
     sheets.save(os.path.join(folder, f'{done:07d}.png'), picture, exam.sheet)
   return picture
+
+
+def forget_previews(workdir: str, done: int) -> None:
+  """Takes away those of later cycles, which are learned anew."""
+  for path in pathlib.Path(workdir, 'previews').glob('*.png'):
+    if path.stem.isdecimal() and int(path.stem) > done:
+      with disk.spared('The previews'):
+        path.unlink()
 
 
 def reconstructions(

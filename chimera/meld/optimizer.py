@@ -16,9 +16,9 @@ import optax
 from chimera.meld import average
 from chimera.system import axes
 
-# Of the learning rate at the end of the cosine. At 0 the last specialists would
-# be the master, and nothing would tell them apart.
-COSINE_END = 0.01
+# Of the learning rate at the end of a decay. At 0 the last specialists would be
+# the master, and nothing would tell them apart.
+DECAY_END = 0.01
 # What the clones hold in common of an optimizer's state, by the leaf's name;
 # None is all of it.
 _IN_COMMON = {'local': (), 'shared_v': ('count', 'nu'), 'shared': None}
@@ -38,26 +38,44 @@ class Spec:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """The learning rate of a cycle; the config's `train` explains each."""
+  """The learning rate of a cycle; the config's `train` explains each.
+
+  'wsd', a warm-up, a constant part and a decay: Hu et al., "MiniCPM", 2024,
+  https://arxiv.org/abs/2404.06395. The decay goes by 1 less the square root:
+  Hägele et al., 2024, https://arxiv.org/abs/2405.18392.
+  """
 
   cycles: int
   learning_rate: float
   warmup: int
   schedule: str
+  decay: float
+
+  @property
+  def stable(self) -> int:
+    """The first cycles, whose rates are those of a run of any other length."""
+    if self.schedule == 'cosine':
+      return 0
+    if self.schedule == 'constant':
+      return self.cycles
+    length = round(self.decay * self.cycles)
+    return max(self.cycles - length, min(self.warmup, self.cycles))
 
   def __call__(self, step: jax.Array) -> jax.Array:
-    """Before the Q-agent's lr_scale."""
-    if self.schedule == 'constant':
-      return optax.warmup_constant_schedule(
-        0.0, self.learning_rate, self.warmup
+    """After `step` cycles, before the Q-agent's lr_scale."""
+    peak, end = self.learning_rate, DECAY_END * self.learning_rate
+    if self.schedule == 'cosine':
+      return optax.warmup_cosine_decay_schedule(
+        0.0, peak, self.warmup, max(self.cycles, self.warmup + 1), end
       )(step + 1)
-    return optax.warmup_cosine_decay_schedule(
-      0.0,
-      self.learning_rate,
-      self.warmup,
-      max(self.cycles, self.warmup + 1),
-      COSINE_END * self.learning_rate,
-    )(step + 1)
+    # Of no steps at all, optax's is 0 for good.
+    warmup = max(self.warmup, 1)
+    rate = optax.warmup_constant_schedule(0.0, peak, warmup)(step + 1)
+    length = self.cycles - self.stable
+    if not length:
+      return rate
+    share = jnp.clip((step + 1 - self.stable) / length, 0.0, 1.0)
+    return rate - (peak - end) * jnp.sqrt(share)
 
 
 def make_optimizer(spec: Spec) -> optax.GradientTransformationExtraArgs:

@@ -38,6 +38,7 @@ class Observers:
     self._compile_seconds: float | None = None
     self._since = time.time()
     self._history = history.History(workdir, first)
+    exam_lib.forget_previews(workdir, first)
     self._history_is_whole = True
     as_saved = json.loads(config.to_json())
     self._look = live.Look(workdir, as_saved, self._history.rows)
@@ -106,6 +107,7 @@ class Observers:
     """The run went back; what follows was not seen."""
     self._progress = progress.Progress(self._config.train.cycles, done)
     self._history.rewind(done)
+    exam_lib.forget_previews(self._workdir, done)
 
   def saw(self, done: int, seen: dict[str, np.ndarray]) -> None:
     """A log cycle."""

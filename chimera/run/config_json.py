@@ -19,6 +19,7 @@ _LATER = {
   'model.quantizer': 'vq',
   'model.levels': [8, 5, 5, 5],
   'model.norm': 'group',
+  'train.decay': 0.2,
 }
 
 

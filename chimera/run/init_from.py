@@ -16,7 +16,7 @@ from chimera.clones import state as state_lib
 from chimera.clones import vectors
 from chimera.data import arrays
 from chimera.optics import training
-from chimera.run import checkpoint, config_json
+from chimera.run import checkpoint, config_json, steps
 from chimera.school import curriculum
 from chimera.school import lessons as lessons_lib
 from chimera.system import disk
@@ -36,9 +36,9 @@ def inherit(
   if is_exported(folder):
     layout = state_lib.create_spec(config).generator_layout
     return from_tokenizer(newborn, layout, folder)
-  restored = checkpoint.open_steps(config, folder).restore(
-    checkpoint.saved(school_of(newborn, folder))
-  )
+  # Of any length: it is the elder's.
+  there = steps.Steps(os.path.join(folder, 'checkpoints'), config.train.keep)
+  restored = there.restore(checkpoint.saved(school_of(newborn, folder)))
   if restored is None:
     raise ValueError(
       f'There must be a trained tokenizer, got none in {folder}: fix '

@@ -25,6 +25,8 @@ FREE = (
   *('devices', 'optics.chunk', 'eval.', 'export.', 'tokens.'),
   'train.keep',  # and train.keep_best
   *('train.rollbacks', 'train.dashboard', 'train.log_every'),
+  *('train.eval_every', 'train.checkpoint_every'),
+  'train.decay',  # what was learned in it is undone: steps.Plan
 )
 # What latents.npy and the optics are made by; the rest binds once a run began.
 STAGE_1 = ('seed', 'init_from', 'data.', 'optics.')
@@ -54,9 +56,15 @@ def check_keys(named: Iterable[str], known: Iterable[str]) -> None:
 
 
 def binding(values: Mapping[str, Any]) -> dict[str, Any]:
-  """What of a config, by dotted key, must stay for a run: all but FREE."""
+  """What of a config, by dotted key, must stay for a run: all but FREE.
+
+  Its length is free but with a cosine, which is made for it.
+  """
   flat = sorted(_of_clones(values).items())
-  return {k: v for k, v in flat if not k.startswith(FREE)}
+  bound = {k: v for k, v in flat if not k.startswith(FREE)}
+  if values.get('train.schedule') != 'cosine':
+    bound.pop('train.cycles', None)
+  return bound
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -136,19 +144,28 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
     return
   if trained:
     config_json.check_age(workdir, there)
-  here = binding(_as_json(config))
-  there = binding(there)
+  here = _as_json(config)
+  bound = binding(here).keys() | binding(there).keys()
   differ = [
-    f'{k} ({_said(there, k)} there, {_said(here, k)} now)'
-    for k in sorted(there.keys() | here.keys())
-    if there.get(k) != here.get(k)
-    and (trained or (prepared and k.startswith(STAGE_1)))
+    key
+    for key in sorted(bound)
+    if there.get(key) != here.get(key)
+    and (trained or (prepared and key.startswith(STAGE_1)))
   ]
-  if differ:
-    raise ValueError(
-      f'{workdir} is of another config, which differs in {", ".join(differ)}: '
-      'give a new --workdir, or delete it.'
-    )
+  if not differ:
+    return
+  advice = 'give another --workdir'
+  if trained:
+    advice += f', and --config.init_from={workdir} to start from this one'
+  if 'train.cycles' in differ:
+    advice += '; only a run of --config.train.schedule=wsd can be made longer'
+  said = [
+    f'{k} ({_said(there, k)} there, {_said(here, k)} now)' for k in differ
+  ]
+  raise ValueError(
+    f'{workdir} is of another config, which differs in {", ".join(said)}: '
+    f'{advice}.'
+  )
 
 
 def check_init_from(config: ml_collections.ConfigDict, workdir: str) -> None:

@@ -66,6 +66,18 @@ def test_a_preview_is_drawn_into_its_folder_by_its_cycle(tmp_path, found):
   np.testing.assert_array_equal(sheets.cut(picture, found.sheet), found.tiles)
 
 
+def test_previews_of_cycles_that_are_learned_anew_are_forgotten(
+  tmp_path, found
+):
+  exam.forget_previews(str(tmp_path), 0)
+  for done in (20, 40, 1000):
+    exam.save_preview(str(tmp_path), found, done)
+  (tmp_path / 'previews' / 'mine.png').write_bytes(b'')
+  exam.forget_previews(str(tmp_path), 40)
+  there = sorted(os.listdir(tmp_path / 'previews'))
+  assert there == ['0000020.png', '0000040.png', 'mine.png']
+
+
 def test_a_preview_that_cannot_be_written_is_a_warning(
   tmp_path, found, warnings, monkeypatch
 ):

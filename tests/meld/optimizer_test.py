@@ -168,3 +168,52 @@ def test_any_optimizer_can_run_on_the_mean_gradient():
     jnp.array([9.0, 9.0]), state, mean_grads=jnp.array([1.0, 2.0])
   )
   np.testing.assert_allclose(update, [1.0, 2.0])
+
+
+def schedule(kind, **changed):
+  base = dict(cycles=40, learning_rate=1e-3, warmup=4, decay=0.2)
+  return optimizer.Schedule(schedule=kind, **{**base, **changed})
+
+
+def test_warm_up_stable_decay_by_hand():
+  wsd = schedule('wsd')
+  assert wsd.stable == 32
+  # After 32 cycles the next one is the first of 8: 1e-3 - 9.9e-4 sqrt(k / 8).
+  for step, rate in (
+    *((0, 2.5e-4), (2, 7.5e-4), (3, 1e-3), (31, 1e-3)),
+    *((32, 6.49982e-4), (33, 5.05e-4), (37, 1.42635e-4), (39, 1e-5)),
+    (1000, 1e-5),
+  ):
+    np.testing.assert_allclose(wsd(step), rate, rtol=1e-4)
+
+
+@pytest.mark.parametrize('decay', [0.05, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize('cycles', [5, 41, 1000])
+def test_a_decay_of_any_length_is_its_formula(cycles, decay):
+  wsd = schedule('wsd', cycles=cycles, decay=decay)
+  length = round(decay * cycles)
+  begin = max(cycles - length, 4)
+  got = jax.vmap(wsd)(jnp.arange(cycles))
+  n = np.arange(1, cycles + 1)
+  k = np.clip((n - begin) / max(cycles - begin, 1), 0, 1)
+  want = 1e-3 * np.minimum(n / 4, 1) * (1 - 0.99 * np.sqrt(k))
+  np.testing.assert_allclose(got, want, rtol=1e-4)
+  assert wsd.stable == begin
+  # What is stable is bit for bit that of any longer run.
+  longer = schedule('wsd', cycles=3 * cycles, decay=decay / 3)
+  np.testing.assert_array_equal(
+    got[:begin], jax.vmap(longer)(jnp.arange(begin))
+  )
+
+
+@pytest.mark.parametrize('kind', ['cosine', 'wsd', 'constant'])
+def test_without_a_warm_up_the_first_cycle_has_the_full_rate(kind):
+  np.testing.assert_allclose(schedule(kind, warmup=0)(0), 1e-3, rtol=2e-3)
+
+
+def test_how_much_of_a_run_is_that_of_a_longer_one():
+  assert schedule('cosine').stable == 0
+  assert schedule('constant').stable == 40
+  assert schedule('wsd', decay=0.0).stable == 40
+  assert schedule('wsd', warmup=38).stable == 38
+  assert schedule('wsd', warmup=99).stable == 40

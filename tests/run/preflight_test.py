@@ -100,7 +100,7 @@ def test_the_default_has_64_pixels():
     ('meld__weights', 'masses', "one of 'equal', 'mass'"),
     ('meld__optimizer_state', 'none', "'local', 'shared_v', 'shared'"),
     ('train__batch_size', 0, 'at least 1'),
-    ('train__schedule', 'linear', "one of 'cosine', 'constant'"),
+    ('train__schedule', 'linear', "one of 'cosine', 'wsd', 'constant'"),
     ('train__cycles', 1005, 'multiple of train.cycles_per_dispatch = 10'),
     ('train__log_every', 7, 'multiple of train.cycles_per_dispatch = 10'),
     ('train__eval_every', 7, 'multiple of train.cycles_per_dispatch = 10'),
@@ -346,7 +346,7 @@ def test_a_trained_workdir_of_another_config_is_refused(tmp_path, key, value):
   with pytest.raises(ValueError, match='of another config') as e:
     preflight.check_workdir(_config(**{key: value}), str(tmp_path))
   assert key.replace('__', '.') in str(e.value)
-  assert '--workdir' in str(e.value)
+  assert f'another --workdir, and --config.init_from={tmp_path}' in str(e.value)
   assert '\n' not in str(e.value)
   assert _snapshot(tmp_path) == before
 
@@ -552,13 +552,45 @@ def test_a_resumed_run_needs_its_origin_no_more(tmp_path):
   [
     ('devices', 1),
     ('train__keep', 5),
+    ('train__keep_best', False),
     ('train__log_every', 10),
+    ('train__eval_every', 20),
+    ('train__checkpoint_every', 30),
+    ('train__decay', 0.5),
+    ('train__dashboard', False),
     ('eval__batch_size', 8),
+    ('export__weights', 'ema'),
+    ('tokens__crop', 'tiles'),
   ],
 )
 def test_what_nothing_learned_depends_on_may_change(tmp_path, key, value):
   _trained(tmp_path, chimera_config.get_config())
   preflight.check_workdir(_config(**{key: value}), str(tmp_path))
+
+
+@pytest.mark.parametrize('schedule', ['constant', 'wsd'])
+def test_without_a_cosine_a_run_may_be_of_another_length(tmp_path, schedule):
+  _trained(tmp_path, _config(train__schedule=schedule))
+  for cycles in (500, 2000):
+    longer = _config(train__schedule=schedule, train__cycles=cycles)
+    preflight.check_workdir(longer, str(tmp_path))
+  with pytest.raises(ValueError, match=r'train\.cycles_per_dispatch \(1 there'):
+    preflight.check_workdir(
+      _config(train__schedule=schedule, train__cycles_per_dispatch=2),
+      str(tmp_path),
+    )
+
+
+def test_a_cosine_is_as_long_as_it_was_planned(tmp_path):
+  _trained(tmp_path, chimera_config.get_config())
+  with pytest.raises(ValueError, match='of another config') as e:
+    preflight.check_workdir(_config(train__cycles=2000), str(tmp_path))
+  assert str(e.value) == (
+    f'{tmp_path} is of another config, which differs in train.cycles (1000 '
+    'there, 2000 now): give another --workdir, and --config.init_from='
+    f'{tmp_path} to start from this one; only a run of --config.train.schedule'
+    '=wsd can be made longer.'
+  )
 
 
 def test_prepared_latents_bind_what_they_were_made_by_and_no_more(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import numpy as np
 
 from chimera.monitor import history, live, writers
-from chimera.run import checkpoint
+from chimera.run import steps as steps_lib
 from chimera.system import disk, lock
 from tests import seen, sweep
 
@@ -75,7 +75,7 @@ def test_a_workdir_of_any_name_holds_a_run(data):
   with tempfile.TemporaryDirectory() as home:
     workdir = os.path.join(home, os.fsdecode(data))
     with lock.hold(workdir):
-      steps = checkpoint.Steps(os.path.join(workdir, 'checkpoints'), keep=1)
+      steps = steps_lib.Steps(os.path.join(workdir, 'checkpoints'), keep=1)
       steps.save(1, tree, {'name': workdir})
       step, there, extra = steps.restore(tree)
       assert (step, extra) == (1, {'name': workdir})
