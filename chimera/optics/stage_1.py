@@ -36,6 +36,8 @@ _POOL_MB = 256  # of the crops, uint8, that the optics learn from
 _FILES = ('optics.json', 'optics.safetensors', 'crops.csv', 'held_out.npz')
 _DIGESTS = 'digests.json'
 _SOURCES = 'sources.json'
+# Settings that there were not always, and what was in force before.
+_LATER = {'data.permuted': 0.0, 'data.mirrored': 0.0}
 
 
 class Prepared(NamedTuple):
@@ -193,7 +195,7 @@ def _check_settings(
       )
     return
   try:
-    made_by = dict(disk.read_json(meta)['settings'])
+    made_by = {**_LATER, **disk.read_json(meta)['settings']}
   except (ValueError, KeyError, TypeError) as e:
     raise ValueError(
       f'{meta} must be the JSON that prepare-latents wrote, got {e!r}: give '

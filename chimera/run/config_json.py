@@ -19,6 +19,9 @@ _LATER = {
   'model.quantizer': 'vq',
   'model.levels': [8, 5, 5, 5],
   'model.norm': 'group',
+  'data.permuted': 0.0,
+  'data.mirrored': 0.0,
+  'tokens.size': [0, 0],
   'train.decay': 0.2,
 }
 
