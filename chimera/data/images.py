@@ -165,10 +165,7 @@ def why(error: BaseException) -> str:
 
 
 def center(photograph: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-  """The largest centered square, resized: uint8 (size, size, 3).
-
-  Or of another size (h, w) the largest rectangle of that shape.
-  """
+  """The largest centered square, or rectangle like size (h, w), resized."""
   h, w = (size, size) if isinstance(size, int) else size
   height, width = photograph.shape[:2]
   # Of two products, not quotients, lest a square be a pixel short.
