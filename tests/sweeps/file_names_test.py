@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from chimera.data import crops as crops_lib
-from chimera.data import images
+from chimera.data import folders
 from chimera.tokenizer import pictures, tokens
 from configs import chimera as chimera_config
 from tests import sweep
@@ -80,7 +80,7 @@ def test_any_file_is_tokenized_under_its_name(names, folder, broken):
     bad = pathlib.Path(os.fsdecode(os.path.join(home, b'm', broken)))
     bad.write_bytes(b'no picture')
 
-    sources = images.list_sources(mine, 'FOLDER')
+    sources = folders.list_sources(mine, 'FOLDER')
     assert {os.path.relpath(os.fsencode(s), home) for s in sources} == {
       os.path.join(b'm', name) for name in (*names, broken)
     }
