@@ -37,7 +37,8 @@ class Listing(NamedTuple):
   """What a source holds."""
 
   sources: list[str]  # images, sorted; see `images.load_photograph`
-  left_out: Mapping[str, int]  # how many others, by kind: '.txt', 'hidden'
+  # How many others, by kind: '.txt', 'hidden', '' for what has no such name.
+  left_out: Mapping[str, int]
   unread: Mapping[str, str]  # folders and archives in it, and why not
 
 
@@ -94,9 +95,9 @@ def search(source: images.AnyPath, flag: str) -> Listing:
 
 def words(left_out: Mapping[str, int]) -> str:
   """What was left out: '3 .txt, 1 .mp4', the most first."""
-  kinds = sorted(left_out.items(), key=lambda x: (-x[1], x[0]))
-  said = [f'{count} {kind}' for kind, count in kinds[:_KINDS]]
-  if more := sum(count for _, count in kinds[_KINDS:]):
+  kinds = sorted(left_out, key=lambda kind: (not kind, -left_out[kind], kind))
+  said = [f'{left_out[kind]} {kind}' for kind in kinds[:_KINDS] if kind]
+  if more := sum(left_out[kind] for kind in kinds[len(said) :]):
     said.append(f'{more} of other kinds')
   return ', '.join(said)
 
@@ -154,7 +155,7 @@ class _Found:
         start = b''
         with contextlib.suppress(ValueError):
           start = archives.read(path, name, most=_FIRST)
-        self._judge(f'{path}!{name}', start)
+        self._judge(f'{path}!{name}', name, start)
 
   def _take(self, path: str) -> None:
     """What is no folder: an image, a shard, or left out."""
@@ -173,14 +174,14 @@ class _Found:
       start = b''
       with contextlib.suppress(OSError), open(path, 'rb') as f:
         start = f.read(_FIRST)
-      self._judge(path, start)
+      self._judge(path, path, start)
 
-  def _judge(self, source: str, start: bytes) -> None:
+  def _judge(self, source: str, name: str, start: bytes) -> None:
     """By how a file begins."""
     if images.begins_like_image(start):
       self.sources.append(source)
     else:
-      self.left_out[_kind(source)] += 1
+      self.left_out[_kind(name)] += 1
 
 
 def _place(folder: str) -> tuple[int, int]:
@@ -209,8 +210,8 @@ def _is_named_image(path: str) -> bool:
   return os.path.splitext(path)[1].lower() in images.suffixes()
 
 
-def _kind(path: str) -> str:
-  suffix = os.path.splitext(path)[1].lower()
+def _kind(name: str) -> str:
+  suffix = os.path.splitext(name)[1].lower()
   if not suffix:
     return 'without a suffix'
-  return suffix if _SUFFIX.fullmatch(suffix) else 'of other kinds'
+  return suffix if _SUFFIX.fullmatch(suffix) else ''
