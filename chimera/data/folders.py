@@ -29,7 +29,7 @@ PHOTOGRAPHS = (
 )
 _HIDDEN = ('__MACOSX', '@eaDir')  # beside what begins with a dot
 _SUFFIX = re.compile(r'\.[\w~+-]{1,15}', re.ASCII)
-_KINDS = 10  # that are said by name
+_KINDS = 20  # that are said by name
 _FIRST = 16  # bytes that tell an image
 
 
@@ -169,7 +169,7 @@ class _Found:
       try:
         self.open(path)
       except ValueError as e:
-        self.unread[path] = disk.reason(e)
+        self.unread[path] = disk.reason(e).removeprefix(f'{path} ')
     else:
       start = b''
       with contextlib.suppress(OSError), open(path, 'rb') as f:

@@ -210,7 +210,7 @@ def _data(config: ml_collections.ConfigDict, found: Survey) -> Iterator[str]:
   of = '' if others is None else f' from {others} others'
   yield f'{found.held_out} crops{of} held out'
   if found.copies:
-    yield f'{found.copies} near copies, each on the side of the other'
+    yield f'{found.copies} near copies, on the side of what they copy'
   if found.left_out:
     yield f'Left out: {folders.words(found.left_out)}'
   if found.skipped:

@@ -43,7 +43,7 @@ def test_a_dry_run_says_what_was_taken_what_was_left_and_why(home, made):
   different = len(made.photographs) - 2
   assert found.photographs + found.held_out_photographs == different
   assert found.copies == 6
-  assert '6 near copies, each on the side of the other' in lines
+  assert '6 near copies, on the side of what they copy' in lines
   assert f'Left out: {folders.words(made.left_out)}' in lines
   said = lines[lines.index(f'Skipped {len(made.skipped)} image(s):') + 1 :]
   assert len(said) == len(made.skipped)
