@@ -57,14 +57,14 @@ def _photographs(n):
   """A folder of different ones."""
   os.mkdir('f')
   for i in range(n):
-    noise = np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)
+    noise = np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(f'f/{i}.png')
 
 
 def _near_copies():
   _photographs(1)
   with Image.open('f/0.png') as image:
-    image.resize((120, 120)).save('f/larger.png')
+    image.resize((128, 128)).save('f/larger.png')
     image.convert('L').save('f/gray.webp')
 
 
