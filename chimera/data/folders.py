@@ -29,6 +29,7 @@ PHOTOGRAPHS = (
 )
 _HIDDEN = ('__MACOSX', '@eaDir')  # beside what begins with a dot
 _SUFFIX = re.compile(r'\.[\w~+-]{1,15}', re.ASCII)
+_NEEDS = {'.heic': ' (needs pillow-heif)', '.heif': ' (needs pillow-heif)'}
 _KINDS = 20  # that are said by name
 _FIRST = 16  # bytes that tell an image
 
@@ -96,7 +97,11 @@ def search(source: images.AnyPath, flag: str) -> Listing:
 def words(left_out: Mapping[str, int]) -> str:
   """What was left out: '3 .txt, 1 .mp4', the most first."""
   kinds = sorted(left_out, key=lambda kind: (not kind, -left_out[kind], kind))
-  said = [f'{left_out[kind]} {kind}' for kind in kinds[:_KINDS] if kind]
+  said = [
+    f'{left_out[kind]} {kind}{_NEEDS.get(kind, "")}'
+    for kind in kinds[:_KINDS]
+    if kind
+  ]
   if more := sum(left_out[kind] for kind in kinds[len(said) :]):
     said.append(f'{more} of other kinds')
   return ', '.join(said)

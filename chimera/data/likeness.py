@@ -5,7 +5,7 @@ near copies where their looks, without mean and contrast, are less than `NEAR`
 apart. A copy that is cut, turned or mirrored is another photograph.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import itertools
 
 import numpy as np
@@ -20,8 +20,8 @@ _SIDE = 16  # cells
 _SAMPLED = 192  # pixels a side that are looked at: all of them take longer
 _FLAT = 12  # of 255, from the darkest cell to the brightest: shows nothing
 _COARSE = 4  # cells a side, by which neighbors are searched
-_NEAREST = 32  # of each look
 _CHUNK = 2**14  # looks at a time
+_ROWS = 512  # of them that are compared with the others at a time
 
 
 def look(image: Image.Image) -> bytes:
@@ -33,39 +33,59 @@ def look(image: Image.Image) -> bytes:
 def group(looks: Sequence[bytes]) -> list[int]:
   """A number for each: that of its near copies, and of theirs, is the same.
 
-  Of each look its 32 nearest are considered. One that shows nothing has no
-  copies: all such would look alike.
+  One that shows nothing has no copies: all such would look alike.
   """
-  from scipy import sparse, spatial  # half a second
-
   shown = dict.fromkeys(x for x in looks if max(x) - min(x) >= _FLAT)
   order = {x: i for i, x in enumerate(shown)}
   if not order:
     return list(range(len(looks)))
   cells_NxF = np.frombuffer(b''.join(order), np.uint8).reshape(len(order), -1)
-  parts = [slice(i, i + _CHUNK) for i in range(0, len(order), _CHUNK)]
-  # No farther apart than the looks themselves.
-  coarse_NxF = np.concatenate(
-    [_coarse(_unit(cells_NxF[part])) for part in parts]
-  )
-  tree = spatial.KDTree(coarse_NxF)
-  pairs = []
-  for part in parts:
-    apart, near = tree.query(
-      coarse_NxF[part], min(_NEAREST, len(order)), distance_upper_bound=NEAR
-    )
-    i, k = np.nonzero(np.isfinite(apart.reshape(len(near), -1)))
-    j = near.reshape(len(near), -1)[i, k]
-    i += part.start
-    for some in (slice(n, n + _CHUNK) for n in range(0, len(i), _CHUNK)):
-      a, b = _unit(cells_NxF[i[some]]), _unit(cells_NxF[j[some]])
-      is_near = np.linalg.norm(a - b, axis=1) < NEAR
-      pairs.append(np.stack([i[some][is_near], j[some][is_near]]))
-  i, j = np.concatenate(pairs, axis=1)
-  graph = sparse.coo_array((np.ones(len(i), bool), (i, j)), [len(order)] * 2)
-  count, labels = sparse.csgraph.connected_components(graph, directed=False)
-  others = itertools.count(count)
-  return [int(labels[order[x]]) if x in order else next(others) for x in looks]
+  first_N = np.arange(len(order))  # another one of its group, or itself
+
+  def find(i: int) -> int:
+    while first_N[i] != i:
+      first_N[i] = i = first_N[first_N[i]]
+    return i
+
+  for ids_n, is_near_mxn in _neighbors(cells_NxF):
+    for is_near_n in is_near_mxn:
+      near = ids_n[is_near_n]
+      if np.ptp(first_N[near]):
+        firsts = [find(i) for i in np.unique(first_N[near])]
+        first_N[firsts] = first_N[near] = min(firsts)
+  others = itertools.count(len(order))
+  return [int(find(order[x])) if x in order else next(others) for x in looks]
+
+
+def _neighbors(
+  cells_NxF: np.ndarray,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """(ids_n of looks, which of them are near to each of m), piece by piece.
+
+  Every two that are near are in a piece. Compared are only those whose larger
+  cells are near, and of these only neighbors along the axis of most change.
+  """
+  parts = [cells_NxF[i : i + _CHUNK] for i in range(0, len(cells_NxF), _CHUNK)]
+  coarse_NxD = np.concatenate([_coarse(_unit(part)) for part in parts])
+  _, axes_DxD = np.linalg.eigh(coarse_NxD.T @ coarse_NxD)
+  along_N = coarse_NxD @ axes_DxD[:, -1]
+  ids_N = np.argsort(along_N, kind='stable')
+  coarse_NxD, along_N = coarse_NxD[ids_N], along_N[ids_N]
+  # Half the squared distance is a + b - xy, of half the squared lengths.
+  half_N = np.square(coarse_NxD).sum(1) / 2
+  for i in range(0, len(ids_N), _ROWS):
+    rows = slice(i, i + _ROWS)
+    last = np.searchsorted(along_N, along_N[rows][-1] + NEAR, 'right')
+    apart = half_N[rows, None] + half_N[i:last]
+    apart -= coarse_NxD[rows] @ coarse_NxD[i:last].T
+    may_be = apart < NEAR**2 / 2
+    may_be[:, : len(may_be)] &= ~np.eye(len(may_be), dtype=bool)
+    ids_m = ids_N[rows][may_be.any(1)]
+    ids_n = ids_N[i:last][may_be.any(0)]
+    if len(ids_m):
+      ids_n = np.concatenate([ids_m, ids_n])
+      alike = _unit(cells_NxF[ids_m]) @ _unit(cells_NxF[ids_n]).T
+      yield ids_n, alike > 1 - NEAR**2 / 2
 
 
 def _unit(cells_NxF: np.ndarray) -> np.ndarray:

@@ -92,6 +92,7 @@ def test_of_many_kinds_twenty_are_said_by_name():
   line = folders.words(kinds)
   assert line.startswith('3 .m, 2 .00, 2 .01, ')
   assert line.endswith('2 .18, 11 of other kinds')
+  assert folders.words({'.heic': 4}) == '4 .heic (needs pillow-heif)'
 
 
 def test_a_folder_of_other_kinds_alone_is_refused_by_their_names(tmp_path):
