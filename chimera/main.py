@@ -139,6 +139,8 @@ _ARGUMENTS = {
 }
 # They read a workdir or a tokenizer and neither claim nor bind it.
 _READERS = (*_ARGUMENTS, 'mission-control', 'doctor')
+# Keys of the config that are paths: a shell expands no `~` behind a `=`.
+_PATHS = ('data.source', 'data.held_out_source', 'init_from', 'eval.inception')
 # They need a checkpoint, and go by its config.
 _OF_CHECKPOINTS = ('evaluate', 'export')
 
@@ -264,6 +266,12 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
   argv = [f'./{word}' if _is_file(word, values) else word for word in argv]
   values = _create_flags(argv)
   command, *arguments = [*values(argv)[1:], *behind] or ['train']
+  arguments = [_expand(path) for path in arguments]
+  for flag in ('workdir', 'out', 'tokenizer'):
+    values[flag].value = _expand(values[flag].value)
+  there = config_json.keys(values.config)
+  paths = {k: _expand(there[k]) for k in _PATHS if type(there.get(k)) is str}
+  values.config.update_from_flattened_dict(paths)
   if command not in COMMANDS:
     near = preflight.nearest(command, COMMANDS)
     raise ValueError(
@@ -293,6 +301,11 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
     dry_run=values['dry-run'].value,
     watch=preemption.Watch(),
   )
+
+
+def _expand(path: str) -> str:
+  """A path with `~` for the home folder, where nothing is called that."""
+  return path if os.path.lexists(path) else os.path.expanduser(path)
 
 
 def _is_file(word: str, known: flags.FlagValues) -> bool:

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import pickle
+import struct
 import sys
 import tarfile
 import zipfile
@@ -53,6 +54,21 @@ def _encrypted():
   pathlib.Path('e.zip').write_bytes(data)
 
 
+def _photographs(n):
+  """A folder of different ones."""
+  os.mkdir('f')
+  for i in range(n):
+    noise = np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(f'f/{i}.png')
+
+
+def _near_copies():
+  _photographs(1)
+  with Image.open('f/0.png') as image:
+    image.resize((128, 128)).save('f/larger.png')
+    image.convert('L').save('f/gray.webp')
+
+
 def _folder(contents):
   os.mkdir('f')
   for name, data in contents.items():
@@ -68,6 +84,9 @@ def _write(name, data):
   pathlib.Path(name).write_bytes(data)
 
 
+_VAST = b'BM' + struct.pack(
+  '<IIIIiiHHIIiiII', 99, 0, 54, 40, 99_999, 99_999, 1, 24, *[0] * 6
+)
 # Flags, what the line says, and what makes the files.
 FLAGS = [
   (('trian',), 'did you mean train'),
@@ -133,8 +152,20 @@ FILES = [
   ('none.zip', 'no such folder', lambda: None),
   ('none.npy', 'No such file', lambda: None),
   ('f', 'No readable image', lambda: _folder({})),
-  ('f', 'all 1 are corrupt', lambda: _folder({'a.png': b''})),
-  ('f', 'all 1 are corrupt', lambda: _folder({'a.jpg': b'\xff\xd8\xff' * 9})),
+  ('f', 'none of 1 can be', lambda: _folder({'a.png': b''})),
+  (
+    'f',
+    'none of 1 can be',
+    lambda: _folder({'a.jpg': b'\xff\xd8\xff' * 9}),
+  ),
+  (
+    'f',
+    'at least 2 different readable images, got 1 in',
+    lambda: _photographs(1),
+  ),
+  ('f', 'got 1 (near copies are the same)', lambda: _near_copies()),
+  ('f', 'left out: 1 .docx', lambda: _folder({'a.docx': b'x'})),
+  ('f', 'too many pixels: 99999 x 99999', lambda: _folder({'a.bmp': _VAST})),
   ('a.txt', 'got the file a.txt', lambda: _write('a.txt', b'x')),
   ('a.zip', 'not a readable archive', lambda: _write('a.zip', b'PK\x03\x04')),
   ('a.tar', 'not a readable archive', lambda: _write('a.tar', b'x' * 600)),
@@ -229,6 +260,26 @@ def test_a_cosine_that_is_to_be_longer_is_one_line(capfd):
   argv = ('--config.train.cycles=2000', '--workdir=w')
   _is_one_line(capfd, argv, 'train.cycles (1000 there, 2000 now): give another')
   assert pathlib.Path('w', 'config.json').read_bytes() == before
+
+
+@pytest.mark.parametrize(
+  ('count', 'complaint'),
+  [
+    (2, 'at least 10 samples to train on, got 1 of f: give more images'),
+    (
+      30,
+      '2 of 22 whole crops, got train.batch_size = 8: give --config.train.ba'
+      'tch_size=2, more images, or --config.data.crop=random',
+    ),
+  ],
+)
+def test_too_few_whole_images_are_one_line_and_leave_no_workdir(
+  capfd, count, complaint
+):
+  _photographs(count)
+  argv = ('--config.data.source=f', '--config.data.crop=whole', '--workdir=w')
+  _is_one_line(capfd, argv, complaint)
+  assert not os.path.exists('w')
 
 
 @pytest.mark.parametrize(('name', 'text', 'complaint'), WORKDIRS)

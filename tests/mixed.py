@@ -11,7 +11,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from chimera.data import images
+from chimera.data import folders, images
 
 _ROTATE_90 = 6  # EXIF: the camera was turned
 _ORIENTATION = 0x0112
@@ -24,7 +24,7 @@ def write(folder):
   rng = np.random.default_rng(0)
   photographs = [
     Image.fromarray(images.load_photograph(images.BUNDLED + name))
-    for name in images.PHOTOGRAPHS
+    for name in folders.PHOTOGRAPHS
   ]
 
   def cut(i):

@@ -30,9 +30,9 @@ def _save_photographs(folder: str, count: int) -> None:
   """Bundled photographs as JPEG, no two of them alike."""
   from PIL import Image
 
-  from chimera.data import images
+  from chimera.data import folders, images
 
-  sources = images.list_sources('photos', '')
+  sources = folders.list_sources('photos', '')
   for i in range(count):
     pixels = images.load_photograph(sources[i % len(sources)])
     image = Image.fromarray(np.roll(pixels, i, axis=1))

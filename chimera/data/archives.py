@@ -31,13 +31,10 @@ def is_archive(path: str | bytes | os.PathLike) -> bool:
   return os.fsdecode(path).lower().endswith(SUFFIXES + _COMPRESSED)
 
 
-def members(
-  path: str | bytes | os.PathLike, suffixes: tuple[str, ...]
-) -> list[str]:
-  """The sources of the files in an archive that end in `suffixes`, sorted.
+def members(path: str | bytes | os.PathLike) -> list[str]:
+  """The names of the files in an archive, sorted.
 
-  Links, archives in the archive and what macOS adds (`__MACOSX/`) are passed
-  over; of two files of one name the last counts, as in unpacking.
+  Of two files of one name the last counts, as in unpacking; links are none.
 
   Raises:
     ValueError: it is broken, encrypted, or a compressed .tar; one line.
@@ -49,17 +46,12 @@ def members(
       'or make it a .tar or .zip.'
     )
   file, places = _open(path)
-  names = sorted(
-    name
-    for name in places
-    if name.lower().endswith(suffixes) and not name.startswith('__MACOSX/')
-  )
-  if file and any(places[name][1].flag_bits & 1 for name in names):
+  if file and any(info.flag_bits & 1 for _, info in places.values()):
     raise ValueError(
       f'{path} must not be encrypted: unpack it, or make it anew without a '
       'password.'
     )
-  return [f'{path}!{name}' for name in names]
+  return sorted(places)
 
 
 def split(source: str | bytes | os.PathLike) -> tuple[str, str] | None:
@@ -73,8 +65,10 @@ def split(source: str | bytes | os.PathLike) -> tuple[str, str] | None:
   return None
 
 
-def read(path: str | bytes | os.PathLike, member: str) -> bytes:
-  """The bytes of a member; any number of threads may read.
+def read(
+  path: str | bytes | os.PathLike, member: str, *, most: int | None = None
+) -> bytes:
+  """The bytes of a member, or the first ones; any number of threads may read.
 
   Raises:
     ValueError: there is no such member, it is broken, or larger than
@@ -90,8 +84,9 @@ def read(path: str | bytes | os.PathLike, member: str) -> bytes:
       raise ValueError(f'{size} bytes are more than {MAX_BYTES}')
     if file:
       # It gives no more than its directory says, and compares the checksum.
-      with _ONE_AT_A_TIME:
-        return file.read(place)
+      with _ONE_AT_A_TIME, file.open(place) as f:
+        return f.read(most)
+    size = size if most is None else min(size, most)
     with open(path, 'rb') as f:
       f.seek(place)
       data = f.read(size)
@@ -115,7 +110,7 @@ def _open(path: str) -> _Directory:
     ) from e
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2**14)  # the shards of a folder
 def _index(path: str, size: int, modified: int) -> _Directory:
   if path.lower().endswith('.zip'):
     file = zipfile.ZipFile(path)

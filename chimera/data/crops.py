@@ -1,7 +1,8 @@
 """Which crop of which photograph a sample is: planned, read back, written down.
 
 Photographs are split into training and held-out ones **by photograph**: no
-crop of one that is trained on is ever held out. Host code only.
+crop of one that is trained on, or of a near copy, is ever held out. Host code
+only.
 """
 
 import collections
@@ -22,7 +23,7 @@ from typing import NamedTuple
 from absl import logging
 import numpy as np
 
-from chimera.data import fingerprints, images
+from chimera.data import fingerprints, folders, images, likeness
 from chimera.system import disk
 
 # How colors can be shown, each by its name.
@@ -51,6 +52,8 @@ class Plan(NamedTuple):
   held_out: list[Crop]  # likewise
   skipped: Mapping[str, str]  # why, by the source of each file not read
   fingerprints: dict[str, fingerprints.Fingerprint]  # of every source
+  left_out: Mapping[str, int]  # files that are no images, by kind
+  copies: int  # photographs that are near copies of others
 
 
 class _Photograph(NamedTuple):
@@ -60,6 +63,7 @@ class _Photograph(NamedTuple):
   source: str
   height: int
   width: int
+  look: bytes  # see `likeness.look`
 
 
 def plan_crops(
@@ -80,7 +84,8 @@ def plan_crops(
   """Decodes every image once and lays out its crops.
 
   The split and the crops depend on the seed and on the bytes of the images,
-  not on their names, order or place; identical files count as one photograph.
+  not on their names, order or place; identical files count as one photograph,
+  and near copies are on one side.
   'random' crops spread evenly over photographs, their sides uniform over
   [1, max_scale] * image_size as far as the photograph reaches; a 'whole' crop
   is the largest centered square of a photograph, and there is one of each.
@@ -103,11 +108,15 @@ def plan_crops(
   Raises:
     ValueError: no such folder, no readable image, or too few to split.
   """
-  train_sources = images.list_sources(source, '--config.data.source')
-  held_out_sources = []
+  listed = folders.search(source, '--config.data.source')
+  train_sources, held_out_sources = listed.sources, []
+  unread, left_out = dict(listed.unread), collections.Counter(listed.left_out)
   if held_out_source:
     flag = '--config.data.held_out_source'
-    held_out_sources = images.list_sources(held_out_source, flag)
+    others = folders.search(held_out_source, flag)
+    held_out_sources = others.sources
+    unread |= others.unread
+    left_out += collections.Counter(others.left_out)
   sources = train_sources + held_out_sources
   examine = functools.partial(_examine, seed)
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -118,26 +127,26 @@ def plan_crops(
         progress(len(found), len(sources))
   skipped = {name: x for name, x in found.items() if isinstance(x, str)}
   train = _distinct(found, train_sources, source, 'source')
+  held_out = []
   if held_out_source:
     held_out = _distinct(
       found, held_out_sources, held_out_source, 'held_out_source'
     )
-    lots = {photograph.lot for photograph in held_out}
-    train = [photograph for photograph in train if photograph.lot not in lots]
+  everything = sorted({p.lot: p for p in train + held_out}.values())
+  groups = likeness.group([p.look for p in everything])
+  copies = len(groups) - len(set(groups))
+  group_of = {p.lot: group for p, group in zip(everything, groups)}
+  if held_out_source:
+    theirs = {group_of[p.lot] for p in held_out}
+    train = [p for p in train if group_of[p.lot] not in theirs]
     if not train:
       raise ValueError(
         f'No photograph of {source} is absent from {held_out_source}: give '
         'other images with --config.data.held_out_source.'
       )
   else:
-    if len(train) < 2:
-      raise ValueError(
-        f'A split by photograph needs at least 2 different readable images, '
-        f'got 1 in {source}: add images or give --config.data.held_out_source.'
-      )
-    held = min(max(round(held_out_fraction * len(train)), 1), len(train) - 1)
-    held_out, train = train[:held], train[held:]
-  sides = [min(photograph[2:]) for photograph in train + held_out]
+    train, held_out = _split(train, group_of, held_out_fraction, source)
+  sides = [min(p.height, p.width) for p in train + held_out]
   small = sum(side < image_size for side in sides)
   if small:
     logging.warning(
@@ -154,8 +163,14 @@ def plan_crops(
       _lay_crops, image_size=image_size, max_scale=max_scale
     )
   lots = {photograph.source: photograph.lot for photograph in train}
-  crops = _vary(lay(train, train_count), lots, permuted, mirrored)
-  return Plan(crops, lay(held_out, held_out_count), skipped, marks)
+  return Plan(
+    _vary(lay(train, train_count), lots, permuted, mirrored),
+    lay(held_out, held_out_count),
+    unread | skipped,
+    marks,
+    left_out,
+    copies,
+  )
 
 
 def read_crops(crops: Iterable[Crop], *, image_size: int) -> np.ndarray:
@@ -327,12 +342,13 @@ def _examine(
     with fingerprints.opened(source) as (f, mark):
       with images.decode_image(f) as image:
         width, height = image.size
+        look = likeness.look(image)
       if fingerprints.look(source) != mark['stat']:
         raise ValueError('it changed while it was read')
   except disk.BROKEN as e:
     return mark, images.why(e)
   lot = hashlib.sha256(f'{seed}:{mark["sha256"]}'.encode()).hexdigest()
-  return mark, _Photograph(lot, source, height, width)
+  return mark, _Photograph(lot, source, height, width, look)
 
 
 def _distinct(
@@ -346,10 +362,37 @@ def _distinct(
   photographs = [x for x in examined if not isinstance(x, str)]
   if not photographs:
     raise ValueError(
-      f'No readable image in {folder}: all {len(sources)} are corrupt, '
+      f'No readable image in {folder}: none of {len(sources)} can be used, '
       f'{sources[0]}: {examined[0]}. Fix --config.data.{key}.'
     )
   return sorted({p.lot: p for p in reversed(photographs)}.values())
+
+
+def _split(
+  photographs: list[_Photograph],
+  group_of: Mapping[str, int],
+  fraction: float,
+  folder: images.AnyPath,
+) -> tuple[list[_Photograph], list[_Photograph]]:
+  """(train, held out), each by lot: the first ones, no group on both sides."""
+  groups: dict[int, list[_Photograph]] = {}
+  for photograph in photographs:
+    groups.setdefault(group_of[photograph.lot], []).append(photograph)
+  if len(groups) < 2:
+    alike = ' (near copies are the same)' if len(photographs) > 1 else ''
+    raise ValueError(
+      f'A split by photograph needs at least 2 different readable images, '
+      f'got 1{alike} in {folder}: add images or give '
+      '--config.data.held_out_source.'
+    )
+  count = min(max(round(fraction * len(photographs)), 1), len(photographs) - 1)
+  held_out: list[_Photograph] = []
+  for group in groups.values():
+    if len(held_out) + len(group) <= count:
+      held_out += group
+  held_out = sorted(held_out or min(groups.values(), key=len))
+  lots = {p.lot for p in held_out}
+  return [p for p in photographs if p.lot not in lots], held_out
 
 
 def _lay_crops(
@@ -362,7 +405,7 @@ def _lay_crops(
   """`count` crops, as evenly over the photographs as the division goes."""
   crops = []
   each, more = divmod(count, len(photographs))
-  for i, (lot, source, height, width) in enumerate(photographs):
+  for i, (lot, source, height, width, _) in enumerate(photographs):
     rng = np.random.default_rng(int(lot, 16))
     most = min(height, width, math.floor(max_scale * image_size))
     for _ in range(each + (i < more)):
@@ -395,7 +438,7 @@ def _vary(
 def _lay_whole(photographs: list[_Photograph], count: int) -> list[Crop]:
   """The largest centered square of each of at most `count` photographs."""
   crops = []
-  for _, source, height, width in photographs[:count]:
+  for _, source, height, width, _ in photographs[:count]:
     size = min(height, width)
     crops.append(Crop(source, (height - size) // 2, (width - size) // 2, size))
   return crops

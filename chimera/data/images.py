@@ -6,7 +6,6 @@ uint8 RGB in [0, 255] in storage, float32 RGB in [-1, 1] in every model
 (`to_float`, `to_uint8`). Host code only.
 """
 
-import collections
 from collections.abc import Iterator
 import contextlib
 import functools
@@ -14,31 +13,18 @@ import importlib.util
 import io
 import math
 import os
+import re
 import threading
 from typing import BinaryIO
 
 from absl import logging
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from chimera.data import archives, arrays, mending
+from chimera.data import archives, arrays, mending, values
 from chimera.system import disk, streams
 
-# Real photographs in scikit-image's wheel. motorcycle_right is the scene of
-# motorcycle_left and microaneurysms a part of retina: they would leak.
-PHOTOGRAPHS = (
-  *('astronaut.png', 'brick.png', 'camera.png', 'cell.png', 'chelsea.png'),
-  *('clock_motion.png', 'coffee.png', 'coins.png', 'grass.png', 'gravel.png'),
-  *('hubble_deep_field.jpg', 'ihc.png', 'moon.png', 'motorcycle_left.png'),
-  *('retina.jpg', 'rocket.jpg'),
-)
 BUNDLED = 'skimage:'  # marks the source of a bundled photograph
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
-# What somebody may take for images that are read.
-_OTHER_SUFFIXES = (
-  *('.gif', '.heic', '.heif', '.avif', '.jxl', '.jp2', '.jfif', '.svg', '.psd'),
-  *('.dng', '.cr2', '.cr3', '.nef', '.arw', '.raf', '.rw2', '.orf', '.exr'),
-)
 PATH_PARAMS_SUFFIXES = ('.npy', '.npz', '.pkl')
 # More are no photograph but a bomb: a few bytes that decode to gigabytes.
 MAX_PIXELS = 2**28
@@ -51,12 +37,16 @@ _SCAN = 10  # bytes of the least one's header
 _JPEG = ('JPEG', 'MPO')  # Pillow's names
 # Pillow's own limit is lower than some cameras', and a warning at first.
 Image.MAX_IMAGE_PIXELS = None
-# How the files of `SUFFIXES` begin.
-_STARTS = (
-  *(b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'RIFF', b'BM'),
-  *(b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'),
+# How files begin that are images, whatever they are called.
+_IMAGE = re.compile(
+  rb'\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP'
+  rb'|\0\0\0\x0cjP  \r\n|.{4}ftypavif',
+  re.DOTALL,
 )
-_TO_8_BITS = np.rint(np.arange(2**16) * (255.0 / 65535.0)).astype(np.uint8)
+# And how they may begin: so do cameras' raw files, sounds and a few texts.
+_MAYBE = (b'RIFF', b'BM', b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
+# Pillow would run Ghostscript for the one, and knows but the other's size.
+_NOT_READ = ('EPS', 'MPEG')
 _LARGE = 2**24  # pixels from which images are decoded one at a time
 _ALONE = threading.Lock()
 _TURNS = {
@@ -147,7 +137,7 @@ def decode_image(f: BinaryIO) -> Image.Image:
         image = mending.read(data, lambda x: _load(io.BytesIO(x))) or image
   if image is None:
     raise error
-  return _to_rgb(_turn(image))
+  return values.to_rgb(_turn(image))
 
 
 def why(error: BaseException) -> str:
@@ -271,78 +261,35 @@ def _let_in(path: str) -> Iterator[None]:
     ) from e
 
 
-def list_sources(source: AnyPath, flag: str) -> list[str]:
-  """Every image of 'photos', a folder, a .zip or a .tar, sorted.
+def suffixes() -> frozenset[str]:
+  """Of the files that Pillow reads here: '.jpg', '.avif', ..., in small."""
+  return _formats()[1]
 
-  Files of kinds that are not read are counted in the log, once.
 
-  Raises:
-    ValueError: there is none, and the `flag` that named it.
-  """
-  source = os.fsdecode(source)
-  if source == 'photos':
-    sources = [BUNDLED + name for name in PHOTOGRAPHS]
-    if there := [name for name in sources if os.path.exists(name)]:
-      raise ValueError(
-        f"A file here is named {there[0]}, as one of 'photos' is: rename it."
-      )
-    return sources
-  kinds = SUFFIXES + _OTHER_SUFFIXES
-  if os.path.isdir(source):
-    found = [
-      os.path.join(folder, name)
-      for folder, _, names in os.walk(
-        os.path.abspath(source), onerror=_say_unsearched
-      )
-      for name in names
-      if name.lower().endswith(kinds)
-    ]
-  elif os.path.exists(source) and archives.is_archive(source):
-    try:
-      found = archives.members(source, kinds)
-    except ValueError as e:
-      raise ValueError(f'{e} Fix {flag}.') from e
-  else:
-    got = 'the file' if os.path.exists(source) else 'no such folder:'
-    raise ValueError(
-      "Images come from 'photos', a folder, a .zip or a .tar, got "
-      f'{got} {source}. Fix {flag}.'
-    )
-  sources = sorted(name for name in found if name.lower().endswith(SUFFIXES))
-  others = collections.Counter(
-    os.path.splitext(name)[1].lower()
-    for name in found
-    if not name.lower().endswith(SUFFIXES)
-  )
-  passed = ''
-  if others:
-    listed = ', '.join(sorted(others))
-    passed = f'{others.total()} file(s) of other kinds ({listed})'
-  if not sources:
-    raise ValueError(
-      f'No readable image ({", ".join(SUFFIXES)}) in {source}'
-      f'{passed and f", but {passed}"}. Fix {flag}.'
-    )
-  if passed:
-    _say_once(f'{passed} in {source} are passed over.')
-  return sources
+def begins_like_image(start: bytes) -> bool:
+  """Whether the first 16 bytes of a file say that it is one."""
+  return bool(_IMAGE.match(start))
 
 
 @functools.cache
-def _say_once(line: str) -> None:
-  """For a source is listed before it is read."""
-  logging.warning('%s', line)
+def _formats() -> tuple[tuple[str, ...], frozenset[str]]:
+  """The formats that are read, by Pillow's names, and their suffixes."""
+  with contextlib.suppress(ImportError):
+    import pillow_heif  # whoever has HEIC may install it
 
-
-def _say_unsearched(error: OSError) -> None:
-  _say_once(f'{error.filename} is not searched for images: {error.strerror}.')
-
-
-@functools.cache
-def _formats() -> tuple[str, ...]:
-  """Pillow's, without PostScript, for which it would run Ghostscript."""
+    pillow_heif.register_heif_opener()
   Image.init()
-  return tuple(name for name in Image.ID if name != 'EPS')
+  formats = tuple(
+    name
+    for name in Image.ID
+    if name not in _NOT_READ
+    and not (
+      isinstance(Image.OPEN[name][0], type)
+      and issubclass(Image.OPEN[name][0], ImageFile.StubImageFile)
+    )
+  )
+  known = Image.registered_extensions().items()
+  return formats, frozenset(k.lower() for k, name in known if name in formats)
 
 
 def _load(f: BinaryIO) -> Image.Image:
@@ -355,12 +302,15 @@ def _load(f: BinaryIO) -> Image.Image:
   f.seek(0)
   start = f.read(16)
   try:
-    image = Image.open(f, formats=_formats())
+    image = Image.open(f, formats=_formats()[0])
   except UnidentifiedImageError as e:
     raise ValueError(_unknown(start)) from e
   pixels = image.width * image.height
   if pixels > MAX_PIXELS:
-    raise ValueError(f'{pixels} pixels are more than {MAX_PIXELS}')
+    raise ValueError(
+      f'it has too many pixels: {image.width} x {image.height} are more than '
+      f'{MAX_PIXELS}'
+    )
   if pixels > max(_LARGE, _MOST_GROWN * size):
     raise ValueError(f'{pixels} pixels cannot be in {size} bytes')
   if image.format == 'TIFF':
@@ -380,7 +330,14 @@ def _load(f: BinaryIO) -> Image.Image:
   is_tiff = image.format == 'TIFF'
   quiet = streams.muffled() if is_tiff else contextlib.nullcontext()
   with _ALONE if pixels > _LARGE else contextlib.nullcontext(), quiet:
+    low_tiles = values.low_tiles(image)
     image.load()
+    if low_tiles and values.is_below_12_bits(image):
+      f.seek(0)
+      low = Image.open(f, formats=[image.format])
+      low.tile = low_tiles
+      low.load()
+      values.join(image, low)
   return image
 
 
@@ -397,8 +354,8 @@ def _unknown(start: bytes) -> str:
   """Why a file that begins like this was not known by Pillow."""
   if not start:
     return 'it is empty'
-  if start.startswith(_STARTS):
-    return 'its header is broken'
+  if begins_like_image(start) or start.startswith(_MAYBE):
+    return 'its header is broken, or of a kind that Pillow does not read'
   return f'it is no image that Pillow knows, it begins with {start!r}'
 
 
@@ -412,28 +369,6 @@ def _turn(image: Image.Image) -> Image.Image:
   except disk.BROKEN:
     return image
   return image.transpose(_TURNS[turn]) if turn in _TURNS else image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-  """Any mode of Pillow's to 8-bit RGB."""
-  if image.mode.startswith('I') or image.mode == 'F':
-    values = np.asarray(image)
-    top = 1.0 if image.mode == 'F' else 65535.0
-    if not (values.min() >= 0.0 and values.max() <= top):
-      raise ValueError(
-        f'values of mode {image.mode} must be in [0, {top:g}], got '
-        f'[{values.min():g}, {values.max():g}]'
-      )
-    if image.mode == 'F':
-      gray = np.rint(values * np.float64(255.0)).astype(np.uint8)
-    else:
-      gray = _TO_8_BITS[values]
-    return Image.fromarray(gray).convert('RGB')
-  if image.has_transparency_data:
-    image = image.convert('RGBA')
-    white = Image.new('RGBA', image.size, 'white')
-    image = Image.alpha_composite(white, image)
-  return image if image.mode == 'RGB' else image.convert('RGB')
 
 
 def _check_path_params(latents: np.ndarray, chunk: int) -> None:

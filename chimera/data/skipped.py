@@ -1,6 +1,7 @@
 """Which of somebody's files could not be used, and why: said and listed."""
 
 from collections.abc import Mapping
+import functools
 import itertools
 import os
 import pathlib
@@ -24,15 +25,22 @@ def tell(skipped: Mapping[str, str], home: str | os.PathLike) -> None:
     path.unlink(missing_ok=True)
     return
   disk.write_csv(path, [HEADER, *skipped.items()])
-  logging.warning('%s. See %s.', words(skipped), path)
+  head, *files = lines(skipped)
+  logging.warning('%s %s. See %s.', head, '; '.join(files), path)
 
 
-def words(skipped: Mapping[str, str]) -> str:
-  """How many were skipped, and of up to ten which and why; a line."""
+@functools.cache
+def say_once(line: str) -> None:
+  """Warns, but the first time only: many files of a folder are alike."""
+  logging.warning('%s', line)
+
+
+def lines(skipped: Mapping[str, str], most: int = _SAID) -> list[str]:
+  """How many were skipped, then of up to `most` which and why."""
   said = [
     f'{name if name.isprintable() else ascii(name)}: {reason}'
-    for name, reason in itertools.islice(skipped.items(), _SAID)
+    for name, reason in itertools.islice(skipped.items(), most)
   ]
   if more := len(skipped) - len(said):
     said.append(f'and {more} more')
-  return f'Skipped {len(skipped)} image(s): {"; ".join(said)}'
+  return [f'Skipped {len(skipped)} image(s):', *said]

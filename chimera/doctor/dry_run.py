@@ -23,7 +23,7 @@ from chimera import step as step_lib
 from chimera.clones import specialists
 from chimera.clones import state as state_lib
 from chimera.data import crops as crops_lib
-from chimera.data import images, skipped
+from chimera.data import folders, images, skipped
 from chimera.optics import modules as optics
 from chimera.optics import poincare, stage_1
 from chimera.run import checkpoint, engine
@@ -33,6 +33,7 @@ from chimera.system import progress
 
 _CYCLES = 5  # dispatches that are measured
 _SECONDS = 20.0  # but none is begun after so long
+_SAID = 100  # skipped files that are said by name: nothing lists the others
 
 
 class Survey(NamedTuple):
@@ -44,6 +45,8 @@ class Survey(NamedTuple):
   photographs: int | None = None  # of the training crops; None for path_params
   held_out_photographs: int | None = None  # likewise; None if split before
   skipped: Mapping[str, str] | None = None  # files, and why
+  left_out: Mapping[str, int] | None = None  # what is no image, by kind
+  copies: int = 0  # photographs that are near copies of others
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -132,11 +135,11 @@ def survey(config: ml_collections.ConfigDict, workdir: str) -> Survey:
     return Survey(len(train_N), len(held_out), paths.shape[1:3])
   logging.info('Looking at the photographs of %s.', c.data.source)
   plan = crops_lib.plan_crops(**config.data)
+  stage_1.check_crops(config, len(plan.train))
   grid = (c.data.image_size // c.optics.cell,) * 2
   sources = map(_sources, (plan.train, plan.held_out))
-  return Survey(
-    len(plan.train), len(plan.held_out), grid, *sources, plan.skipped
-  )
+  found = plan.skipped, plan.left_out, plan.copies
+  return Survey(len(plan.train), len(plan.held_out), grid, *sources, *found)
 
 
 def _sources(crops: Iterable[crops_lib.Crop]) -> int:
@@ -206,8 +209,14 @@ def _data(config: ml_collections.ConfigDict, found: Survey) -> Iterator[str]:
   others = found.held_out_photographs
   of = '' if others is None else f' from {others} others'
   yield f'{found.held_out} crops{of} held out'
+  if found.copies:
+    yield f'{found.copies} near copies, on the side of what they copy'
+  if found.left_out:
+    yield f'Left out: {folders.words(found.left_out)}'
   if found.skipped:
-    yield skipped.words(found.skipped)
+    head, *files = skipped.lines(found.skipped, _SAID)
+    yield head
+    yield from files
 
 
 def _tokens(

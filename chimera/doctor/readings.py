@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from chimera.clones import terms
-from chimera.data import arrays, images
+from chimera.data import arrays, folders, images
 from chimera.data import crops as crops_lib
 from chimera.evaluation import metrics
 from chimera.monitor import history
@@ -270,7 +270,7 @@ def _thumbnails(run: Run, sources: Sequence[str]) -> np.ndarray:
   source = run.settings['data.source']
   if source == 'photos' or os.path.isdir(source):
     # With those that are held out.
-    sources = images.list_sources(source, '--config.data.source')
+    sources = folders.list_sources(source, '--config.data.source')
   step = -(-len(sources) // _THUMBNAILS)
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     found = [x for x in pool.map(_thumbnail, sources[::step]) if x is not None]

@@ -147,27 +147,36 @@ def split_path_params(
   return paths, train_N, held_out
 
 
-def _check_count(config: ml_collections.ConfigDict, samples: int) -> None:
-  """Refuses too few to train on before anything learns from them."""
-  if samples < curriculum.BINS:
-    raise ValueError(
-      f'The School needs at least {curriculum.BINS} samples to train on, got '
-      f'{samples} of {config.data.source}: give more, or others to hold out '
-      'with --config.data.held_out_source.'
-    )
+def check_crops(config: ml_collections.ConfigDict, samples: int) -> None:
+  """Refuses too few crops to train on before anything learns from them.
 
-
-def _check_lessons(config: ml_collections.ConfigDict, samples: int) -> None:
-  """Refuses fewer crops than were asked for, where a lesson needs more."""
+  Raises:
+    ValueError: too few for the School, or for a batch of some lesson.
+  """
+  fewer = samples < config.data.train_count
+  ways = 'more images, or --config.data.crop=random' if fewer else 'more'
+  _check_count(config, samples, ways)
   lessons = [config.specialists[name].bins for name in config.clone_names]
   smallest = curriculum.smallest_lesson(samples, lessons)
   batch_size = config.train.batch_size
-  if samples < config.data.train_count and batch_size > smallest:
+  # Otherwise the config alone was enough to refuse it.
+  if fewer and batch_size > smallest:
     raise ValueError(
       'train.batch_size must be at most the samples of the smallest lesson, '
       f'{smallest} of {samples} whole crops, got train.batch_size = '
-      f'{batch_size}: fix --config.train.batch_size, give more images, or '
-      '--config.data.crop=random.'
+      f'{batch_size}: give --config.train.batch_size={smallest}, {ways}.'
+    )
+
+
+def _check_count(
+  config: ml_collections.ConfigDict, samples: int, ways: str = 'more'
+) -> None:
+  """Refuses too few to train on; `ways` are those to get more."""
+  if samples < curriculum.BINS:
+    raise ValueError(
+      f'The School needs at least {curriculum.BINS} samples to train on, got '
+      f'{samples} of {config.data.source}: give {ways}, or others to hold out '
+      'with --config.data.held_out_source.'
     )
 
 
@@ -231,8 +240,7 @@ def _see(
   if is_learned:
     _check_sources(home, plan.fingerprints)
   skipped.tell(plan.skipped, home.parent)
-  _check_count(config, len(plan.train))
-  _check_lessons(config, len(plan.train))
+  check_crops(config, len(plan.train))
   held_out = crops_lib.read_crops(plan.held_out, image_size=size)
   home.mkdir(parents=True, exist_ok=True)
   kept = None

@@ -15,7 +15,7 @@ from typing import Any
 import ml_collections
 
 from chimera.clones import specialists, terms
-from chimera.data import images
+from chimera.data import folders, images
 from chimera.run import config_json, rules
 from chimera.school import curriculum
 from chimera.system import disk, lock
@@ -114,7 +114,7 @@ def check_data(config: ml_collections.ConfigDict) -> None:
       if not os.path.isfile(source):
         raise ValueError(f'No such file: {source}. Fix --config.data.{key}.')
     elif source or key == 'source':
-      images.list_sources(source, f'--config.data.{key}')
+      folders.list_sources(source, f'--config.data.{key}')
   if images.is_path_params(config.data.source):
     _check_path_params(config)
   if config.eval.inception:

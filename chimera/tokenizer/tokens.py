@@ -25,7 +25,7 @@ from absl import logging
 import ml_collections
 import numpy as np
 
-from chimera.data import fingerprints, images
+from chimera.data import fingerprints, folders, images
 from chimera.data import skipped as skipped_lib
 from chimera.system import disk, lock, progress
 from chimera.tokenizer import export, store, windows
@@ -49,7 +49,7 @@ def tokenize(
   if not out:
     raise ValueError('tokenize needs a folder for its tokens: give --out=DIR.')
   loaded = open_tokenizer(tokenizer)
-  paths = images.list_sources(source, 'FOLDER')
+  paths = folders.list_sources(source, 'FOLDER')
   # By the photographs' paths within the folder or the archive.
   within = os.path.abspath(source)
   within = os.path.join(within, '') if os.path.isdir(within) else f'{within}!'

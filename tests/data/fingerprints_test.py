@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from chimera.data import fingerprints, images
+from chimera.data import fingerprints, folders, images
 
 
 def _look(home, then=None):
@@ -121,7 +121,7 @@ def test_members_are_known_by_their_own_contents(home, tmp_path, kind):
 
 
 def test_bundled_photographs_and_links_are_files_too(home, tmp_path):
-  source = images.BUNDLED + images.PHOTOGRAPHS[0]
+  source = images.BUNDLED + folders.PHOTOGRAPHS[0]
   [then] = fingerprints.look_again({}, {'a': source}).values()
   with images.open_source(source) as f:
     assert then['sha256'] == hashlib.sha256(f.read()).hexdigest()

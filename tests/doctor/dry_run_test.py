@@ -55,10 +55,18 @@ def test_photographs_and_crops_are_counted(tmp_path, crop, samples):
   config.data.crop = crop
   config.data.train_count = 40
   config.data.held_out_count = 3
+  config.train.batch_size = 1  # 12 whole crops have no more for a lesson
   found = dry_run.survey(config, str(tmp_path / 'none'))
   # 16 photographs in all, of which a quarter is held out.
-  assert found == dry_run.Survey(samples, 3, (16, 16), 12, 3, {})
+  assert found == dry_run.Survey(samples, 3, (16, 16), 12, 3, {}, {}, 0)
   assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_training_would_refuse_is_refused():
+  config = chimera_config.get_config()
+  config.data.crop = 'whole'
+  with pytest.raises(ValueError, match=r'give --config\.train\.batch_size=1,'):
+    dry_run.survey(config, 'none')
 
 
 def test_files_that_would_be_skipped_are_said_with_their_reasons(tmp_path):
@@ -69,11 +77,12 @@ def test_files_that_would_be_skipped_are_said_with_their_reasons(tmp_path):
   config = chimera_config.get_config()
   config.data.source = str(tmp_path)
   found = dry_run.survey(config, str(tmp_path / 'none'))
-  assert list(dry_run._data(config, found))[-1] == (
-    f'Skipped 2 image(s): {tmp_path}/none.jpg: it is empty; '
+  assert list(dry_run._data(config, found))[-3:] == [
+    'Skipped 2 image(s):',
+    f'{tmp_path}/none.jpg: it is empty',
     f'{tmp_path}/page.png: it is no image that Pillow knows, it begins with '
-    "b'<html>'"
-  )
+    "b'<html>'",
+  ]
 
 
 @pytest.fixture

@@ -321,10 +321,11 @@ def _of_pillow(path):
       pixels = Image.alpha_composite(white, pixels)
     pixels = np.asarray(pixels, np.float64)
   if deep:
-    pixels = pixels if image.mode == 'F' else pixels / 65535
-    if not (pixels.min() >= 0 and pixels.max() <= 1):
+    tops = (1.01, 255) if image.mode == 'F' else (255, 1023, 4095, 65535)
+    if not (pixels.min() >= 0 and pixels.max() <= tops[-1]):
       raise ValueError('no light')
-    pixels = np.rint(pixels * 255)[..., None].repeat(3, 2)
+    top = np.floor(next(top for top in tops if pixels.max() <= top))
+    pixels = np.rint(pixels / top * 255).clip(0, 255)[..., None].repeat(3, 2)
   pixels = pixels[..., :3].astype(np.uint8)
   if turn in (5, 6, 7, 8):
     pixels = pixels.swapaxes(0, 1)

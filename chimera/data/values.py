@@ -1,0 +1,161 @@
+"""Any mode of Pillow's to 8-bit sRGB, as people see it.
+
+More than 8 bits are scaled by the range that a file's values span, floats by
+theirs; colors of an ICC profile become sRGB's; alpha is laid over white.
+"""
+
+import functools
+import io
+import sys
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from chimera.data import skipped
+from chimera.system import disk
+
+# Bits that a 16-bit file may have: scanners and cameras fill 10 or 12.
+_BITS = (8, 10, 12, 16)
+# Of a float above 1 that is but rounding, or a filter's overshoot.
+_OVER = 1.01
+# How Pillow unpacks the high byte of 16 bits of a color, and how the low one.
+_OTHER_BYTE = {
+  f'{mode};16{order}': f'{mode};16{other}'
+  for mode in ('RGB', 'RGBA')
+  for order, other in {
+    **{'B': 'L', 'L': 'B'},
+    'N': 'B' if sys.byteorder == 'little' else 'L',
+  }.items()
+}
+_SRGB = ImageCms.createProfile('sRGB')
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+  """An image in RGB.
+
+  Raises:
+    ValueError: its values are no light.
+  """
+  if image.mode.startswith('I') or image.mode == 'F':
+    gray = _to_8_bits(np.asarray(image), image.mode)
+    return Image.fromarray(gray).convert('RGB')
+  if profile := image.info.get('icc_profile'):
+    image = _to_srgb(image, profile)
+  if image.has_transparency_data:
+    image = image.convert('RGBA')
+    white = Image.new('RGBA', image.size, 'white')
+    image = Image.alpha_composite(white, image)
+  return image if image.mode == 'RGB' else image.convert('RGB')
+
+
+def stretch(values: np.ndarray) -> np.ndarray:
+  """Whole numbers in [0, 65535] to uint8, by the bits that they need.
+
+  12-bit values would be black by the 16 bits that they are stored in.
+  """
+  most = int(values.max())
+  bits = next(bits for bits in _BITS if most < 2**bits)
+  if bits < 16 and most:
+    skipped.say_once(
+      f'16-bit images whose values span {bits} bits are stretched: '
+      f'{2**bits - 1} becomes 255.'
+    )
+  return _table(bits)[values]
+
+
+def low_tiles(image: Image.Image) -> list | None:
+  """What has a 16-bit RGB file, not loaded yet, decoded to its low bytes.
+
+  Pillow takes the high ones. None of another file.
+  """
+  tiles = []
+  for tile in image.tile:
+    is_list = isinstance(tile.args, tuple) and tile.args
+    name, *others = tile.args if is_list else [tile.args]
+    if name not in _OTHER_BYTE:
+      return None
+    args = (_OTHER_BYTE[name], *others)
+    tiles.append(tile._replace(args=args if others else args[0]))
+  return tiles
+
+
+def is_below_12_bits(image: Image.Image) -> bool:
+  """Whether the high bytes of 16-bit RGB say so: it must be stretched."""
+  return max(most for _, most in image.getextrema()[:3]) < 2**4
+
+
+def join(high: Image.Image, low: Image.Image) -> None:
+  """Puts the stretched values of 16-bit RGB(A) in the place of high bytes."""
+  high_HxWx3, low_HxWx3 = (np.asarray(x)[..., :3] for x in (high, low))
+  color = stretch(high_HxWx3.astype(np.uint16) << 8 | low_HxWx3)
+  color = Image.fromarray(color)
+  if high.mode == 'RGBA':
+    color.putalpha(high.getchannel('A'))
+  high.paste(color)
+
+
+def _to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
+  """Gray of more than 8 bits.
+
+  Raises:
+    ValueError: not in the range of its mode, or not finite.
+  """
+  is_float = mode == 'F'
+  least, most = values.min(), values.max()
+  if not (least >= 0 and most <= (255 if is_float else 65535)):
+    ranges = '[0, 1] or [0, 255]' if is_float else '[0, 65535]'
+    raise ValueError(
+      f'values of mode {mode} must be in {ranges}, got [{least:g}, {most:g}]'
+    )
+  if not is_float:
+    return stretch(values)
+  scale = np.float64(255.0 if most <= _OVER else 1.0)
+  return np.rint(np.minimum(values * scale, 255.0)).astype(np.uint8)
+
+
+@functools.cache
+def _table(bits: int) -> np.ndarray:
+  """uint8 of each value of so many bits."""
+  top = 2**bits - 1
+  return np.rint(np.arange(top + 1) * (255.0 / top)).astype(np.uint8)
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+  """By its profile; as it is where that is sRGB's, or cannot be used."""
+  alpha, color = None, image
+  if image.has_transparency_data:
+    alpha = image.convert('RGBA').getchannel('A')
+    color = image.convert('L' if image.mode in ('L', 'LA') else 'RGB')
+  try:
+    space, transform = _transform(profile)
+    if transform is None:
+      return image
+    if color.mode != space:
+      # A gray image keeps the profile that it had in color.
+      if space != 'RGB' or color.mode == 'CMYK':
+        raise ValueError(f'it is of {space}, the image of {color.mode}')
+      color = color.convert(space)
+    color = ImageCms.applyTransform(color, transform)
+  except (ImageCms.PyCMSError, ImportError, *disk.BROKEN) as e:
+    skipped.say_once(f'An ICC profile is passed over: {disk.reason(e)}.')
+    return image
+  color.info.pop('transparency', None)
+  if alpha is not None:
+    color.putalpha(alpha)
+  return color
+
+
+@functools.lru_cache(maxsize=16)
+def _transform(
+  profile: bytes,
+) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+  """The mode that a profile is of, and what makes it sRGB; None if it is."""
+  source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+  space = source.profile.xcolor_space.strip()
+  mode = {'GRAY': 'L', 'Lab': 'LAB'}.get(space, space)
+  if 'sRGB' in (source.profile.profile_description or ''):
+    return mode, None
+  # Several threads share it.
+  return mode, ImageCms.buildTransform(
+    source, _SRGB, mode, 'RGB', flags=ImageCms.Flags.NOCACHE
+  )
