@@ -54,8 +54,8 @@ def train_step(
   ids_B, x = _draw(rngs[0], state.school, shard, spec)
 
   # The agents act.
-  lambda_K, epsilon, q = agents_act(rngs[1], state, mission, spec)
-  learning_rate = q.lr_scale * spec.schedule(step)
+  lambda_K, epsilon, q = agents_act(rngs[1], step, state, mission, spec)
+  learning_rate = axes.once(q.lr_scale * spec.schedule(step), step)
 
   # Learn: the critic and the generator, from one forward pass.
   gradients, seen, metrics = learning.learn(
@@ -69,17 +69,18 @@ def train_step(
   )
   base_loss = losses.base_objective(mission.pid.base_K, seen.terms_K, spec.adv)
   learned = descend(
-    state, origin, start, gradients, base_loss, learning_rate, mission, spec
+    *(state, health, origin, start, gradients, base_loss, learning_rate),
+    *(mission, spec),
   )
 
   # Synthesize: the mean of the destinations, folded into the master.
   weight = jnp.where(learned.stays, mission.weight, 0.0)
-  common = _pool(learned.generator, weight, start, spec.generator_optimizer)
+  destination = average.mean(learned.generator.params, weight, start)
   counts_V = axes.total(jnp.where(learned.stays, seen.counts_V, 0))
   is_meld = ((step + 1) % spec.meld.every == 0) & jnp.any(learned.healthy_M)
   master = average.synthesize(
     master,
-    common.params,
+    destination,
     counts_V,
     jnp.where(learned.stays, seen.z_XxD, jnp.nan),
     cycle_rng,
@@ -91,13 +92,12 @@ def train_step(
   )
 
   # Re-clone: at a meld, and whoever is sick.
-  generator = axes.where(
-    learned.stays, learned.generator, common.replace(params=master.params)
+  generator, critic = lax.cond(
+    jnp.all(learned.stays_M),
+    lambda: (learned.generator, learned.critic),
+    lambda: restart_the_sick(state, learned, weight, master.params, spec),
   )
   params = axes.where(is_meld, master.params, generator.params)
-  spare = _pool(
-    learned.critic, weight, state.critic.params, spec.critic_optimizer
-  )
 
   # The agents observe what happened; School and quarantine remember it.
   pid, q, own_loss = agents_observe(
@@ -117,7 +117,7 @@ def train_step(
     'agent/lr': learning_rate,
     'agent/epsilon': epsilon,
     **_of_agents(pid, q),
-    **_of_meld(learned, common.params - start, counts_V),
+    **_of_meld(learned, destination - start, counts_V),
     'meld/dropped': state.dropped + ~healthy,
     'healthy': healthy,
     'sick': health.sick,
@@ -128,7 +128,7 @@ def train_step(
   return state.replace(
     step=step + 1,
     generator=generator.replace(params=params),
-    critic=axes.where(learned.stays, learned.critic, spare),
+    critic=critic,
     master=master,
     pid=pid,
     q=q,
@@ -142,6 +142,7 @@ def train_step(
 
 def agents_act(
   rng: jax.Array,
+  step: jax.Array,
   state: state_lib.CloneState,
   mission: specialists_lib.Mission,
   spec: state_lib.StepSpec,
@@ -165,7 +166,7 @@ def agents_act(
     mission.q,
     actions=spec.q.actions,
     every=spec.q.every,
-    cycle=state.step,
+    cycle=step,
     epsilon=epsilon,
   )
   return lambda_K, epsilon, q
@@ -182,12 +183,14 @@ class Learned(NamedTuple):
   own_step_P: jax.Array  # from where it stood
   path_P: jax.Array  # from the master
   stays: jax.Array  # whether this clone goes on from there, scalar bool
+  stays_M: jax.Array  # whether each does
   healthy_M: jax.Array  # of all clones, bool
   sizes_S: jax.Array  # the clones' median sizes, which the quarantine remembers
 
 
 def descend(
   state: state_lib.CloneState,
+  health: quarantine.Health,
   origin: jax.Array,
   start: jax.Array,
   gradients: dict[str, jax.Array],
@@ -200,7 +203,7 @@ def descend(
 
   How far a clone may go is measured from the `start`, the master.
   """
-  baseline_S, bounds_S = state.health.baseline_S, spec.quarantine.bounds
+  baseline_S, bounds_S = health.baseline_S, spec.quarantine.bounds
   is_whole = quarantine.is_whole((state.generator, state.critic))
   # Sick by its gradients: it must not reach the moments in common.
   fit_M, before_S = quarantine.examine(
@@ -254,8 +257,35 @@ def descend(
     own_step_P=own_step_P,
     path_P=path_P,
     stays=stays_M[mission.clone],
+    stays_M=stays_M,
     healthy_M=healthy_M,
     sizes_S=jnp.concatenate([before_S, after_S]),
+  )
+
+
+def restart_the_sick(
+  state: state_lib.CloneState,
+  learned: Learned,
+  weight: jax.Array,
+  master: jax.Array,
+  spec: state_lib.StepSpec,
+) -> tuple[state_lib.TrainState, state_lib.TrainState]:
+  """Both networks: of a sick clone the master, and the others' mean critic."""
+  common, spare = (
+    state_lib.TrainState(
+      *optimizer_lib.pool(
+        *(net.params, net.opt_state, weight), fallback=fallback, spec=optimizer
+      )
+    )
+    for net, fallback, optimizer in (
+      (learned.generator, master, spec.generator_optimizer),
+      (learned.critic, state.critic.params, spec.critic_optimizer),
+    )
+  )
+  return axes.where(
+    learned.stays,
+    (learned.generator, learned.critic),
+    (common.replace(params=master), spare),
   )
 
 
@@ -375,14 +405,6 @@ def _draw(rng, school, shard, spec) -> tuple[jax.Array, jax.Array]:
     rng, school, shard, batch_size=spec.batch_size, mix=spec.school.mix
   )
   return ids_B, poincare.normalize(paths)
-
-
-def _pool(net, weight, fallback, spec) -> state_lib.TrainState:
-  return state_lib.TrainState(
-    *optimizer_lib.pool(
-      net.params, net.opt_state, weight, fallback=fallback, spec=spec
-    )
-  )
 
 
 def _of_agents(pid: pid_lib.State, q: q_learning.State) -> learning.Metrics:

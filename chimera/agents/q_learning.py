@@ -9,7 +9,10 @@ from typing import NamedTuple
 
 import chex
 import jax
+from jax import lax
 import jax.numpy as jnp
+
+from chimera.system import axes
 
 # Classes of the loss trend.
 TRENDS = ('rapidly improving', 'improving', 'stagnated', 'worsening')
@@ -115,24 +118,28 @@ def act(
   """
   multiplier_A = jnp.asarray(actions, state.lr_scale.dtype)
   chex.assert_shape(multiplier_A, state.table_SxA.shape[1:])
-  explore_rng, action_rng = jax.random.split(rng)
-  # Far below the least reward that tells two actions apart.
-  preference_A = -1e-4 * jnp.abs(jnp.log(multiplier_A))
-  explores = jax.random.uniform(explore_rng) < epsilon
-  action = jnp.where(
-    explores,
-    jax.random.randint(action_rng, (), 0, len(actions)),
-    jnp.argmax(state.table_SxA[state.state] + preference_A),
-  ).astype(jnp.int32)
-  lr_scale = state.settled * multiplier_A[action]
-  lr_scale = jnp.clip(lr_scale, mission.low, mission.high)
-  decides = (cycle % every == 0) & (state.filled == state.history_W.shape[0])
-  return state._replace(
-    lr_scale=jnp.where(decides, lr_scale, state.lr_scale),
-    settled=jnp.where(decides & ~explores, lr_scale, state.settled),
-    action=jnp.where(decides, action, state.action),
-    decisions=state.decisions + decides,
-  )
+
+  def decide() -> State:
+    explore_rng, action_rng = jax.random.split(rng)
+    # Far below the least reward that tells two actions apart.
+    preference_A = -1e-4 * jnp.abs(jnp.log(multiplier_A))
+    explores = jax.random.uniform(explore_rng) < epsilon
+    action = jnp.where(
+      explores,
+      jax.random.randint(action_rng, (), 0, len(actions)),
+      jnp.argmax(state.table_SxA[state.state] + preference_A),
+    ).astype(jnp.int32)
+    lr_scale = state.settled * multiplier_A[action]
+    lr_scale = jnp.clip(lr_scale, mission.low, mission.high)
+    decided = state._replace(
+      lr_scale=lr_scale,
+      settled=jnp.where(explores, state.settled, lr_scale),
+      action=action,
+      decisions=state.decisions + 1,
+    )
+    return axes.where(state.filled == state.history_W.shape[0], decided, state)
+
+  return lax.cond(cycle % every == 0, decide, lambda: state)
 
 
 def observe(
