@@ -203,8 +203,8 @@ def run(fd, limit, argv):
     say('evaluating', at[0])
     return examine(*args, **keywords)
 
-  orbax_save = checkpoint.ocp.Checkpointer.save
-  checkpoint.ocp.Checkpointer.save = lossy_save
+  orbax_save = steps_lib.ocp.Checkpointer.save
+  steps_lib.ocp.Checkpointer.save = lossy_save
   steps_lib.Steps.save = loud_save
   steps_lib.Steps._commit = loud_commit
   steps_lib.Steps.restore = loud_restore
