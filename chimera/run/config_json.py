@@ -15,7 +15,11 @@ from chimera.system import disk
 
 NAME = 'config.json'
 # Keys that there were not always, and what was in force before.
-_LATER = {'model.quantizer': 'vq', 'model.levels': [8, 5, 5, 5]}
+_LATER = {
+  'model.quantizer': 'vq',
+  'model.levels': [8, 5, 5, 5],
+  'eval.features': '',
+}
 
 
 def keys(config: ml_collections.ConfigDict | dict[str, Any]) -> dict[str, Any]:
