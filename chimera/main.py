@@ -140,7 +140,10 @@ _ARGUMENTS = {
 # They read a workdir or a tokenizer and neither claim nor bind it.
 _READERS = (*_ARGUMENTS, 'mission-control', 'doctor')
 # Keys of the config that are paths: a shell expands no `~` behind a `=`.
-_PATHS = ('data.source', 'data.held_out_source', 'init_from', 'eval.inception')
+_PATHS = (
+  *('data.source', 'data.held_out_source', 'init_from'),
+  *('eval.inception', 'eval.features'),
+)
 # They need a checkpoint, and go by its config.
 _OF_CHECKPOINTS = ('evaluate', 'export')
 

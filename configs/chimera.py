@@ -289,7 +289,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.eval = ml_collections.ConfigDict()
   c.eval.batch_size = 64
   c.eval.preview = 6  # images a row
-  c.eval.inception = ''  # for rFID; chimera/evaluation/README.md says what
+  c.eval.inception = ''  # for rFID; chimera/evaluation/networks.md says what
+  c.eval.features = ''  # for a perceptual distance; likewise
 
   c.export = ml_collections.ConfigDict()
   c.export.weights = 'master'  # or 'ema', the evaluation-only average

@@ -56,19 +56,19 @@ def test_a_command_stands_before_or_after_the_flags(ran, argv, command):
 def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setenv('HOME', '/home/me')
-  paths = ('data.source', 'data.held_out_source', 'init_from', 'eval.inception')
   _, job = main.parse(
     [
       *('chimera', 'reconstruct', '~/a.png', './~/b', '~', '--workdir=~/w'),
       *('--out', '~/o', '--tokenizer=~/t', CONFIG),
-      *(f'--config.{path}=~/x' for path in paths),
+      *(f'--config.{path}=~/x' for path in main._PATHS),
     ]
   )
   assert job.arguments == ['/home/me/a.png', './~/b', '/home/me']
   found = (job.workdir, job.out, job.tokenizer)
   assert found == ('/home/me/w', '/home/me/o', '/home/me/t')
   c = job.config
-  found = c.data.source, c.data.held_out_source, c.init_from, c.eval.inception
+  found = c.data.source, c.data.held_out_source, c.init_from
+  found += c.eval.inception, c.eval.features
   assert set(found) == {'/home/me/x'}
   # What is called that is meant.
   (tmp_path / '~').mkdir()

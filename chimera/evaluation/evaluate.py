@@ -15,7 +15,7 @@ import numpy as np
 
 from chimera.clones import models, perceptual
 from chimera.data import images
-from chimera.evaluation import frechet, metrics, sheets
+from chimera.evaluation import features, frechet, metrics, sheets
 from chimera.optics import modules as optics
 from chimera.optics import poincare
 from chimera.school import curriculum
@@ -33,6 +33,8 @@ class HeldOut(NamedTuple):
   frechet_metrics: Sequence[frechet.FrechetMetric] = ()  # to the crops
   # Of the optics alone, the same for all tokenizers; None: to be measured.
   optics_psnr: float | None = None
+  # Of pictures from the crops, by a network of the user's.
+  distance: features.Distance | None = None
 
 
 class Eyes(NamedTuple):
@@ -57,13 +59,13 @@ def frechet_metrics(
   return tuple(
     frechet.FrechetMetric(
       name,
-      features,
+      network,
       (
         images.to_float(images_NxSxSx3[part])
         for part in _batches(len(images_NxSxSx3), batch_size)
       ),
     )
-    for name, features in networks.items()
+    for name, network in networks.items()
   )
 
 
@@ -94,6 +96,8 @@ def evaluate(
       seen = _paint(*eyes, seen)
       pixels = images.to_float(held_out.images_NxSxSx3[part])
       row |= _compare(pixels, rounded := _to_8_bits(seen), of_paths=False)
+      if held_out.distance:
+        row[features.NAME] = held_out.distance(pixels, rounded)
     album.add(part, seen)
     rows.append(jax.device_get(row))
     counts_V += np.asarray(counts)

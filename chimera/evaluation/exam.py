@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 
 from chimera.clones import state as state_lib
-from chimera.evaluation import evaluate, sheets
+from chimera.evaluation import evaluate, features, sheets
 from chimera.meld import average
 from chimera.school import curriculum
 from chimera.system import disk
@@ -36,6 +36,9 @@ def look_at_held_out(
     crops, e.inception, batch_size=e.batch_size
   )
   held_out = held_out._replace(frechet_metrics=distances)
+  if e.features:
+    distance = features.load_network(e.features, crops.shape[1])
+    held_out = held_out._replace(distance=distance)
   return held_out, evaluate.Eyes(*data.optics), scores_N
 
 

@@ -23,6 +23,7 @@ from chimera.system import disk
 
 RANDOM = 'rfd-random'
 INCEPTION = 'rfid'
+INCEPTION_KEY = 'eval.inception'
 # Channels of the random network's layers, from pixels on; each layer halves
 # the image. All their means together are the features.
 _CHANNELS = (3, 16, 32, 48)
@@ -138,6 +139,41 @@ def resize(x_BxHxWxC: jax.Array) -> jax.Array:
   )
 
 
+def open_network(
+  path: str, key: str, side: int, makes: str
+) -> tuple[Features, list[jax.ShapeDtypeStruct], Callable[[str], ValueError]]:
+  """A network that `jax.export` serialized, what it makes of two images, and
+  how it is refused.
+
+  Args:
+    path: of the file.
+    key: of the config, that names it.
+    side: pixels, of the images (n, side, side, 3) float32, n symbolic.
+    makes: in words, what it must make of them.
+
+  Raises:
+    ValueError: it holds nothing of the kind.
+    OSError: it cannot be read.
+  """
+  with open(path, 'rb') as f:
+    data = f.read()
+
+  def refuse(what: str) -> ValueError:
+    return ValueError(
+      f'{key} must be a jax.export of (n, {side}, {side}, 3) float32 to '
+      f'{makes}, got {path}, {what}: fix --config.{key}.'
+    )
+
+  try:
+    network = export.deserialize(bytearray(data))
+    image = jax.ShapeDtypeStruct((2, side, side, 3), np.float32)
+    seen = jax.tree.leaves(jax.jit(network.call).lower(image).out_info)
+  except disk.BROKEN as e:  # flatbuffers has no check of its own
+    reason = disk.reason(e)[:200]
+    raise refuse(f'which does not load ({type(e).__name__}: {reason})') from e
+  return network.call, seen, refuse
+
+
 def load_network(path: str) -> Features:
   """The features (B, F) of images of any size in [-1, 1], by a network that
   `jax.export` serialized.
@@ -149,29 +185,14 @@ def load_network(path: str) -> Features:
     ValueError: it holds nothing of the kind.
     OSError: it cannot be read.
   """
-  with open(path, 'rb') as f:
-    data = f.read()
-
-  def refuse(what: str) -> ValueError:
-    return ValueError(
-      'eval.inception must be a jax.export of (n, 299, 299, 3) float32 to (n, '
-      f'F), got {path}, {what}: fix --config.eval.inception.'
-    )
-
-  try:
-    network = export.deserialize(bytearray(data))
-    image = jax.ShapeDtypeStruct((2, _SIDE, _SIDE, 3), np.float32)
-    seen = jax.tree.leaves(jax.jit(network.call).lower(image).out_info)
-  except disk.BROKEN as e:  # flatbuffers has no check of its own
-    reason = disk.reason(e)[:200]
-    raise refuse(f'which does not load ({type(e).__name__}: {reason})') from e
+  network, seen, refuse = open_network(path, INCEPTION_KEY, _SIDE, '(n, F)')
   shape = seen[0].shape if len(seen) == 1 else ()
   if shape[:1] != (2,) or math.prod(shape[1:]) != max(shape[1:], default=0):
     shapes = [leaf.shape for leaf in seen]
     raise refuse(f'which makes {shapes} of n = 2')
 
   def features(x_BxHxWxC: jax.Array) -> jax.Array:
-    (out,) = jax.tree.leaves(network.call(resize(x_BxHxWxC)))
+    (out,) = jax.tree.leaves(network(resize(x_BxHxWxC)))
     return out.reshape(len(out), -1)
 
   return features

@@ -146,6 +146,8 @@ _ROWS = (
         'table report card', 'rfd-random', form='.3g'),
   _down('eval/rfid', 'Frechet distance, Inception (rFID)',
         'table report', 'rFID', form='.2f'),
+  _down('eval/features', 'Perceptual distance, features of yours',
+        'table report', 'features'),
   _up('eval/optics_psnr', 'PSNR of the optics alone', form='.2f', unit='dB'),
   _up('eval/path_psnr', 'PSNR of path_params', 'dashboard table report ledger',
       'PSNR path', 'psnr', '.2f', 'dB'),

@@ -34,6 +34,8 @@ def protocol(
   if config.eval.inception:
     record['inception'] = provenance.file_digest(config.eval.inception)
     record['inception_resize_filter'] = 'bicubic, to 299'
+  if config.eval.features:
+    record['features'] = provenance.file_digest(config.eval.features)
   return record | {
     'cycles': done,
     'images_seen': done * config.train.batch_size * len(config.clone_names),

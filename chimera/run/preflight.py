@@ -104,7 +104,7 @@ def _check(values: Mapping[str, Any], known: Mapping[str, rules.Rule]) -> None:
 
 
 def check_data(config: ml_collections.ConfigDict) -> None:
-  """Looks for the sources, and loads rFID's network.
+  """Looks for the sources, and loads the networks of rFID and features.
 
   Of path_params the header is read, of images nothing.
   """
@@ -122,6 +122,10 @@ def check_data(config: ml_collections.ConfigDict) -> None:
     from chimera.evaluation import frechet
 
     frechet.load_network(config.eval.inception)
+  if config.eval.features:
+    from chimera.evaluation import features
+
+    features.load_network(config.eval.features, config.data.image_size)
 
 
 def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -314,6 +318,7 @@ def _check_together(
   ]
   if images.is_path_params(c.data.source):
     together.append(('eval.inception', rules.one_of('')))
+    together.append(('eval.features', rules.one_of('')))
   else:
     size = rules.multiple(
       'optics.cell * model.downsample',
@@ -323,6 +328,7 @@ def _check_together(
     )
     together += [
       ('eval.inception', rules.FILE),
+      ('eval.features', rules.FILE),
       ('data.image_size', size),
       ('train.batch_size', _batch(config, c.data.train_count)),
     ]

@@ -293,6 +293,7 @@ RULES = {
   'eval.batch_size': whole(1),
   'eval.preview': whole(1, 256),
   'eval.inception': _PATH,
+  'eval.features': _PATH,
   'export.weights': one_of('master', 'ema'),
   'tokens.crop': one_of('center', 'whole'),
   'tokens.size': Rule(

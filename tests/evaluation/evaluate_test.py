@@ -311,3 +311,18 @@ def test_the_error_map_is_four_times_the_mean_distance_of_the_channels():
   b = np.array([[[13, 20, 24], [0, 0, 0]]], np.uint8)
   # (3 + 0 + 6) / 3 = 3, times 4; and more than 255 is white.
   assert evaluate.error_map(a, b).tolist() == [[[12] * 3, [255] * 3]]
+
+
+def test_features_of_the_user_s_are_a_figure_where_they_are_given(seen):
+  tokenizer, params, held_out, eyes = seen
+
+  def apart(a, b):
+    return jnp.abs(a - b).mean((1, 2, 3))
+
+  held_out = held_out._replace(distance=apart)
+  figures, *_ = evaluate.evaluate(
+    tokenizer, params, held_out, eyes, batch_size=3
+  )
+  np.testing.assert_allclose(
+    figures['features'], figures['pixel_l1'], rtol=1e-5
+  )
