@@ -15,7 +15,7 @@ from chimera import ledger
 from chimera import step as step_lib
 from chimera.clones import perceptual, terms
 from chimera.clones import state as state_lib
-from chimera.evaluation import evaluate, frechet, metrics
+from chimera.evaluation import evaluate, features, frechet, metrics
 from chimera.monitor import report, summary, writers
 from chimera.optics import poincare
 from tests import tiny
@@ -160,7 +160,7 @@ def test_a_line_in_the_table_is_a_metric_everywhere(gradient_l1):
 def test_an_evaluation_holds_every_figure_of_the_table_and_no_other():
   figures, *_ = _measured()
   by_bin = [m for m in metrics.FIGURES if m.by_bin is not None]
-  of_networks = {frechet.RANDOM, frechet.INCEPTION}
+  of_networks = {frechet.RANDOM, frechet.INCEPTION, features.NAME}
   assert set(figures) == {
     *(m.name for m in metrics.FIGURES if m.name not in of_networks),
     *(m.bin(b).name for m in by_bin for b in (0, 4, 9)),
