@@ -27,7 +27,7 @@ PARTS = {
   'dashboard': ('chimera.monitor.live:Live._draw',),
   'checkpoints': (
     'chimera.run.checkpoint:Checkpointer.save',
-    'chimera.run.checkpoint:Steps._commit',
+    'chimera.run.steps:Steps._commit',
   ),
   'evaluations': (
     'chimera.evaluation.exam:examine',

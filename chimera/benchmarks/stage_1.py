@@ -64,7 +64,7 @@ def _read(folder: str, config: Any, rounds: int) -> np.ndarray:
   def decode_and_resize(crops: list[crops_lib.Crop]) -> None:
     for source, group in itertools.groupby(crops, lambda crop: crop.source):
       pixels = decode(source)
-      for _, top, left, side in group:
+      for _, top, left, side, *_ in group:
         window = pixels[top : top + side, left : left + side]
         Image.fromarray(window).resize((size, size), Image.Resampling.LANCZOS)
 

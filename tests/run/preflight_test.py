@@ -73,7 +73,7 @@ def test_the_default_has_64_pixels():
     ('data__held_out_count', 0, 'at least 1'),
     ('data__crop', 'center', "one of 'random', 'whole'"),
     ('data__max_scale', 0.5, 'at least 1'),
-    ('optics__radius', 'contrasts', "one of 'contrast', 'free'"),
+    ('optics__radius', 'contrasts', "one of 'local', 'contrast', 'free'"),
     ('optics__learning_rate', 0.0, 'above 0'),
     ('school__mix', 1.1, 'in [0, 1]'),
     ('school__half_life', 0.0, 'above 0'),
@@ -422,8 +422,9 @@ def _exported(folder, **changes):
       'downsample': 2,
       'codes': 1024,
       'code_dim': 8,
+      'norm': 'layer',
     },
-    'optics': {'cell': 4, 'width': 48, 'radius': 'contrast', 'blocks': 3},
+    'optics': {'cell': 4, 'width': 48, 'radius': 'local', 'blocks': 3},
   }
   folder.mkdir()
   (folder / 'tokenizer.json').write_text(json.dumps({**meta, **changes}))
@@ -448,7 +449,8 @@ def test_a_run_starts_from_its_own_kind(tmp_path, make):
     ('model__codes', 1024, 512),
     ('model__width', 64, 32),
     ('optics__cell', 4, 2),
-    ('optics__radius', "'contrast'", "'free'"),
+    ('optics__radius', "'local'", "'free'"),
+    ('model__norm', "'layer'", "'group'"),
   ):
     value = here.strip("'") if isinstance(here, str) else here
     with pytest.raises(ValueError, match='must be as in') as e:
@@ -462,11 +464,23 @@ def test_a_run_starts_from_its_own_kind(tmp_path, make):
     )
 
 
+def test_a_tokenizer_from_before_there_was_a_norm_has_groups(tmp_path):
+  network = {'width': 64, 'blocks': 2, 'downsample': 2}
+  network |= {'codes': 1024, 'code_dim': 8}
+  older = _exported(tmp_path / 'older', tokenizer=network)
+  with pytest.raises(ValueError, match=r"norm must be .*'group', got 'layer'"):
+    preflight.check_init_from(_config(init_from=older), 'w')
+  preflight.check_init_from(_config(init_from=older, model__norm='group'), 'w')
+
+
 def test_a_run_starts_from_an_elder_of_its_own_quantizer(tmp_path):
-  network = {'width': 64, 'blocks': 2, 'downsample': 2, 'quantizer': 'fsq'}
+  network = {'width': 64, 'blocks': 2, 'downsample': 2, 'norm': 'layer'}
   fsq = {'model__quantizer': 'fsq', 'model__levels': (4, 5)}
   for elder in (
-    _exported(tmp_path / 'a', tokenizer={**network, 'levels': [4, 5]}),
+    _exported(
+      tmp_path / 'a',
+      tokenizer={**network, 'quantizer': 'fsq', 'levels': [4, 5]},
+    ),
     _trained_elder(tmp_path / 'b', **fsq),
   ):
     preflight.check_init_from(
