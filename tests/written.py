@@ -42,7 +42,7 @@ def master_row(i):
   }
 
 
-def write(home, *, clone=None, master=None, held_out=(0.1, 0.09), **settings):
+def write(home, *, clone=None, master=None, held_out=(0.09, 0.08), **settings):
   """A run whose rows are healthy but for what is given.
 
   Args:
