@@ -3,17 +3,20 @@
 The modulator turns each cell of an image into a path on the Poincare sphere;
 the observer (`poincare.observe`) measures its light; the decoder paints the
 cell from what was measured. The School sorts images by their mean radius, which
-a free autoencoder fills with anything but complexity. Hence radius='contrast':
-the image's mean radius is computed, not learned,
+a free autoencoder fills with anything but complexity. Hence radius='local': the
+radius about each cell is computed, not learned,
 
-  mean radius = RADIUS_MAX * (LOW + (HIGH - LOW) * g / (g + HALF))
+  m = RADIUS_MAX * (LOW + (HIGH - LOW) * g / (g + HALF))
 
-with g the mean gradient magnitude of its luminance, and the modulator is left
-the pattern around that mean: as in an AM radio, a signal z on a carrier
-s = +1, -1 of neighboring cells, radius = RADIUS_MAX * sigmoid(s z + b), where
-b is the one number that gives the mean. Without the carrier, fixing the mean
-takes away the mean of z, which is the first thing that the decoder must know of
-a flat image; with it, only z's checkerboard, which images have little of.
+with g the gradient magnitude of the luminance there, and the modulator is left
+the pattern around it: as in an AM radio, a signal z on a carrier s = +1, -1 of
+neighboring cells, radius = m (1 + s tanh z). Where z is smooth, the mean of two
+neighbors is m. Without the carrier, fixing the mean would take away that of z,
+which is the first thing that the decoder must know of a flat image; with it,
+only z's checkerboard, which images have little of.
+
+radius='contrast' is earlier: radius = RADIUS_MAX * sigmoid(s z + b), with g and
+b of the whole image, b such that the mean is m.
 """
 
 from collections.abc import Callable
