@@ -32,7 +32,9 @@ for _signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
 
 
 # What takes longest, longest first: no worker is left alone with it in the end.
-_LONGEST = ('nothing_is_lost', 'step', 'quarantine', 'appendix_a', 'train')
+_LONGEST = (
+  *('nothing_is_lost', 'export', 'step', 'quarantine', 'appendix_a', 'train'),
+)
 
 
 def pytest_addoption(parser):

@@ -122,7 +122,11 @@ def test_the_schedules_by_hand():
     [2.5e-4, 5e-4, 1e-3, 5.05e-4, 1e-5],
     atol=1e-9,
   )
-  constant = spec(train__warmup=4, train__schedule='constant')
+  constant = spec(
+    train__warmup=4,
+    train__learning_rate=1e-3,
+    train__schedule='constant',
+  )
   np.testing.assert_allclose(
     [constant.schedule(t) for t in (0, 3, 1000)],
     [2.5e-4, 1e-3, 1e-3],
