@@ -226,7 +226,8 @@ def descend(
       learning_rate=rate,
     )
     params = optax.apply_updates(net.params, updates)
-    # Written down once: each of their readers would work them out again.
+    # Written down once, lest each reader work them out again. (XLA's CPU drops
+    # this before it fuses.)
     return lax.optimization_barrier(
       (updates, state_lib.TrainState(params, opt_state))
     )

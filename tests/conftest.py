@@ -72,6 +72,16 @@ def warnings(monkeypatch):
   return lines
 
 
+@pytest.fixture
+def said(monkeypatch):
+  """What is logged that is no warning, a line each."""
+  lines = []
+  monkeypatch.setattr(
+    logging, 'info', lambda text, *values: lines.append(text % values)
+  )
+  return lines
+
+
 @pytest.fixture(autouse=True)
 def _few_programs():
   """Lets go of what is compiled before the kernel has no maps left for more.

@@ -425,11 +425,12 @@ def _vary(
   for source, group in itertools.groupby(crops, lambda crop: crop.source):
     rng = np.random.default_rng([int(lots[source], 16), 1])
     for crop in group:
-      order, is_permuted, is_mirrored = rng.random(3)
+      which, by_color, by_side = rng.random(3)
+      order = orders[int(which * len(orders))]
       varied.append(
         crop._replace(
-          colors=orders[int(order * 5)] if is_permuted < permuted else 'rgb',
-          mirrored=int(is_mirrored < mirrored),
+          colors=order if by_color < permuted else 'rgb',
+          mirrored=int(by_side < mirrored),
         )
       )
   return varied

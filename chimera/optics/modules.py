@@ -203,7 +203,7 @@ class Optics(nn.Module):
 
   cell: int  # pixels a side of one cell of the path_params grid
   width: int  # channels
-  radius: str  # 'contrast' or 'free', see the module
+  radius: str  # 'local', 'contrast' or 'free', see the module
   blocks: int = 3  # residual blocks on either side
 
   @property

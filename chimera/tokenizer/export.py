@@ -68,9 +68,7 @@ class Parts(NamedTuple):
 
 def look(parts: Parts, x_BxHxWxC: jax.Array) -> jax.Array:
   """What the optics alone make of images: (B, H, W, 3) in [-1, 1]."""
-  is_uint8 = x_BxHxWxC.dtype == jnp.uint8
-  x_BxHxWxC = (optics.to_float if is_uint8 else jnp.float32)(x_BxHxWxC)
-  return parts.optics.apply(parts.variables, x_BxHxWxC)
+  return parts.optics.apply(parts.variables, _to_float(x_BxHxWxC))
 
 
 def encode(parts: Parts, x_BxHxWxC: jax.Array) -> jax.Array:
@@ -79,9 +77,7 @@ def encode(parts: Parts, x_BxHxWxC: jax.Array) -> jax.Array:
   Without optics, of path_params. Tokens of an image that is not finite or out
   of range are -1.
   """
-  is_uint8 = x_BxHxWxC.dtype == jnp.uint8
-  x_BxHxWxC = (optics.to_float if is_uint8 else jnp.float32)(x_BxHxWxC)
-  given_BxHxWxC = x_BxHxWxC
+  given_BxHxWxC = x_BxHxWxC = _to_float(x_BxHxWxC)
   if parts.optics is not None:
     x_BxHxWxC = parts.optics.apply(parts.variables, x_BxHxWxC, method='encode')
   x_BxHxWxC = poincare.normalize(x_BxHxWxC)
@@ -119,6 +115,11 @@ def decode(parts: Parts, tokens_Bxhxw: jax.Array) -> jax.Array:
   )
   is_token_B = door.is_token(tokens_Bxhxw, parts.tokenizer.codes)
   return jnp.where(is_token_B[:, None, None, None], x_BxHxWxC, jnp.nan)
+
+
+def _to_float(x_BxHxWxC: jax.Array) -> jax.Array:
+  is_uint8 = x_BxHxWxC.dtype == jnp.uint8
+  return (optics.to_float if is_uint8 else jnp.float32)(x_BxHxWxC)
 
 
 def reach(parts: Parts) -> tuple[int | None, int | None]:

@@ -69,36 +69,26 @@ def _machine(monkeypatch, *, devices=1, platform='cpu', asked=None, files=()):
     monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture
-def logged(monkeypatch):
-  """What is logged, a line each."""
-  lines = []
-  monkeypatch.setattr(
-    engine.logging, 'info', lambda text, *values: lines.append(text % values)
-  )
-  return lines
-
-
 @pytest.mark.parametrize(
   ('devices', 'clones', 'train'), [(3, 4, 2), (8, 4, 4), (6, 9, 3), (3, 2, 2)]
 )
 def test_that_devices_idle_is_said_once_and_how_to_use_them(
-  monkeypatch, logged, devices, clones, train
+  monkeypatch, said, devices, clones, train
 ):
   _machine(monkeypatch, devices=devices, platform='tpu')
   assert engine.check_devices(0, clones) == train
-  assert logged == []
+  assert said == []
   assert len(engine.choose_devices(0, clones)) == train
-  [line] = logged
+  [line] = said
   assert line.startswith(f'{train} of {devices} devices train, the others idle')
   assert f'With a multiple of {devices} in clone_names none would idle' in line
 
 
-def test_that_none_idles_or_some_were_told_to_is_not_said(monkeypatch, logged):
+def test_that_none_idles_or_some_were_told_to_is_not_said(monkeypatch, said):
   _machine(monkeypatch, devices=4)
   assert len(engine.choose_devices(0, 8)) == 4
   assert len(engine.choose_devices(2, 8)) == 2
-  assert logged == []
+  assert said == []
 
 
 @pytest.mark.parametrize('asked', [None, '', 'tpu,cpu', 'cuda,cpu'])

@@ -1,27 +1,17 @@
 """The progress of long work, in the log."""
 
-from absl import logging
 import pytest
 
 from chimera.system import progress as progress_lib
 
 
-@pytest.fixture
-def log(monkeypatch):
-  lines = []
-  monkeypatch.setattr(
-    logging, 'info', lambda text, *values: lines.append(text % values)
-  )
-  return lines
-
-
-def test_the_time_left_comes_from_the_stretches_after_the_compilation(log):
+def test_the_time_left_comes_from_the_stretches_after_the_compilation(said):
   progress = progress_lib.Progress(100, now=0.0)
   # 10 cycles in 50 s, compilation and all; then 10 cycles in 5 s.
   assert progress.update(10, now=50.0) == pytest.approx(0.2)
   assert progress.update(20, now=55.0) == pytest.approx(2.0)
   assert progress.update(40, now=75.0) == pytest.approx(1.0)
-  assert log == [
+  assert said == [
     'Cycle 10 of 100 (10 %), 0.20 cycles/s, 7m30s left',
     'Cycle 20 of 100 (20 %), 2.00 cycles/s, 40s left',
     # 30 cycles in 25 s since it was warm: 60 cycles more take 50 s.
@@ -29,10 +19,10 @@ def test_the_time_left_comes_from_the_stretches_after_the_compilation(log):
   ]
 
 
-def test_a_resumed_run_counts_only_what_it_did_itself(log):
+def test_a_resumed_run_counts_only_what_it_did_itself(said):
   progress = progress_lib.Progress(100, first=90, now=0.0)
   assert progress.update(95, 'l1 0.1', now=5.0) == pytest.approx(1.0)
-  assert log == ['Cycle 95 of 100 (95 %), 1.00 cycles/s, 5s left, l1 0.1']
+  assert said == ['Cycle 95 of 100 (95 %), 1.00 cycles/s, 5s left, l1 0.1']
 
 
 @pytest.mark.parametrize(

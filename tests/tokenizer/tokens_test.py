@@ -308,16 +308,6 @@ def mine(folder, tmp_path):
   return pathlib.Path(shutil.copytree(folder, tmp_path / 'mine'))
 
 
-@pytest.fixture
-def said(monkeypatch):
-  """What is said by the log, a line each."""
-  lines = []
-  monkeypatch.setattr(
-    tokens.logging, 'info', lambda text, *values: lines.append(text % values)
-  )
-  return lines
-
-
 NAMES = [*(f'{i}.png' for i in range(9)), 'inner/0.png']
 
 
