@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from chimera.clones import convolution
+from chimera.clones import convolution, layer_norm
 from chimera.clones import quantizer as quantizer_lib
 
 
@@ -32,7 +32,7 @@ class ResidualBlock(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     y = x
-    norm = nn.LayerNorm
+    norm = layer_norm.LayerNorm
     if self.norm == 'group':
       # Of 8 channels, or the fewest more that divide the width.
       most = max(1, self.width // 8)
