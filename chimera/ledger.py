@@ -28,7 +28,7 @@ from scipy import stats
 
 from chimera.evaluation import metrics
 from chimera.run import default_config, preflight
-from chimera.system import provenance
+from chimera.system import cpus, provenance
 
 # name -> (variant, what is changed in it).
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -187,6 +187,7 @@ def main() -> None:
   for change in args.set:
     key, _, value = change.partition('=')
     overrides[key] = ast.literal_eval(value)
+  cpus.split(len(default_config.get_config().clone_names))
   lines = list(run(args.home, args.methods, args.seeds, overrides))
   console = rich.console.Console()
   console.width = max(console.width, 150)

@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from chimera.monitor import live, writers
 from chimera.run import config_json, default_config, preflight
-from chimera.system import compiled, disk, preemption, streams
+from chimera.system import compiled, cpus, disk, preemption, streams
 
 _HOME = os.path.dirname(os.path.abspath(__file__))
 
@@ -170,6 +170,7 @@ def _main(argv: Sequence[str]) -> int:
     if command in _OF_CHECKPOINTS:
       preflight.adopt(job.config, job.workdir, job.named)
     preflight.check_config(job.config)
+    cpus.split(len(job.config.clone_names))
     with job.watch, compiled.kept():
       return _run(command, job)
   except (ValueError, OSError, flags.Error, FloatingPointError) as e:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import functools
+import math
 import pathlib
 from typing import Any
 
@@ -68,6 +69,8 @@ def train_optics(
       seed=seed,
       report=report,
     )
+  # On one device, as they came.
+  variables = jax.device_get(variables)
   if not np.isfinite(loss):
     raise ValueError(
       f'The optics must stay finite, got loss = {float(loss)}: lower '
@@ -136,10 +139,23 @@ def descend(
   seed: int,
   report: Callable[[int, str], None],
 ) -> tuple[Any, Any, jax.Array]:
-  """Steps of `create`, each on images drawn anew; variables, moments, loss."""
+  """Steps of `create`, each on images drawn anew; variables, moments, loss.
+
+  Where a CPU is several devices they share a batch, if it can be shared.
+  """
+  devices = jax.local_devices()
+  is_cpu = devices[0].platform == 'cpu'
+  count = math.gcd(batch_size, len(devices)) if is_cpu else 1
+  mesh = jax.make_mesh((count,), ('images',), devices=devices[:count])
+  on_all, shared = (
+    jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+    for axes in ((), ('images',))
+  )
+  variables, moments = jax.device_put((variables, moments), on_all)
   rng = np.random.default_rng(seed)
   for done in range(1, steps + 1):
     batch = images_NxSxSx3[rng.integers(len(images_NxSxSx3), size=batch_size)]
+    batch = jax.device_put(batch, shared)
     variables, moments, loss = step(variables, moments, batch, done)
     if done % _LOG_EVERY == 0 or done == steps:
       report(done, f'loss {float(loss):.4f}')

@@ -1,0 +1,35 @@
+"""A CPU as several devices, before JAX is imported.
+
+XLA works off a program of small parts on one core for most of the time. On two
+cores two devices train 1.2 times as fast as one, and the optics learn 1.5 times
+as fast. More devices than cores are a little faster still, but can wait for
+each other for good: whoever waits keeps a thread of a pool that has one a core.
+"""
+
+import os
+import sys
+
+_COUNT = 'JAX_NUM_CPU_DEVICES'
+_FORCED = '--xla_force_host_platform_device_count'
+# Where other work has the cores, devices wait long for each other; XLA gives up
+# after 40 s.
+_PATIENCE = (
+  '--xla_cpu_collective_call_warn_stuck_timeout_seconds=120',
+  '--xla_cpu_collective_call_terminate_timeout_seconds=600',
+)
+
+
+def split(clones: int) -> None:
+  """As many devices as divide the clones, one a core at most.
+
+  What the environment says of their number stays; and where JAX is there
+  already, all of it.
+  """
+  flags = os.environ.get('XLA_FLAGS', '')
+  if _COUNT in os.environ or _FORCED in flags or 'jax' in sys.modules:
+    return
+  most = os.cpu_count() or 1
+  count = next(n for n in range(min(most, clones), 0, -1) if clones % n == 0)
+  os.environ[_COUNT] = str(count)
+  named = [flag for flag in _PATIENCE if flag.partition('=')[0] not in flags]
+  os.environ['XLA_FLAGS'] = ' '.join([*flags.split(), *named])

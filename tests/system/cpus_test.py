@@ -1,0 +1,74 @@
+"""A CPU becomes a device a clone, unless someone says how many it is."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from chimera.system import cpus
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+  monkeypatch.delitem(sys.modules, 'jax')
+  monkeypatch.delenv('JAX_NUM_CPU_DEVICES', raising=False)
+  # What `split` sets is taken back by being set here first.
+  monkeypatch.setenv('XLA_FLAGS', '--xla_a=1')
+  monkeypatch.setattr(os, 'environ', dict(os.environ))
+
+
+@pytest.mark.parametrize(
+  ('cores', 'clones', 'devices'),
+  [(2, 4, 2), (1, 4, 1), (3, 4, 2), (16, 4, 4), (5, 6, 3), (None, 4, 1)],
+)
+def test_a_device_a_core_at_most_that_divides_the_clones(
+  monkeypatch, cores, clones, devices
+):
+  monkeypatch.setattr(os, 'cpu_count', lambda: cores)
+  cpus.split(clones)
+  assert os.environ['JAX_NUM_CPU_DEVICES'] == str(devices)
+  assert os.environ['XLA_FLAGS'].startswith('--xla_a=1 --xla_cpu_collective')
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('JAX_NUM_CPU_DEVICES', '1'),
+    ('XLA_FLAGS', '--xla_force_host_platform_device_count=3'),
+  ],
+)
+def test_what_the_user_says_stays(key, value):
+  os.environ[key] = value
+  before = dict(os.environ)
+  cpus.split(4)
+  assert os.environ == before
+
+
+def test_a_limit_of_the_users_stays():
+  own = '--xla_cpu_collective_call_terminate_timeout_seconds=7'
+  os.environ['XLA_FLAGS'] = own
+  cpus.split(4)
+  assert os.environ['XLA_FLAGS'].split()[0] == own
+  assert os.environ['XLA_FLAGS'].count('terminate') == 1
+
+
+def test_where_jax_is_there_already_nothing_is_done(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'jax', None)
+  before = dict(os.environ)
+  cpus.split(4)
+  assert os.environ == before
+
+
+def test_jax_takes_it():
+  code = (
+    'import os; os.cpu_count = lambda: 2\n'
+    'from chimera.system import cpus; cpus.split(4)\n'
+    'import jax; print(jax.local_device_count())'
+  )
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  environment['JAX_PLATFORMS'] = 'cpu'
+  done = subprocess.run(
+    [sys.executable, '-c', code], env=environment, capture_output=True
+  )
+  assert done.stdout.split() == [b'2'], done.stderr
