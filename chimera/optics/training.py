@@ -146,7 +146,7 @@ def descend(
   devices = jax.local_devices()
   is_cpu = devices[0].platform == 'cpu'
   count = math.gcd(batch_size, len(devices)) if is_cpu else 1
-  mesh = jax.make_mesh((count,), ('images',), devices=devices[:count])
+  mesh = jax.sharding.Mesh(np.array(devices[:count]), ('images',))
   on_all, shared = (
     jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
     for axes in ((), ('images',))
