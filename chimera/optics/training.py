@@ -157,6 +157,8 @@ def descend(
     batch = images_NxSxSx3[rng.integers(len(images_NxSxSx3), size=batch_size)]
     batch = jax.device_put(batch, shared)
     variables, moments, loss = step(variables, moments, batch, done)
+    if count > 1:
+      jax.block_until_ready(loss)  # see `Engine.dispatch`
     if done % _LOG_EVERY == 0 or done == steps:
       report(done, f'loss {float(loss):.4f}')
   return variables, moments, loss
