@@ -287,9 +287,10 @@ def _learn(
   """
   size = config.data.image_size
   architecture = {k: config.optics[k] for k in ('cell', 'width', 'radius')}
-  model = optics.Optics(**architecture)
+  model = optics.Optics(**architecture, direct=True)
   if config.init_from:
     variables, learned = inherit(config.init_from), {}
+    model = model.clone(direct='tint' in variables['params'])
   else:
     most = max(1, (_POOL_MB << 20) // (3 * size**2))
     spread = slice(None, None, -(-len(plan.train) // most))
@@ -316,7 +317,7 @@ def _learn(
   flat = jax.device_get(traverse_util.flatten_dict(variables, sep='/'))
   disk.write(home / 'optics.safetensors', safetensors.numpy.save(flat))
   meta = {
-    'architecture': architecture,
+    'architecture': architecture | {'direct': model.direct},
     'figures': {**learned, **figures},
     'settings': _settings(config),
   }
