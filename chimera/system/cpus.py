@@ -11,12 +11,6 @@ import sys
 
 _COUNT = 'JAX_NUM_CPU_DEVICES'
 _FORCED = '--xla_force_host_platform_device_count'
-# Where other work has the cores, devices wait long for each other; XLA gives up
-# after 40 s.
-_PATIENCE = (
-  '--xla_cpu_collective_call_warn_stuck_timeout_seconds=120',
-  '--xla_cpu_collective_call_terminate_timeout_seconds=600',
-)
 
 
 def split(clones: int) -> None:
@@ -31,5 +25,3 @@ def split(clones: int) -> None:
   most = os.cpu_count() or 1
   count = next(n for n in range(min(most, clones), 0, -1) if clones % n == 0)
   os.environ[_COUNT] = str(count)
-  named = [flag for flag in _PATIENCE if flag.partition('=')[0] not in flags]
-  os.environ['XLA_FLAGS'] = ' '.join([*flags.split(), *named])
