@@ -106,7 +106,7 @@ def _learn(crops: np.ndarray, config: Any, steps: int, rounds: int) -> None:
   from chimera.optics import modules, training
 
   c = config.optics
-  model = modules.Optics(c.cell, c.width, c.radius, direct=True)
+  model = modules.Optics(cell=c.cell, width=c.width, radius=c.radius)
   *state, step = training.create(
     model,
     crops[:1],

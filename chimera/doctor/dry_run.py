@@ -264,7 +264,7 @@ def _parameters(
   yield f'critic    {_count(host.critic.params) // clones:,}, one a clone'
   if not images.is_path_params(c.data.source):
     side, o = c.data.image_size, c.optics
-    model = optics.Optics(o.cell, o.width, o.radius, direct=True)
+    model = optics.Optics(cell=o.cell, width=o.width, radius=o.radius)
     x = jnp.zeros((1, side, side, 3))
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
     yield f'optics    {_count(variables):,}'

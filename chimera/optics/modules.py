@@ -36,12 +36,6 @@ LOW, HIGH = 0.1, 0.5  # mean radius / RADIUS_MAX of flat and of wild images
 HALF = 0.14  # luminance in [-1, 1] a pixel: g of a middling photograph
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 _SPREAD = 4  # times that contrast is smoothed
-# Where a cell's mean color begins on its path, of `direct`: chi, by which light
-# goes from -1 to 1, is its luminance; delta its red less its blue; z its green
-# less both.
-_TINT = np.array(
-  [[1.0, 0.299, -0.5], [0.0, 0.587, 1.0], [-1.0, 0.114, -0.5]], np.float32
-)
 _LOGIT = 4.0  # bound of |z|
 _BISECTIONS = 12
 
@@ -83,23 +77,19 @@ def mean_radius(images_BxSxSx3: jax.Array) -> jax.Array:
   return poincare.RADIUS_MAX * (LOW + (HIGH - LOW) * g / (g + HALF))
 
 
-def cell_means(x: jax.Array, cell: int) -> jax.Array:
-  """(B, H, W, ...) of pixels (B, cell H, cell W, ...)."""
-  b, height, width, *rest = x.shape
-  cells = (b, height // cell, cell, width // cell, cell, *rest)
-  return x.reshape(cells).mean((2, 4))
-
-
 def local_radius(images_BxSxSx3: jax.Array, cell: int) -> jax.Array:
   """The radius, as a share of RADIUS_MAX, about each cell: (B, H, W).
 
   As `mean_radius`, of the gradient magnitude in the cell and, ever less, in
   those about it.
   """
-  y = mirror(images_BxSxSx3 @ _LUMINANCE)[:, 1:, 1:]
+  y = images_BxSxSx3 @ _LUMINANCE
+  b, height, width = y.shape
+  y = mirror(y)[:, 1:, 1:]
   dy = y[:, 1:, :-1] - y[:, :-1, :-1]
   dx = y[:, :-1, 1:] - y[:, :-1, :-1]
-  g = cell_means(jnp.sqrt(dx**2 + dy**2 + 1e-12), cell)
+  g = jnp.sqrt(dx**2 + dy**2 + 1e-12)
+  g = g.reshape(b, height // cell, cell, width // cell, cell).mean((2, 4))
   for _ in range(_SPREAD):
     g = smooth(g)
   return LOW + (HIGH - LOW) * g / (g + HALF)
@@ -215,9 +205,6 @@ class Optics(nn.Module):
   width: int  # channels
   radius: str  # 'local', 'contrast' or 'free', see the module
   blocks: int = 3  # residual blocks on either side
-  # Whether a cell's mean color goes straight to its path, beside the network.
-  # Otherwise chance says what carries the luminance, and whether hues arrive.
-  direct: bool = False
 
   @property
   def reach(self) -> tuple[int | None, int]:
@@ -244,9 +231,6 @@ class Optics(nn.Module):
     self.look = nn.Conv(self.width, (self.cell,) * 2, (self.cell,) * 2)
     self.modulate = [residual() for _ in range(self.blocks)]
     self.steer = nn.Conv(3, (1, 1), bias_init=_bias)
-    if self.direct:
-      tint = nn.initializers.constant(_TINT)
-      self.tint = nn.Dense(3, use_bias=False, kernel_init=tint)
     self.expand = near(self.width)
     self.refine = [residual() for _ in range(self.blocks)]
     self.paint = near(3 * self.cell**2)
@@ -265,10 +249,7 @@ class Optics(nn.Module):
     h = self.look(images_BxSxSx3)
     for block in self.modulate:
       h = block(h)
-    steered = self.steer(nn.gelu(h))
-    if self.direct:
-      steered += self.tint(cell_means(images_BxSxSx3, self.cell))
-    delta, chi, z = jnp.moveaxis(steered, -1, 0)
+    delta, chi, z = jnp.moveaxis(self.steer(nn.gelu(h)), -1, 0)
     if self.radius == 'local':
       share = local_radius(images_BxSxSx3, self.cell)
       share *= 1 + _carrier(z) * jnp.tanh(z)

@@ -287,10 +287,9 @@ def _learn(
   """
   size = config.data.image_size
   architecture = {k: config.optics[k] for k in ('cell', 'width', 'radius')}
-  model = optics.Optics(**architecture, direct=True)
+  model = optics.Optics(**architecture)
   if config.init_from:
     variables, learned = inherit(config.init_from), {}
-    model = model.clone(direct='tint' in variables['params'])
   else:
     most = max(1, (_POOL_MB << 20) // (3 * size**2))
     spread = slice(None, None, -(-len(plan.train) // most))
@@ -317,7 +316,7 @@ def _learn(
   flat = jax.device_get(traverse_util.flatten_dict(variables, sep='/'))
   disk.write(home / 'optics.safetensors', safetensors.numpy.save(flat))
   meta = {
-    'architecture': architecture | {'direct': model.direct},
+    'architecture': architecture,
     'figures': {**learned, **figures},
     'settings': _settings(config),
   }

@@ -251,8 +251,6 @@ def _check_architecture(model: optics.Optics, variables: Any) -> None:
   are_sizes = all(type(n) is int and 0 < n < 1 << 15 for n in sizes)
   if not are_sizes or model.blocks > 100:
     raise ValueError(f'cell, width and blocks are {sizes}')
-  if type(model.direct) is not bool:
-    raise ValueError(f'direct is {model.direct!r}')
   x = jax.ShapeDtypeStruct((1, model.cell, model.cell, 3), jnp.float32)
   wanted = jax.eval_shape(model.init, jax.random.key(0), x)
   shapes = [jax.tree.map(jnp.shape, tree) for tree in (wanted, variables)]

@@ -23,8 +23,7 @@ def _pictures(count=6, size=16, seed=0):
 
 @functools.cache
 def _create(radius='contrast', seed=0):
-  is_local = radius == 'local'
-  model = optics.Optics(4, 8, radius, blocks=1, direct=is_local)
+  model = optics.Optics(cell=4, width=8, radius=radius, blocks=1)
   return model, model.init(jax.random.key(seed), _pictures())
 
 
@@ -47,22 +46,6 @@ def test_gradient_magnitude_of_a_ramp_is_its_slope():
   np.testing.assert_allclose(
     optics.gradient_magnitude(ramp), [0.05, 0.05], rtol=1e-5
   )
-
-
-def test_the_mean_color_goes_straight_to_the_path_by_hand():
-  model = optics.Optics(cell=4, width=8, radius='free', blocks=1, direct=True)
-  # A cell half red, half black: its mean is (0, -1, -1).
-  cell = jnp.full((1, 4, 4, 3), -1.0).at[:, :, :2, 0].set(1.0)
-  variables = model.init(jax.random.key(0), cell)
-  variables['params']['steer'] = jax.tree.map(
-    jnp.zeros_like, variables['params']['steer']
-  )
-  delta, chi, radius = model.apply(variables, cell, method='encode')[0, 0, 0]
-  assert abs(delta - math.pi * math.tanh(0 - -1)) < 1e-5
-  assert abs(chi - math.pi / 4 * math.tanh(-0.587 - 0.114)) < 1e-5
-  # z is -1 + 1 / 2, bounded at 4.
-  share = 1 / (1 + math.exp(4 * math.tanh(0.5 / 4)))
-  assert abs(radius - math.pi / 2 * share) < 1e-5
 
 
 def test_mean_radius_by_hand():
