@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chimera.clones import models, quantizer
+from chimera.clones import layer_norm, models, quantizer
 
 CODES, DIM = 12, 3
 SETTINGS = {'width': 8, 'blocks': 1, 'downsample': 2}
@@ -213,7 +213,9 @@ def test_norm_by_layers_is_of_the_channels_of_each_cell():
   _, state = block.apply(
     params,
     x,
-    capture_intermediates=lambda module, _: isinstance(module, nn.LayerNorm),
+    capture_intermediates=lambda module, _: isinstance(
+      module, layer_norm.LayerNorm
+    ),
   )
   norm = state['intermediates']['LayerNorm_0']['__call__'][0]
   mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
