@@ -158,7 +158,8 @@ tokenizer.decode(tokens)
 ours = {{n for n in sys.modules if n.count('.') == 2 and n[:8] == 'chimera.'}}
 assert ours == {{'chimera.system.axes', 'chimera.system.disk',
                  'chimera.tokenizer.export',
-                 'chimera.clones.convolution', 'chimera.clones.models',
+                 'chimera.clones.convolution', 'chimera.clones.layer_norm',
+                 'chimera.clones.models',
                  'chimera.clones.quantizer', 'chimera.clones.terms',
                  'chimera.optics.modules', 'chimera.optics.poincare',
                  'chimera.tokenizer.door', 'chimera.tokenizer.windows'}}, ours
