@@ -271,9 +271,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.train.batch_size = 8  # samples a clone and cycle
   c.train.learning_rate = 8e-3
   c.train.warmup = 50  # cycles
-  # Or 'wsd': constant, then a decay; or 'constant'. Those two may be given more
-  # train.cycles later.
-  c.train.schedule = 'cosine'
+  # Constant, then a decay; or 'constant', or 'cosine', which is made for its
+  # length: the other two may be given more train.cycles later.
+  c.train.schedule = 'wsd'
   c.train.decay = 0.2  # share of the cycles, of 'wsd'
   c.train.adam_b1 = 0.9
   c.train.adam_b2 = 0.99

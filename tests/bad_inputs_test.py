@@ -253,11 +253,12 @@ def test_bad_data_are_one_line_and_leave_no_workdir(
 
 
 def test_a_cosine_that_is_to_be_longer_is_one_line(capfd):
-  config = main.parse(['chimera'])[1].config
+  cosine = '--config.train.schedule=cosine'
+  config = main.parse(['chimera', cosine])[1].config
   with preflight.claim_workdir(config, 'w'):
     _workdir('checkpoints/1000', '')
   before = pathlib.Path('w', 'config.json').read_bytes()
-  argv = ('--config.train.cycles=2000', '--workdir=w')
+  argv = (cosine, '--config.train.cycles=2000', '--workdir=w')
   _is_one_line(capfd, argv, 'train.cycles (1000 there, 2000 now): give another')
   assert pathlib.Path('w', 'config.json').read_bytes() == before
 

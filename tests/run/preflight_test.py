@@ -333,7 +333,7 @@ def test_the_same_config_goes_on(tmp_path):
   ('key', 'value'),
   [
     ('train__batch_size', 4),
-    ('train__cycles', 2000),
+    ('train__warmup', 20),
     ('data__source', '/elsewhere'),
     ('specialists__latent_purity__bins', (7,)),
     ('clone_names', ('structural', 'perceptual')),
@@ -596,9 +596,10 @@ def test_without_a_cosine_a_run_may_be_of_another_length(tmp_path, schedule):
 
 
 def test_a_cosine_is_as_long_as_it_was_planned(tmp_path):
-  _trained(tmp_path, chimera_config.get_config())
+  _trained(tmp_path, _config(train__schedule='cosine'))
+  longer = _config(train__schedule='cosine', train__cycles=2000)
   with pytest.raises(ValueError, match='of another config') as e:
-    preflight.check_workdir(_config(train__cycles=2000), str(tmp_path))
+    preflight.check_workdir(longer, str(tmp_path))
   assert str(e.value) == (
     f'{tmp_path} is of another config, which differs in train.cycles (1000 '
     'there, 2000 now): give another --workdir, and --config.init_from='
