@@ -97,9 +97,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.optics.cell = 4  # pixels a side of one cell of the path_params grid
   c.optics.width = 48  # channels
   c.optics.radius = 'local'  # by contrast: about a cell, 'contrast', 'free'
-  c.optics.steps = 900
+  c.optics.steps = 1350
   c.optics.batch_size = 16  # images
-  c.optics.learning_rate = 2e-3
+  c.optics.learning_rate = 3e-3
   c.optics.noise = 0.15  # on path_params in [-1, 1] while the optics learn
   c.optics.chunk = 256  # samples encoded or written at a time
 
