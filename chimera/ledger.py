@@ -34,7 +34,7 @@ from chimera.system import cpus, provenance
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
   'control': ('control', {}),
   'default': ('', {}),
-  'cosine': ('', {'train.schedule': 'cosine'}),
+  'wsd': ('', {'train.schedule': 'wsd'}),
   'local': ('', {'meld.optimizer_state': 'local'}),
   'seed': ('seed', {}),
   'seed_shared_v': ('seed', {'meld.optimizer_state': 'shared_v'}),

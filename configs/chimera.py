@@ -97,9 +97,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.optics.cell = 4  # pixels a side of one cell of the path_params grid
   c.optics.width = 48  # channels
   c.optics.radius = 'local'  # by contrast: about a cell, 'contrast', 'free'
-  c.optics.steps = 1350
+  c.optics.steps = 900
   c.optics.batch_size = 16  # images
-  c.optics.learning_rate = 3e-3
+  c.optics.learning_rate = 2e-3
   c.optics.noise = 0.15  # on path_params in [-1, 1] while the optics learn
   c.optics.chunk = 256  # samples encoded or written at a time
 
@@ -271,9 +271,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.train.batch_size = 8  # samples a clone and cycle
   c.train.learning_rate = 8e-3
   c.train.warmup = 50  # cycles
-  # Constant, then a decay; or 'constant', or 'cosine', which is made for its
-  # length: the other two may be given more train.cycles later.
-  c.train.schedule = 'wsd'
+  # Or 'wsd': constant, then a decay; or 'constant'. Those two may be given more
+  # train.cycles later.
+  c.train.schedule = 'cosine'
   c.train.decay = 0.2  # share of the cycles, of 'wsd'
   c.train.adam_b1 = 0.9
   c.train.adam_b2 = 0.99
