@@ -65,19 +65,19 @@ def pytest_runtest_makereport(item, call):
 @pytest.fixture
 def warnings(monkeypatch):
   """What is warned of, a line each."""
-  lines = []
-  monkeypatch.setattr(
-    logging, 'warning', lambda text, *values: lines.append(text % values)
-  )
-  return lines
+  return _logged(monkeypatch, 'warning')
 
 
 @pytest.fixture
 def said(monkeypatch):
   """What is logged that is no warning, a line each."""
+  return _logged(monkeypatch, 'info')
+
+
+def _logged(monkeypatch, level):
   lines = []
   monkeypatch.setattr(
-    logging, 'info', lambda text, *values: lines.append(text % values)
+    logging, level, lambda text, *values: lines.append(text % values)
   )
   return lines
 

@@ -55,7 +55,7 @@ class Program:
     start = time.perf_counter()
     for _ in range(dispatches):
       self._of.dispatch()
-    jax.block_until_ready(self._of.state)
+      jax.block_until_ready(self._of.state)  # see `Engine.dispatch`
     return time.perf_counter() - start
 
 

@@ -115,7 +115,9 @@ def _learn(crops: np.ndarray, config: Any, steps: int, rounds: int) -> None:
     noise=c.noise,
     seed=0,
   )
-  batch = jax.device_put(crops[: c.batch_size])
+  whole, shared = training.placements(c.batch_size)
+  state = [*jax.device_put(state, whole)]
+  batch = jax.device_put(crops[: c.batch_size], shared)
   chunk = min(c.chunk, len(crops))
   on_device = jax.device_put(crops[:chunk])
   bare_encode = training.encode_images.__wrapped__
@@ -135,16 +137,16 @@ def _learn(crops: np.ndarray, config: Any, steps: int, rounds: int) -> None:
   def descend_bare() -> None:
     for i in range(steps):
       *state[:], loss = step(*state, batch, i)
-    jax.block_until_ready(loss)
+      jax.block_until_ready(loss)
 
   def encode() -> None:
     for start in range(0, len(crops) - chunk + 1, chunk):
       part = crops[start : start + chunk]
-      training.encode_images(model, state[0], part, chunk)
+      training.encode_images(model, variables, part, chunk)
 
   def encode_bare() -> None:
     for _ in range(len(crops) // chunk):
-      jax.block_until_ready(bare_encode(model, state[0], on_device))
+      jax.block_until_ready(bare_encode(model, variables, on_device))
 
   _compare(
     'training',
@@ -154,6 +156,7 @@ def _learn(crops: np.ndarray, config: Any, steps: int, rounds: int) -> None:
     descend_bare,
     rounds,
   )
+  variables = jax.device_put(jax.device_get(state[0]))
   _compare(
     'encoding',
     len(crops) // chunk * chunk,

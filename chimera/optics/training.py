@@ -128,6 +128,23 @@ def create(
   return variables, optimizer.init(variables), step
 
 
+def placements(batch_size: int) -> tuple[Any, Any]:
+  """Shardings of variables and moments, and of a batch.
+
+  Where a CPU is several devices they share a batch, if it can be shared; else
+  the first device has all of it.
+  """
+  devices = jax.local_devices()
+  is_cpu = devices[0].platform == 'cpu'
+  count = math.gcd(batch_size, len(devices)) if is_cpu else 1
+  mesh = jax.sharding.Mesh(np.array(devices[:count]), ('images',))
+  whole, shared = (
+    jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+    for axes in ((), ('images',))
+  )
+  return whole, shared
+
+
 def descend(
   step: Callable[..., tuple[Any, Any, jax.Array]],
   variables: Any,
@@ -141,23 +158,16 @@ def descend(
 ) -> tuple[Any, Any, jax.Array]:
   """Steps of `create`, each on images drawn anew; variables, moments, loss.
 
-  Where a CPU is several devices they share a batch, if it can be shared.
+  They lie as `placements` has it.
   """
-  devices = jax.local_devices()
-  is_cpu = devices[0].platform == 'cpu'
-  count = math.gcd(batch_size, len(devices)) if is_cpu else 1
-  mesh = jax.sharding.Mesh(np.array(devices[:count]), ('images',))
-  on_all, shared = (
-    jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
-    for axes in ((), ('images',))
-  )
-  variables, moments = jax.device_put((variables, moments), on_all)
+  whole, shared = placements(batch_size)
+  variables, moments = jax.device_put((variables, moments), whole)
   rng = np.random.default_rng(seed)
   for done in range(1, steps + 1):
     batch = images_NxSxSx3[rng.integers(len(images_NxSxSx3), size=batch_size)]
     batch = jax.device_put(batch, shared)
     variables, moments, loss = step(variables, moments, batch, done)
-    if count > 1:
+    if len(shared.device_set) > 1:
       jax.block_until_ready(loss)  # see `Engine.dispatch`
     if done % _LOG_EVERY == 0 or done == steps:
       report(done, f'loss {float(loss):.4f}')

@@ -83,7 +83,7 @@ class Engine:
     """Goes on by its cycles: metrics, and the specialists before the meld."""
     with jax.transfer_guard('disallow'):
       self.state, metrics = self._step(self.state, self._missions, self._shard)
-    if self._devices[0].platform == 'cpu':
+    if len(self._devices) > 1 and self._devices[0].platform == 'cpu':
       # XLA starts the 33rd program of a device when the first is done, in an
       # order in which several devices that share a CPU can wait for each other.
       jax.block_until_ready(metrics)

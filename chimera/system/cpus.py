@@ -16,8 +16,8 @@ _FORCED = '--xla_force_host_platform_device_count'
 def split(clones: int) -> None:
   """As many devices as divide the clones, one a core at most.
 
-  What the environment says of their number stays; and where JAX is there
-  already, all of it.
+  What the environment says of their number stays. Where JAX is imported it is
+  too late, and nothing is done.
   """
   flags = os.environ.get('XLA_FLAGS', '')
   if _COUNT in os.environ or _FORCED in flags or 'jax' in sys.modules:
