@@ -55,7 +55,9 @@ def train_step(
 
   # The agents act.
   lambda_K, epsilon, q = agents_act(rngs[1], step, state, mission, spec)
-  learning_rate = axes.once(q.lr_scale * spec.schedule(step), step)
+  learning_rate = axes.once(
+    q.lr_scale * mission.rate * spec.schedule(step), step
+  )
 
   # Learn: the critic and the generator, from one forward pass.
   gradients, seen, metrics = learning.learn(

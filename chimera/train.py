@@ -18,7 +18,7 @@ from chimera.meld import quarantine
 from chimera.monitor import observers as observers_lib
 from chimera.monitor import report, summary
 from chimera.optics import stage_1
-from chimera.run import checkpoint, init_from, results
+from chimera.run import audition, checkpoint, init_from, results
 from chimera.run import engine as engine_lib
 from chimera.run import rollbacks as rollbacks_lib
 from chimera.school import curriculum, curriculum_file
@@ -112,7 +112,9 @@ def train(
       record_figures(exam, done)
     if not is_over:
       paths = data.paths_NxHxWxC
-      engine = engine_lib.Engine(config, spec, bins, paths, devices)
+      with observers.during('auditioning learning rates'):
+        rate = find_rate(config, workdir, spec, born, paths, devices)
+      engine = engine_lib.Engine(config, spec, bins, paths, devices, rate)
       engine.place(host, done)
       observers.compiling(len(devices))
       is_new = True
@@ -177,6 +179,32 @@ def train(
   return exam_lib.flat(exam.figures)
 
 
+def find_rate(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  spec: state_lib.StepSpec,
+  born: state_lib.CloneState,
+  paths_NxHxWxC: np.ndarray,
+  devices: list[Any],
+) -> float:
+  """How many times the config's learning rate the run's is, by audition."""
+  if not config.train.audition:
+    return 1.0
+  held = audition.read(workdir)
+  if held is None:
+    start_P = at_birth(config, born).master.params[0]
+    held = audition.hold(config, spec, start_P, paths_NxHxWxC, devices)
+    audition.save(workdir, held)
+  return held.found / config.train.learning_rate
+
+
+def at_birth(
+  config: ml_collections.ConfigDict, born: state_lib.CloneState
+) -> state_lib.CloneState:
+  """The clones before their first cycle, with what they inherit."""
+  return init_from.inherit(config, born) if config.init_from else born
+
+
 def set_out(
   config: ml_collections.ConfigDict,
   checkpointer: checkpoint.Checkpointer,
@@ -188,8 +216,7 @@ def set_out(
     done, host, specialists = restored
   else:
     checkpointer.begin()
-    host = init_from.inherit(config, born) if config.init_from else born
-    done, specialists = 0, None
+    done, host, specialists = 0, at_birth(config, born), None
   key = rollbacks.key_data(config.seed)
   host = host.replace(rng=np.stack([key] * len(host.rng)))
   return done, host, specialists

@@ -270,6 +270,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.train.cycles = 1000  # may grow later, see train.schedule
   c.train.batch_size = 8  # samples a clone and cycle
   c.train.learning_rate = 8e-3
+  # Cycles of each of two rounds in which rates about it are tried, and a better
+  # one is found, before the first cycle; 0: the rate as it is.
+  c.train.audition = 50
   c.train.warmup = 50  # cycles
   # Or 'wsd': constant, then a decay; or 'constant'. Those two may be given more
   # train.cycles later.
@@ -376,6 +379,7 @@ def _smoke(c):
   c.model.blocks = 1
   c.model.revive_after = 10
   c.train.cycles = 60
+  c.train.audition = 10
   c.train.warmup = 10
   c.train.log_every = 20
   c.train.eval_every = 60
@@ -394,6 +398,7 @@ def _seed(c):
   c.meld.optimizer_state = 'local'
   c.meld.alpha = 0.5
   c.train.learning_rate = c.train.learning_rate / (1 - c.meld.alpha)
+  c.train.audition = 0
   c.q.history = 'total'
 
 
@@ -404,3 +409,4 @@ def _control(c):
   c.pid.enabled = False
   c.q.enabled = False
   c.meld.enabled = False
+  c.train.audition = 0

@@ -28,6 +28,7 @@ def get_config(arg=''):
   c.train.batch_size = 4
   c.train.learning_rate /= 16  # gently: rounding grows with it
   c.train.warmup = 4
+  c.train.audition = 0
   c.train.cycles = 40
   c.loss.adv_ramp = 5
   c.q.every = 4

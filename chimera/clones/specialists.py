@@ -26,6 +26,7 @@ class Mission(NamedTuple):
   enrols: 'jax.Array'
   pid: 'pid_lib.Mission'  # base weights, targets and gains, each (K,)
   q: 'q_learning.Mission'  # bounds of the learning rate's scale
+  rate: 'jax.Array'  # times the config's learning rate
 
 
 def base_weights(config: Mapping[str, Any], name: str) -> dict[str, float]:
@@ -44,9 +45,14 @@ def base_weights(config: Mapping[str, Any], name: str) -> dict[str, float]:
 
 
 def create_missions(
-  config: ml_collections.ConfigDict, bins: dict[int, list[int]]
+  config: ml_collections.ConfigDict,
+  bins: dict[int, list[int]],
+  rate: float = 1.0,
 ) -> list[Mission]:
-  """One Mission a clone, in the order of config.clone_names."""
+  """One Mission a clone, in the order of config.clone_names.
+
+  Their learning rate is `rate` times what the config says.
+  """
   # They import JAX, for which those who want the weights alone need not wait.
   from chimera.agents import pid as pid_lib
   from chimera.agents import q_learning
@@ -77,6 +83,7 @@ def create_missions(
           low=_float32(block.q.low if c.q.enabled else 1.0),
           high=_float32(block.q.high if c.q.enabled else 1.0),
         ),
+        rate=_float32(rate),
       )
     )
   return missions

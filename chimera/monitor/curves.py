@@ -14,6 +14,7 @@ import numpy as np
 
 from chimera.evaluation import metrics
 from chimera.monitor import history
+from chimera.run import audition
 from chimera.school import curriculum
 
 # x, y, color, and where they are not the usual ones, dashes and label.
@@ -81,6 +82,24 @@ def draw(
     columns=len(metrics.FIGURES),
     xlabel='bin, easy to hard',
     xticks=range(curriculum.BINS),
+  )
+
+
+def draw_audition(held: audition.Audition) -> tuple[str, bytes]:
+  """What each learning rate came to, and the one that was found."""
+  heard = np.array(held.losses, float)
+  edges = np.nanmin(heard), np.nanmax(heard)
+  found = f'the rate of the run: {held.found:.2g}'
+  curves = [
+    (held.rates, heard, MASTER),
+    ([held.found] * 2, edges, '#D55E00', '--', found),
+  ]
+  return _picture(
+    'The audition',
+    {'Loss at the end of a short run, by its learning rate': curves},
+    columns=1,
+    xlabel='learning rate',
+    xscale='log',
   )
 
 

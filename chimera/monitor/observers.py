@@ -17,7 +17,7 @@ from chimera.evaluation import evaluate, metrics, protocol
 from chimera.evaluation import exam as exam_lib
 from chimera.monitor import history, live, writers
 from chimera.monitor import snapshot as snapshot_lib
-from chimera.run import config_json
+from chimera.run import audition, config_json
 from chimera.system import progress
 
 
@@ -79,6 +79,8 @@ class Observers:
     }
     record = protocol.protocol(config, held_out, config.train.cycles)
     texts = {'config': config.to_dict(), 'protocol': record}
+    if held := audition.read(self._workdir):
+      texts['audition'] = held._asdict()
     self._board.introduce(hparams, texts, self._spec.terms)
     self._board.histograms(first, {'school/complexity': scores_N})
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import functools
 import html
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -25,6 +26,7 @@ from chimera.data import crops as crops_lib
 from chimera.evaluation import evaluate, exam, metrics, sheets
 from chimera.monitor import curves, history, summary
 from chimera.optics import poincare, stage_1
+from chimera.run import audition
 from chimera.school import curriculum
 from chimera.system import disk
 
@@ -115,7 +117,7 @@ def write(
     f'{protocol["count"]} samples, {html.escape(protocol["split"])}.</p>',
     _cards(figures['master']),
     _section('Summary', _summary(rows, figures, colors)),
-    _section('Curves', _curves(seen, figures, colors, base)),
+    _section('Curves', _curves(workdir, seen, figures, colors, base)),
     _section('Contact sheets', _sheets(workdir / 'previews')),
     _section('Codebook', _codebook(subject, chunk)),
     _section(
@@ -208,6 +210,7 @@ def _summary(
 
 
 def _curves(
+  workdir: pathlib.Path,
   seen: Sequence[history.Row],
   figures: metrics.Figures,
   colors: Mapping[str, str],
@@ -218,7 +221,10 @@ def _curves(
     for name in (*colors, 'master')
   )
   yield f'<p>{legend}</p>'
-  for title, svg in curves.draw(seen, figures, colors, base):
+  drawings = curves.draw(seen, figures, colors, base)
+  if held := audition.read(workdir):
+    drawings = itertools.chain([curves.draw_audition(held)], drawings)
+  for title, svg in drawings:
     yield f'<figure>{_image("svg+xml", svg, title)}</figure>'
 
 

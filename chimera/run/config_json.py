@@ -23,6 +23,7 @@ _LATER = {
   'data.mirrored': 0.0,
   'tokens.size': [0, 0],
   'train.decay': 0.2,
+  'train.audition': 0,
   'eval.features': '',
 }
 

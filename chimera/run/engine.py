@@ -47,7 +47,10 @@ def fetch(tree: Any) -> Any:
 
 
 class Engine:
-  """The compiled step, `cycles` a dispatch, and the clones' `state` there."""
+  """The compiled step, `cycles` a dispatch, and the clones' `state` there.
+
+  The clones learn at `rate` times the config's learning rate.
+  """
 
   def __init__(
     self,
@@ -56,10 +59,11 @@ class Engine:
     bins: dict[int, np.ndarray],
     paths_NxHxWxC: np.ndarray,
     devices: list[jax.Device],
+    rate: float = 1.0,
   ):
     self.cycles = config.train.cycles_per_dispatch
     self._devices = devices
-    missions = specialists.create_missions(config, bins)
+    missions = specialists.create_missions(config, bins, rate)
     self._missions = put(state_lib.stack(missions), devices)
     self._shards = Shards(config, paths_NxHxWxC, devices)
     self._step = step_lib.make_train_step(

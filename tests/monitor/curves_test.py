@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from chimera.monitor import curves, history
+from chimera.run import audition
 
 COLORS = curves.palette(('one', 'two'))
 BASE = {'l1': 1.0, 'vq': 0.5, 'adv': 0.0}
@@ -145,3 +146,20 @@ def test_the_last_evaluation_goes_from_easy_to_hard():
   (((x3, y3), (x4, y4)),) = lines(svg, curves.MASTER)
   assert x3 < x4
   assert y3 > y4  # 0.1 lies below 0.2
+
+
+def test_the_audition_is_drawn_over_the_logarithm_of_the_rate():
+  rates, losses = [1e-3, 1e-2, 1e-1], [3.0, 1.0, 2.0]
+  held = audition.Audition(rates, losses, 3e-2)
+  title, svg = curves.draw_audition(held)
+  assert title == 'The audition'
+  assert 'the rate of the run: 0.03' in texts(svg)
+  (a, top), (b, low), (c, middle) = max(lines(svg, curves.MASTER), key=len)
+  assert b - a == pytest.approx(c - b, abs=0.1)
+  assert low - top == pytest.approx(2 * (low - middle), abs=0.1)
+
+
+def test_a_rate_whose_loss_is_not_finite_leaves_a_gap():
+  held = audition.Audition([1e-3, 1e-2, 1e-1, 1.0], [3.0, 1.0, 2.0, None], 3e-2)
+  _, svg = curves.draw_audition(held)
+  assert points(svg, curves.MASTER) == 3

@@ -1,0 +1,246 @@
+"""The audition: a learning rate for the run, found before its first cycle.
+
+Some rates far apart are tried side by side, then as many about the best of
+them. Each is tried by a learner with the batch of one clone, on the same
+samples from the same weights, by the base weights and without a critic; it
+rises and falls to almost nothing within `train.audition` cycles. Without the
+fall the lowest rate would win: its noise is the least, and what it has not
+learned shows later (short-horizon bias: Wu et al. 2018,
+https://arxiv.org/abs/1803.02021). What is left of that bias is a factor,
+HORIZON.
+"""
+
+from collections.abc import Iterator, Sequence
+import math
+import os
+from typing import Any, NamedTuple
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from chimera.clones import losses
+from chimera.clones import state as state_lib
+from chimera.meld import optimizer
+from chimera.optics import poincare
+from chimera.system import disk
+
+NAME = 'audition.json'
+APART = 8.0  # times, from one rate of the first round to the next
+_NEAR = 0.6  # powers of APART from the best to the outermost of the second
+HORIZON = 3.0  # times the best rate of an audition is best for a whole run
+_RATES = 4  # a round, at least
+_WARMUP = 0.4  # of the cycles
+_JUDGED = 0.25  # of the cycles, the last ones, whose mean loss counts
+CLIFF = 0.15  # of the least loss; what is worse than that is told no further
+
+
+class Audition(NamedTuple):
+  """What was tried, in the order of the rates, and what came of it."""
+
+  rates: list[float]
+  losses: list[float | None]  # of the last cycles; None where not finite
+  found: float
+
+
+def read(workdir: str | os.PathLike) -> Audition | None:
+  """The audition that a workdir holds, if it has a whole one."""
+  path = os.path.join(workdir, NAME)
+  try:
+    return Audition(**disk.read_sealed(path))
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError, TypeError) as e:
+    logging.warning('The audition in %s is not readable: %s', path, e)
+    return None
+
+
+def save(workdir: str | os.PathLike, held: Audition) -> None:
+  """Where `read` finds it. Lost, it may be held again: it comes out alike."""
+  disk.write_sealed(os.path.join(workdir, NAME), held._asdict())
+
+
+def hold(
+  config: ml_collections.ConfigDict,
+  spec: state_lib.StepSpec,
+  generator_P: np.ndarray,
+  paths_NxHxWxC: np.ndarray,
+  devices: Sequence[jax.Device],
+) -> Audition:
+  """Two rounds of rates about `train.learning_rate`.
+
+  Args:
+    config: the run's.
+    spec: its constants.
+    generator_P: the weights from which each learner starts.
+    paths_NxHxWxC: the training set, an array or a memory map.
+    devices: on which the learners are, as many on each.
+  """
+  cycles, given = config.train.audition, config.train.learning_rate
+  weight_K = jnp.array([config.loss[t] for t in spec.terms])
+  rng = np.random.default_rng(config.seed)
+  rows_X = rng.integers(len(paths_NxHxWxC), size=cycles * spec.batch_size)
+  # Sorted: a memory map is read forward. What order it has is by lot too.
+  sorted_X, back_X = np.unique(rows_X, return_inverse=True)
+  x = np.asarray(paths_NxHxWxC[sorted_X], np.float32)[back_X]
+  x = x.reshape(cycles, spec.batch_size, *x.shape[1:])
+  stage = _Stage(spec, weight_K, generator_P, x, devices)
+  tried: dict[float, float] = {}
+  for number, round_of in enumerate((first_round, second_round), start=1):
+    rates = round_of(given, tried, stage.count)
+    logging.info(
+      'Audition, round %d of 2: %d learning rates from %.2g to %.2g, %d cycles '
+      'each.',
+      *(number, len(rates), min(rates), max(rates), cycles),
+    )
+    tried |= dict(zip(rates, stage.play(rates)))
+  found = choose(tried, given)
+  logging.info(
+    'Learning rate found: %.2g (given: %.2g). --config.train.audition=0 takes '
+    'it as it is given.',
+    *(found, given),
+  )
+  known = sorted(tried.items())
+  return Audition(
+    [rate for rate, _ in known],
+    [loss if math.isfinite(loss) else None for _, loss in known],
+    found,
+  )
+
+
+def first_round(
+  given: float, tried: dict[float, float], count: int
+) -> list[float]:
+  """APART from each other, about the given one."""
+  del tried
+  middle = (count - 1) / 2
+  return [given * APART ** (i - middle) for i in range(count)]
+
+
+def second_round(
+  given: float, tried: dict[float, float], count: int
+) -> list[float]:
+  """About the best; outward where that is the lowest or the highest."""
+  del given
+  rates = sorted(tried)
+  best = min(rates, key=tried.get)
+  low = -_NEAR - 1 if best == rates[0] else -_NEAR
+  high = _NEAR + 1 if best == rates[-1] else _NEAR
+  return [best * APART**p for p in np.linspace(low, high, count).tolist()]
+
+
+def choose(tried: dict[float, float], given: float) -> float:
+  """HORIZON times the rate of the least loss, to two digits.
+
+  That rate is where a parabola is least, in the logarithm of the rate, which is
+  fitted to the basin: the losses about the best up to CLIFF above it, and the
+  next one on either side, cut there. Each loss is noisy, so the best itself
+  would be so too. Where no loss is finite it is the given rate.
+  """
+  rates = sorted(tried)
+  heard = [tried[rate] for rate in rates]
+  if not math.isfinite(min(heard)):
+    logging.warning('No learning rate had a finite loss in the audition.')
+    return given
+  best, worst = heard.index(min(heard)), (1 + CLIFF) * min(heard)
+  low = high = best
+  while low > 0 and heard[low] < worst:
+    low -= 1
+  while high < len(heard) - 1 and heard[high] < worst:
+    high += 1
+  x = np.log(rates[low : high + 1])
+  at = x[best - low]
+  if len(x) > 2:
+    y = np.minimum(heard[low : high + 1], worst)
+    bend, slope, _ = np.polyfit(x - at, y, 2)
+    if bend > 0:
+      at = np.clip(at - slope / (2 * bend), x[0], x[-1])
+  return float(f'{HORIZON * math.exp(at):.1e}')
+
+
+class _Stage:
+  """Where rates are tried: the compiled cycle of one learner a device."""
+
+  def __init__(
+    self,
+    spec: state_lib.StepSpec,
+    weight_K: jax.Array,
+    generator_P: np.ndarray,
+    x_NxBxHxWxC: np.ndarray,
+    devices: Sequence[jax.Device],
+  ):
+    self._cycles = len(x_NxBxHxWxC)
+    self._slots = -(-_RATES // len(devices))  # learners a device
+    self.count = self._slots * len(devices)
+    adam = optax.scale_by_adam(
+      spec.generator_optimizer.adam_b1, spec.generator_optimizer.adam_b2
+    )
+    schedule = optimizer.Schedule(
+      cycles=self._cycles,
+      learning_rate=1.0,
+      warmup=round(_WARMUP * self._cycles),
+      schedule='cosine',
+      decay=0.0,
+    )
+
+    def objective(params: jax.Array, x: jax.Array) -> jax.Array:
+      tree = {'params': spec.generator_layout.tree(params)}
+      x_hat, codes, _ = spec.tokenizer.apply(tree, x)
+      terms_K, _ = losses.terms(
+        *(x, x_hat, x_hat, codes),
+        lambda x: jnp.zeros(len(x)),
+        names=spec.terms,
+        commitment=spec.loss.commitment,
+        temperature=spec.loss.temperature,
+      )
+      return losses.base_objective(weight_K, terms_K, spec.adv)
+
+    def cycle(state: Any, step: jax.Array, rate: jax.Array, x: jax.Array):
+      params, moments = jax.tree.map(lambda leaf: leaf[0], state)
+      x_BxHxWxC = poincare.normalize(x[step])
+      loss, gradient = jax.value_and_grad(objective)(params, x_BxHxWxC)
+      update, moments = adam.update(gradient, moments)
+      params -= rate[0] * schedule(step) * update
+      state = params, moments
+      return jax.tree.map(lambda leaf: leaf[None], (state, loss))
+
+    mesh = jax.sharding.Mesh(np.array(devices), ('devices',))
+    split, alike = (jax.sharding.PartitionSpec(a) for a in ('devices', None))
+    self._split, everywhere = (
+      jax.sharding.NamedSharding(mesh, p) for p in (split, alike)
+    )
+    self._cycle = jax.jit(
+      jax.shard_map(
+        cycle,
+        mesh=mesh,
+        in_specs=(split, jax.sharding.PartitionSpec(), split, alike),
+        out_specs=split,
+        check_vma=False,  # there is nothing in common, and nothing to be summed
+      ),
+      donate_argnums=0,
+    )
+    self._x = jax.device_put(x_NxBxHxWxC, everywhere)
+    self._born = jax.tree.map(
+      lambda leaf: np.stack([np.asarray(leaf)] * len(devices)),
+      (generator_P, jax.jit(adam.init)(generator_P)),
+    )
+
+  def play(self, rates: Sequence[float]) -> Iterator[float]:
+    """Each rate's loss in the last cycles; infinite where it is not finite."""
+    parts = np.split(np.asarray(rates, np.float32), self._slots)
+    heard = [list(self._play(part)) for part in parts]
+    for loss_N in np.concatenate(heard, axis=1).T:
+      last = loss_N[-math.ceil(_JUDGED * self._cycles) :]
+      yield float(last.mean()) if np.isfinite(last).all() else math.inf
+
+  def _play(self, rates: np.ndarray) -> Iterator[np.ndarray]:
+    state = jax.device_put(self._born, self._split)
+    rates = jax.device_put(rates, self._split)
+    heard = []
+    for step in range(self._cycles):
+      state, loss = self._cycle(state, np.int32(step), rates, self._x)
+      heard.append(loss)
+    return map(np.asarray, jax.device_get(heard))
