@@ -5,29 +5,39 @@
 
 Each METHOD[@SCALE] is trained once a seed, its learning rate SCALE times what
 its config says. All methods of one seed stand on the same optics, latents and
-curriculum. `home/ledger.jsonl` holds a line a run: what it was and its held-out
-figures; what stands there is not run again. The protocol: tune on one held-out
-folder, report on another.
+curriculum, and see as many images: an audition's count as a method's own.
+`home/ledger.jsonl` holds a line a run: what it was and its held-out figures;
+what stands there is not run again. The protocol: tune on one held-out folder,
+report on another.
+
+  python -m chimera.ledger robust --train=DIR --held_out=DIR --home=DIR
+
+holds methods against CONDITIONS, in which something is set wrong or the data
+are spoilt, and prints their regret: by how much the held-out L1 of a method in
+a condition is above that of the tuned `control`. In data of its own, or another
+batch, that is the best `control@SCALE` there is.
 """
 
 import argparse
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import itertools
 import json
 import math
 import os
 import pathlib
 import statistics
-from typing import Any
+import types
+from typing import Any, NamedTuple
 
 import ml_collections
+import numpy as np
 import rich.console
 import rich.table
 from scipy import stats
 
 from chimera.evaluation import metrics
-from chimera.run import default_config, preflight
+from chimera.run import config_json, default_config, preflight
 from chimera.system import cpus, provenance
 
 # name -> (variant, what is changed in it).
@@ -46,10 +56,79 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+_NONE: Mapping[str, Any] = types.MappingProxyType({})
+
+
+class Condition(NamedTuple):
+  """What is wrong."""
+
+  times: Mapping[str, float] = _NONE  # the config's value, by key
+  put: Mapping[str, Any] = _NONE  # in its place, by key
+  data: Callable[[Any, int], Any] | None = None  # of stage 1's, by the seed
+  # Whether a `control` that is tuned to it is another one.
+  has_its_own: bool = False
+
+
+def rare(data: Any, seed: int) -> Any:
+  """Nine in ten samples of the easiest 40 %, with replacement."""
+  scores_N = data.paths_NxHxWxC[..., 2].mean((1, 2))
+  easy, hard = np.split(np.argsort(scores_N), [2 * len(scores_N) // 5])
+  rng, n = np.random.default_rng(seed), len(scores_N)
+  count = round(0.9 * n)
+  rows = [rng.choice(easy, count), rng.choice(hard, n - count)]
+  return _rows(data, np.sort(np.concatenate(rows)))
+
+
+def corrupted(data: Any, seed: int) -> Any:
+  """One sample in twenty is noise, and another one the same as others."""
+  from chimera.optics import poincare
+
+  paths, rng = np.array(data.paths_NxHxWxC), np.random.default_rng(seed)
+  noise, same = np.split(rng.permutation(len(paths))[: len(paths) // 10], 2)
+  noise_X = rng.uniform(-1, 1, paths[noise].shape).astype(np.float32)
+  paths[noise] = poincare.denormalize(noise_X)
+  rows = np.arange(len(paths))
+  rows[same] = same[0]
+  return _rows(data._replace(paths_NxHxWxC=paths), rows)
+
+
+def _rows(data: Any, rows: np.ndarray) -> Any:
+  gradients_N = data.gradients_N
+  return data._replace(
+    paths_NxHxWxC=data.paths_NxHxWxC[rows],
+    crops=[data.crops[i] for i in rows],
+    gradients_N=None if gradients_N is None else gradients_N[rows],
+  )
+
+
+TUNED = 'tuned'
+CONDITIONS: dict[str, Condition] = {
+  TUNED: Condition(),
+  'rate/30': Condition({'train.learning_rate': 1 / 30}),
+  'rate/10': Condition({'train.learning_rate': 1 / 10}),
+  'rate/3': Condition({'train.learning_rate': 1 / 3}),
+  'rate*3': Condition({'train.learning_rate': 3}),
+  'rate*10': Condition({'train.learning_rate': 10}),
+  'rate*30': Condition({'train.learning_rate': 30}),
+  'adv*30': Condition({'loss.adv': 30}),
+  'vq*10': Condition({'loss.vq': 10}),
+  'vq/10': Condition({'loss.vq': 1 / 10}),
+  'cold': Condition(put={'train.warmup': 0}),
+  'batch2': Condition(put={'train.batch_size': 2}, has_its_own=True),
+  'rare': Condition(data=rare, has_its_own=True),
+  'corrupted': Condition(data=corrupted, has_its_own=True),
+}
+
+
 def create_config(
-  method: str, seed: int, overrides: dict[str, Any]
+  method: str,
+  seed: int,
+  overrides: dict[str, Any],
+  condition: str = TUNED,
 ) -> ml_collections.ConfigDict:
   """The config of METHOD[@SCALE] with a seed.
+
+  Its cycles are fewer by those of its audition.
 
   Raises:
     ValueError: there is no such method.
@@ -60,12 +139,20 @@ def create_config(
       f'A method must be one of {", ".join(METHODS)}, got {name}: fix '
       '--methods.'
     )
+  # JAX, which must not be imported before the CPU is split.
+  from chimera.run import audition
+
   variant, changes = METHODS[name]
+  wrong = CONDITIONS[condition]
   config = default_config.get_config(variant)
   config.basename = 'ledger'
   with config.ignore_type():
     config.update_from_flattened_dict({**overrides, **changes, 'seed': seed})
+    values = config_json.keys(config)
+    times = {k: values[k] * n for k, n in wrong.times.items()}
+    config.update_from_flattened_dict({**times, **wrong.put})
   config.train.learning_rate *= float(scale or 1)
+  config.train.cycles -= audition.ROUNDS * config.train.audition
   config.train.dashboard = False
   preflight.check_config(config)
   return config
@@ -83,10 +170,12 @@ def run(
   methods: Sequence[str],
   seeds: Sequence[int],
   overrides: dict[str, Any],
+  conditions: Sequence[str] = (TUNED,),
 ) -> Iterator[dict[str, Any]]:
   """Trains what the ledger lacks; yields each line, old or new.
 
-  Seeds in the outer loop: a ledger that was cut off compares as far as it got.
+  Seeds in the outer loop, then conditions: a ledger that was cut off compares
+  as far as it got.
   """
   import jax
 
@@ -96,16 +185,21 @@ def run(
 
   home.mkdir(parents=True, exist_ok=True)
   path = home / 'ledger.jsonl'
-  done = {(r['method'], r['seed'], r['config']): r for r in read(path)}
-  for seed, method in itertools.product(seeds, methods):
-    config = create_config(method, seed, overrides)
+  names = 'method', 'seed', 'config', 'condition'
+  done = {tuple(r[name] for name in names): r for r in read(path)}
+  for seed, of, method in itertools.product(seeds, conditions, methods):
+    config = create_config(method, seed, overrides, of)
     line = {'method': method, 'seed': seed, 'config': digest(config)}
+    line['condition'] = of
     key = tuple(line.values())
     if key not in done:
       stage_1 = home / f'stage_1_seed_{seed}'
       stage_1.mkdir(exist_ok=True)
       data = stage_1_lib.prepare(config, str(stage_1), init_from.load_optics)
-      workdir = home / f'{method}_seed_{seed}_{line["config"]}'
+      if spoil := CONDITIONS[of].data:
+        data = spoil(data, seed)
+      of_method = f'{method}_{of}'.replace('/', '_per_')
+      workdir = home / f'{of_method}_seed_{seed}_{line["config"]}'
       workdir.mkdir(exist_ok=True)
       figures = train.train(config, str(workdir), data)
       if not figures:  # it was trained, but cut off before its line
@@ -121,7 +215,8 @@ def run(
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
   if not path.exists():
     return []
-  return [json.loads(line) for line in path.read_text().splitlines()]
+  lines = map(json.loads, path.read_text().splitlines())
+  return [{'condition': TUNED, **line} for line in lines]
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
@@ -166,8 +261,61 @@ def tabulate(lines: Sequence[dict[str, Any]], group: str) -> rich.table.Table:
   return table
 
 
+def regrets(
+  lines: Sequence[dict[str, Any]], figure: str
+) -> dict[str, dict[str, list[float]]]:
+  """{method: {condition: a share a seed}} above the control; less is better.
+
+  Where the control of a seed is not there yet, that seed is left out.
+  """
+  controls: dict[tuple[str, int], float] = {}
+  for line in lines:
+    of, value = line['condition'], line['figures'][figure]
+    name = line['method'].partition('@')[0]
+    if name == 'control' and (CONDITIONS[of].has_its_own or of == TUNED):
+      key = of, line['seed']
+      controls[key] = min(value, controls.get(key, math.inf))
+  found: dict[str, dict[str, list[float]]] = {}
+  for line in lines:
+    of = line['condition']
+    judge = of if CONDITIONS[of].has_its_own else TUNED
+    if control := controls.get((judge, line['seed'])):
+      share = line['figures'][figure] / control - 1
+      # A loss that is no number is as bad as can be.
+      share = share if math.isfinite(share) else math.inf
+      by_condition = found.setdefault(line['method'], {})
+      by_condition.setdefault(of, []).append(share)
+  return found
+
+
+def tabulate_regrets(
+  lines: Sequence[dict[str, Any]], figure: str
+) -> rich.table.Table:
+  """A row a method: percent, mean over seeds and spread; worst and mean."""
+  title = f'{figure}, held out: percent above the tuned control'
+  table = rich.table.Table(title=title, title_justify='left')
+  found = regrets(lines, figure)
+  there = [c for c in CONDITIONS if any(c in of for of in found.values())]
+  for head in ('method', *there, 'worst', 'mean'):
+    table.add_column(head, justify='left' if head == 'method' else 'right')
+  for method, of in found.items():
+    means = {c: statistics.mean(of[c]) for c in there if c in of}
+    cells = []
+    for c in there:
+      spread = statistics.stdev(of[c]) if len(of.get(c, ())) > 1 else math.nan
+      text = f'{100 * means[c]:+.1f}' if c in means else ''
+      cells.append(text + f' ± {100 * spread:.1f}' * (not math.isnan(spread)))
+    worst, mean = max(means.values()), statistics.mean(means.values())
+    table.add_row(method, *cells, f'{100 * worst:+.1f}', f'{100 * mean:+.1f}')
+  return table
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(prog='python -m chimera.ledger')
+  parser.add_argument(
+    'table', nargs='?', choices=['methods', 'robust'], default='methods'
+  )
+  parser.add_argument('--conditions', nargs='+', choices=list(CONDITIONS))
   parser.add_argument('--train', default='photos', help='a folder of images')
   parser.add_argument('--held_out', default='', help='a folder of others')
   parser.add_argument('--home', default='runs/ledger', type=pathlib.Path)
@@ -188,9 +336,17 @@ def main() -> None:
     key, _, value = change.partition('=')
     overrides[key] = ast.literal_eval(value)
   cpus.split(len(default_config.get_config().clone_names))
-  lines = list(run(args.home, args.methods, args.seeds, overrides))
+  conditions = [TUNED]
+  if args.table == 'robust':
+    conditions = args.conditions or list(CONDITIONS)
+  what = args.home, args.methods, args.seeds, overrides, conditions
+  lines = list(run(*what))
   console = rich.console.Console()
   console.width = max(console.width, 150)
+  if args.table == 'robust':
+    for figure in ('master/path_l1', 'master/pixel_l1'):
+      console.print(tabulate_regrets(lines, figure))
+    return
   for group in ('ema', 'master'):
     console.print(tabulate(lines, group))
 

@@ -4,10 +4,12 @@ import json
 import math
 
 import jax
+import numpy as np
 import pytest
 
 from chimera import ledger, train
 from chimera.optics import stage_1
+from chimera.run import config_json
 
 
 def _line(method, seed, l1):
@@ -15,6 +17,7 @@ def _line(method, seed, l1):
     'method': method,
     'seed': seed,
     'config': '0',
+    'condition': 'tuned',
     'figures': {'ema/path_l1': l1, 'master/psnr': 20.0},
   }
 
@@ -78,6 +81,95 @@ def test_the_table_pairs_by_seed_and_shows_the_spread():
   assert control == '0.1500 ± 0.0707'
   assert default.startswith('0.2533 ± ')
   assert less.startswith('-0.0200 ± ')
+
+
+def test_an_audition_counts_as_cycles():
+  config = ledger.create_config('default', 0, {'train.cycles': 700})
+  assert config.train.cycles + 2 * config.train.audition == 700
+  assert config.train.audition > 0
+  control = ledger.create_config('control', 0, {'train.cycles': 700})
+  assert (control.train.cycles, control.train.audition) == (700, 0)
+
+
+def test_a_condition_sets_one_thing_wrong():
+  right = config_json.keys(ledger.create_config('control', 0, {}))
+  for condition, key, value in (
+    ('rate/30', 'train.learning_rate', 8e-3 / 30),
+    ('rate*10', 'train.learning_rate', 8e-2),
+    ('adv*30', 'loss.adv', 0.15),
+    ('vq/10', 'loss.vq', 0.05),
+    ('cold', 'train.warmup', 0),
+    ('batch2', 'train.batch_size', 2),
+  ):
+    config = ledger.create_config('control@3', 0, {}, condition)
+    wrong = config_json.keys(config)
+    wrong['train.learning_rate'] /= 3
+    assert [k for k in right if wrong[k] != pytest.approx(right[k])] == [key]
+    assert wrong[key] == pytest.approx(value)
+
+
+@pytest.fixture
+def prepared():
+  """100 samples whose radius is their number."""
+  paths = np.zeros((100, 2, 2, 3), np.float32)
+  paths += np.arange(100)[:, None, None, None] / 100
+  return stage_1.Prepared(
+    paths, list(range(100)), np.arange(100), None, None, None
+  )
+
+
+def test_where_hard_samples_are_rare_nine_in_ten_are_easy(prepared):
+  found = ledger.rare(prepared, 0)
+  order = np.array(found.crops)
+  assert len(order) == 100
+  assert np.sum(order < 40) == 90
+  np.testing.assert_array_equal(found.gradients_N, order)
+  np.testing.assert_array_equal(found.paths_NxHxWxC, prepared[0][order])
+  assert ledger.rare(prepared, 1).crops != found.crops
+
+
+def test_of_a_corrupted_set_one_in_ten_is_noise_or_a_copy(prepared):
+  found = ledger.corrupted(prepared, 0)
+  differ = np.any(found.paths_NxHxWxC != prepared.paths_NxHxWxC, axis=(1, 2, 3))
+  copies = np.array(found.crops) != np.arange(100)
+  assert (differ.sum(), copies.sum()) == (9, 4)  # the fifth is the original
+  assert np.ptp(found.paths_NxHxWxC[copies]) == 0
+  noise = found.paths_NxHxWxC[differ & ~copies]
+  assert (noise.shape[0], np.ptp(noise[..., 0]) > 5) == (5, True)
+  np.testing.assert_array_equal(prepared.crops, np.arange(100))
+
+
+def _of(condition, method, seed, l1):
+  return {**_line(method, seed, l1), 'condition': condition}
+
+
+def test_the_regret_is_above_the_tuned_control_of_the_seed():
+  lines = [
+    _of('tuned', 'control', 0, 0.1),
+    _of('tuned', 'control', 1, 0.2),
+    _of('tuned', 'control@3', 0, 0.08),  # a sweep has a best
+    _of('rate*3', 'control', 0, 0.12),
+    _of('rate*3', 'default', 0, 0.09),
+    _of('rate*3', 'default', 1, math.nan),
+    _of('rare', 'control', 0, 0.4),
+    _of('rare', 'control@3', 0, 0.2),
+    _of('rare', 'default', 0, 0.3),
+    _of('tuned', 'default', 2, 0.3),  # without its control
+  ]
+  found = ledger.regrets(lines, 'ema/path_l1')
+  assert found['default']['rate*3'] == pytest.approx([0.125, math.inf])
+  assert found['default']['rare'] == pytest.approx([0.5])
+  assert 'tuned' not in found['default']
+  assert found['control']['tuned'] == pytest.approx([0.25, 0.0])
+  assert found['control']['rate*3'] == pytest.approx([0.5])
+  table = ledger.tabulate_regrets(lines[:5], 'ema/path_l1')
+  assert [c.header for c in table.columns] == [
+    *('method', 'tuned', 'rate*3', 'worst', 'mean')
+  ]
+  control, best, default = zip(*(c.cells for c in table.columns))
+  assert control == ('control', '+12.5 ± 17.7', '+50.0', '+50.0', '+31.2')
+  assert best == ('control@3', '+0.0', '', '+0.0', '+0.0')
+  assert default == ('default', '', '+12.5', '+12.5', '+12.5')
 
 
 def test_the_ledger_is_read_as_it_was_written(tmp_path):

@@ -32,6 +32,7 @@ NAME = 'audition.json'
 APART = 8.0  # times, from one rate of the first round to the next
 _NEAR = 0.6  # powers of APART from the best to the outermost of the second
 HORIZON = 3.0  # times the best rate of an audition is best for a whole run
+ROUNDS = 2
 _RATES = 4  # a round, at least
 _WARMUP = 0.4  # of the cycles
 _JUDGED = 0.25  # of the cycles, the last ones, whose mean loss counts
