@@ -62,7 +62,9 @@ RUNS = {
     {'model.revive_after': 0, 'loss.vq': 100.0, 'loss.commitment': 10.0},
     symptoms.COLLAPSED,
   ),
-  'learning_rate_x100': Spoilt({'train.learning_rate': 0.8}, symptoms.RATE),
+  'learning_rate_x100': Spoilt(
+    {'train.learning_rate': 0.8, 'train.audition': 0}, symptoms.RATE
+  ),
   'black_images': Spoilt({'data.source': 'BLACK'}, symptoms.CONSTANT),
   'copied_images': Spoilt({'data.source': 'COPIES'}, symptoms.COPIES),
   'unreachable_targets': Spoilt(

@@ -143,25 +143,27 @@ def _loss(case: case_lib.Case) -> Iterator[case_lib.Finding]:
       signs.append(f'the loss rose from {least:.3g} to {late:.3g}')
   if not signs:
     return
-  rate, usual = s['train.learning_rate'], known['train.learning_rate']
+  rate, usual = case.run.rate, known['train.learning_rate']
   name, why = LOSS, 'What does not come down is not learned.'
   key = '--config.train.learning_rate'
+  if s['train.audition']:  # else it would be found again
+    key = f'--config.train.audition=0 {key}'
   if rate >= _WRONG_RATE * usual:
     name = RATE
     why = 'Steps that are too long leap over what they should descend into.'
     turn = f'{key}={usual:g}, in another --workdir.'
   elif rate <= usual / _WRONG_RATE and not dropped > 0:
-    turn = f'{key}={rate * 4:g}, or more --config.train.cycles.'
+    turn = f'{key}={rate * 4:.2g}, or more --config.train.cycles.'
   else:
     turn = (
-      f'{key}={rate / 4:g}, a longer --config.train.warmup; then the weights '
+      f'{key}={rate / 4:.2g}, a longer --config.train.warmup; then the weights '
       'in --config.loss.'
     )
   yield case_lib.Finding(
     name,
     f'{_sentence(signs)}; the reference comes down to '
-    f'{case.shown("fallen", ".0%")}, and leaves out none. {key} is {rate:g}, '
-    f'the reference learns at {usual:g}.',
+    f'{case.shown("fallen", ".0%")}, and leaves out none. The learning rate is '
+    f'{rate:.2g}, the reference learns at {usual:g}.',
     why,
     turn,
   )

@@ -57,9 +57,18 @@ FAULTS = {
     'rose from 0.36 to 0.54',
   ),
   'a rising loss at a high rate': (
-    {'clone': _rising, 'train__learning_rate': 0.8},
+    {
+      'clone': _rising,
+      'train__learning_rate': 0.8,
+      'train__audition': 0,
+    },
     symptoms.RATE,
     '--config.train.learning_rate=0.008',
+  ),
+  'a high rate that was found': (
+    {'clone': lambda i, name: {**_rising(i, name), 'agent/lr': 0.8}},
+    symptoms.RATE,
+    '--config.train.audition=0 --config.train.learning_rate=0.008',
   ),
   'no number': (
     {'clone': lambda i, name: {'loss/base': math.nan} if i > 17 else {}},
