@@ -44,7 +44,8 @@ from chimera.system import cpus, provenance
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
   'control': ('control', {}),
   'default': ('', {}),
-  'wsd': ('', {'train.schedule': 'wsd'}),
+  'cosine': ('', {'train.schedule': 'cosine'}),
+  'no_audition': ('', {'train.audition': 0}),
   'local': ('', {'meld.optimizer_state': 'local'}),
   'seed': ('seed', {}),
   'seed_shared_v': ('seed', {'meld.optimizer_state': 'shared_v'}),

@@ -274,9 +274,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # one is found, before the first cycle; 0: the rate as it is.
   c.train.audition = 50
   c.train.warmup = 50  # cycles
-  # Or 'wsd': constant, then a decay; or 'constant'. Those two may be given more
-  # train.cycles later.
-  c.train.schedule = 'cosine'
+  # Constant, then a decay; or 'constant', or 'cosine', which alone cannot be
+  # given more train.cycles later.
+  c.train.schedule = 'wsd'
   c.train.decay = 0.2  # share of the cycles, of 'wsd'
   c.train.adam_b1 = 0.9
   c.train.adam_b2 = 0.99

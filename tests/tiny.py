@@ -29,6 +29,7 @@ def get_config(arg=''):
   c.train.learning_rate /= 16  # gently: rounding grows with it
   c.train.warmup = 4
   c.train.audition = 0
+  c.train.schedule = 'cosine'
   c.train.cycles = 40
   c.loss.adv_ramp = 5
   c.q.every = 4
