@@ -1,12 +1,9 @@
 """Four CPU devices for every test, no silent rank promotion; warnings seen."""
 
-import atexit
 import gc
 import os
 import pathlib
-import shutil
 import signal
-import tempfile
 
 from tests import xla
 
@@ -15,12 +12,6 @@ if _FLAG not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}=4'
 os.environ['XLA_FLAGS'] += f' {xla.SOONER}'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# What one test has compiled, in any process, the others need not. Workers have
-# the folder of the process that started them.
-_PROGRAMS = 'JAX_COMPILATION_CACHE_DIR'
-if _PROGRAMS not in os.environ:
-  os.environ[_PROGRAMS] = tempfile.mkdtemp(prefix='chimera-tests-')
-  atexit.register(shutil.rmtree, os.environ[_PROGRAMS], ignore_errors=True)
 
 from absl import logging  # noqa: E402
 import jax  # noqa: E402
