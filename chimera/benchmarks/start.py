@@ -20,7 +20,7 @@ import rich.console
 # What happens until then, each from the end of the one before it; `imports` are
 # taken out of all others.
 PHASES = (
-  *('imports', 'preparation', 'state', 'observers'),
+  *('imports', 'preparation', 'state', 'observers', 'audition', 'engine'),
   *('tracing', 'compilation', 'first cycle'),
 )
 _say = rich.console.Console().print
@@ -147,7 +147,8 @@ def _run(born: float, flags: list[str]) -> None:
 
   jax.monitoring.register_event_duration_secs_listener(heard)
   clock.ends(train, 'newborn', 'preparation', 'state')
-  clock.ends(observers.Observers, 'compiling', 'observers')
+  clock.ends(train, 'find_rate', 'observers', 'audition')
+  clock.ends(observers.Observers, 'compiling', 'engine')
   progress.Progress.update = update
   sys.argv = ['chimera', *flags]
   runpy.run_module('chimera.main', run_name='__main__')

@@ -11,7 +11,7 @@ from tests import tiny
 class Still:
   """An engine that leaves the clones as they are."""
 
-  def __init__(self, config, spec, bins, paths, devices):
+  def __init__(self, config, spec, bins, paths, devices, rate):
     self.cycles = 1
     self._devices = devices[:1]
     self._step = jax.jit(lambda x: x + 1)
