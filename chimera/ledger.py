@@ -30,6 +30,7 @@ import statistics
 import types
 from typing import Any, NamedTuple
 
+from absl import logging
 import ml_collections
 import numpy as np
 import rich.console
@@ -45,7 +46,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
   'control': ('control', {}),
   'default': ('', {}),
   'cosine': ('', {'train.schedule': 'cosine'}),
-  'no_audition': ('', {'train.audition': 0}),
+  'no_audition': ('', {'train.audition': False}),
   'local': ('', {'meld.optimizer_state': 'local'}),
   'seed': ('seed', {}),
   'seed_shared_v': ('seed', {'meld.optimizer_state': 'shared_v'}),
@@ -58,6 +59,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 _NONE: Mapping[str, Any] = types.MappingProxyType({})
+_LEAST_CYCLES = 100  # as many are an audition's
 
 
 class Condition(NamedTuple):
@@ -85,7 +87,8 @@ def corrupted(data: Any, seed: int) -> Any:
   from chimera.optics import poincare
 
   paths, rng = np.array(data.paths_NxHxWxC), np.random.default_rng(seed)
-  noise, same = np.split(rng.permutation(len(paths))[: len(paths) // 10], 2)
+  n, order = len(paths) // 20, rng.permutation(len(paths))
+  noise, same = order[:n], order[n : 2 * n]
   noise_X = rng.uniform(-1, 1, paths[noise].shape).astype(np.float32)
   paths[noise] = poincare.denormalize(noise_X)
   rows = np.arange(len(paths))
@@ -153,7 +156,8 @@ def create_config(
     times = {k: values[k] * n for k, n in wrong.times.items()}
     config.update_from_flattened_dict({**times, **wrong.put})
   config.train.learning_rate *= float(scale or 1)
-  config.train.cycles -= audition.ROUNDS * config.train.audition
+  if config.train.audition:
+    config.train.cycles -= audition.COST
   config.train.dashboard = False
   preflight.check_config(config)
   return config
@@ -202,9 +206,13 @@ def run(
       of_method = f'{method}_{of}'.replace('/', '_per_')
       workdir = home / f'{of_method}_seed_{seed}_{line["config"]}'
       workdir.mkdir(exist_ok=True)
-      figures = train.train(config, str(workdir), data)
-      if not figures:  # it was trained, but cut off before its line
-        figures = train.evaluate_workdir(config, str(workdir), data)
+      try:
+        figures = train.train(config, str(workdir), data)
+        if not figures:  # it was trained, but cut off before its line
+          figures = train.evaluate_workdir(config, str(workdir), data)
+      except FloatingPointError as e:
+        logging.warning('%s of seed %d in %s: %s', method, seed, of, e)
+        figures = {}
       done[key] = line | {'figures': figures}
       with open(path, 'a') as f:
         f.write(json.dumps(done[key]) + '\n')
@@ -271,9 +279,10 @@ def regrets(
   """
   controls: dict[tuple[str, int], float] = {}
   for line in lines:
-    of, value = line['condition'], line['figures'][figure]
+    of, value = line['condition'], line['figures'].get(figure, math.nan)
     name = line['method'].partition('@')[0]
-    if name == 'control' and (CONDITIONS[of].has_its_own or of == TUNED):
+    is_judge = CONDITIONS[of].has_its_own or of == TUNED
+    if name == 'control' and is_judge and math.isfinite(value):
       key = of, line['seed']
       controls[key] = min(value, controls.get(key, math.inf))
   found: dict[str, dict[str, list[float]]] = {}
@@ -281,8 +290,8 @@ def regrets(
     of = line['condition']
     judge = of if CONDITIONS[of].has_its_own else TUNED
     if control := controls.get((judge, line['seed'])):
-      share = line['figures'][figure] / control - 1
       # A loss that is no number is as bad as can be.
+      share = line['figures'].get(figure, math.inf) / control - 1
       share = share if math.isfinite(share) else math.inf
       by_condition = found.setdefault(line['method'], {})
       by_condition.setdefault(of, []).append(share)
@@ -303,7 +312,9 @@ def tabulate_regrets(
     means = {c: statistics.mean(of[c]) for c in there if c in of}
     cells = []
     for c in there:
-      spread = statistics.stdev(of[c]) if len(of.get(c, ())) > 1 else math.nan
+      shares = of.get(c, [])
+      is_known = len(shares) > 1 and all(map(math.isfinite, shares))
+      spread = statistics.stdev(shares) if is_known else math.nan
       text = f'{100 * means[c]:+.1f}' if c in means else ''
       cells.append(text + f' ± {100 * spread:.1f}' * (not math.isnan(spread)))
     worst, mean = max(means.values()), statistics.mean(means.values())
@@ -325,6 +336,8 @@ def main() -> None:
   parser.add_argument('--cycles', type=int, default=1000)
   parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE')
   args = parser.parse_args()
+  if args.cycles <= _LEAST_CYCLES:
+    parser.error(f'--cycles must be above {_LEAST_CYCLES}, got {args.cycles}.')
   source = args.train if args.train == 'photos' else os.path.abspath(args.train)
   overrides = {
     'data.source': source,

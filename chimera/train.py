@@ -22,7 +22,7 @@ from chimera.run import audition, checkpoint, init_from, results
 from chimera.run import engine as engine_lib
 from chimera.run import rollbacks as rollbacks_lib
 from chimera.school import curriculum, curriculum_file
-from chimera.system import disk, lock, preemption
+from chimera.system import disk, lock, preemption, provenance
 
 
 def prepare_curriculum(
@@ -57,8 +57,8 @@ def train(
 ) -> dict[str, float]:
   """Trains to the last cycle, from wherever the workdir stands.
 
-  Order: 1. curriculum, 2. newborn clones, 3. the newest whole
-  checkpoint over them, 4. onto the devices, 5. the loop.
+  Order: 1. curriculum, 2. newborn clones, 3. the newest whole checkpoint over
+  them, 4. the audition of a new run, 5. onto the devices, 6. the loop.
 
   An evaluation comes before the checkpoint of its cycle, which says that it has
   been, and what was the best so far: whatever ends the run, it is made up for.
@@ -112,8 +112,17 @@ def train(
       record_figures(exam, done)
     if not is_over:
       paths = data.paths_NxHxWxC
-      with observers.during('auditioning learning rates'):
-        rate = find_rate(config, workdir, spec, born, paths, devices)
+      if not done:
+        with observers.during('auditioning learning rates'):
+          start_P = host.master.params[0]
+          rate = find_rate(
+            *(config, workdir, spec, start_P, paths, devices),
+            checkpointer.bound,
+          )
+        checkpointer.extra['rate'] = rate
+      # Of a run of before there were auditions there is none.
+      rate = checkpointer.extra.get('rate', 1.0)
+      logging.info('Learning rate: %.2g.', rate * config.train.learning_rate)
       engine = engine_lib.Engine(config, spec, bins, paths, devices, rate)
       engine.place(host, done)
       observers.compiling(len(devices))
@@ -131,6 +140,7 @@ def train(
         observers.saw(done, seen)
         if has_diverged(config, done, seen, rollbacks):
           done, host, _ = set_out(config, checkpointer, rollbacks, born)
+          checkpointer.extra['rate'] = rate
           logging.warning('Rolled back to cycle %d, with another key.', done)
           observers.rewind(done)
           engine.place(host, done)
@@ -183,26 +193,29 @@ def find_rate(
   config: ml_collections.ConfigDict,
   workdir: str,
   spec: state_lib.StepSpec,
-  born: state_lib.CloneState,
+  start_P: np.ndarray,
   paths_NxHxWxC: np.ndarray,
   devices: list[Any],
+  bound: dict[str, str],
 ) -> float:
-  """How many times the config's learning rate the run's is, by audition."""
-  if not config.train.audition:
+  """How many times the config's learning rate that of a new run is.
+
+  Where it starts from what another has learned, or has no audition, once. An
+  audition that the workdir has of the same, by the digests that the run is
+  `bound` to, is not held again.
+  """
+  if not config.train.audition or config.init_from:
+    audition.save(workdir, None)
     return 1.0
-  held = audition.read(workdir)
+  of = provenance.digest(bound)
+  held = audition.read(workdir, of)
   if held is None:
-    start_P = at_birth(config, born).master.params[0]
     held = audition.hold(config, spec, start_P, paths_NxHxWxC, devices)
-    audition.save(workdir, held)
-  return held.found / config.train.learning_rate
-
-
-def at_birth(
-  config: ml_collections.ConfigDict, born: state_lib.CloneState
-) -> state_lib.CloneState:
-  """The clones before their first cycle, with what they inherit."""
-  return init_from.inherit(config, born) if config.init_from else born
+    audition.save(workdir, held._replace(of=of))
+  found = held.found / config.train.learning_rate
+  if config.meld.enabled:  # it is of steps that are gone whole
+    found /= (1 - config.meld.alpha) * config.meld.outer_learning_rate
+  return found
 
 
 def set_out(
@@ -216,7 +229,11 @@ def set_out(
     done, host, specialists = restored
   else:
     checkpointer.begin()
-    done, host, specialists = 0, at_birth(config, born), None
+    done, host, specialists = (
+      0,
+      (init_from.inherit(config, born) if config.init_from else born),
+      None,
+    )
   key = rollbacks.key_data(config.seed)
   host = host.replace(rng=np.stack([key] * len(host.rng)))
   return done, host, specialists

@@ -270,9 +270,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.train.cycles = 1000  # may grow later, see train.schedule
   c.train.batch_size = 8  # samples a clone and cycle
   c.train.learning_rate = 8e-3
-  # Cycles of each of two rounds in which rates about it are tried, and a better
-  # one is found, before the first cycle; 0: the rate as it is.
-  c.train.audition = 50
+  # Rates about it are tried, and a better one is found, before the first cycle;
+  # False: the rate as it is.
+  c.train.audition = True
   c.train.warmup = 50  # cycles
   # Constant, then a decay; or 'constant', or 'cosine', which alone cannot be
   # given more train.cycles later.
@@ -379,7 +379,6 @@ def _smoke(c):
   c.model.blocks = 1
   c.model.revive_after = 10
   c.train.cycles = 60
-  c.train.audition = 10
   c.train.warmup = 10
   c.train.log_every = 20
   c.train.eval_every = 60
@@ -398,7 +397,7 @@ def _seed(c):
   c.meld.optimizer_state = 'local'
   c.meld.alpha = 0.5
   c.train.learning_rate = c.train.learning_rate / (1 - c.meld.alpha)
-  c.train.audition = 0
+  c.train.audition = False
   c.q.history = 'total'
 
 
@@ -409,4 +408,4 @@ def _control(c):
   c.pid.enabled = False
   c.q.enabled = False
   c.meld.enabled = False
-  c.train.audition = 0
+  c.train.audition = False

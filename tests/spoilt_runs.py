@@ -63,7 +63,7 @@ RUNS = {
     symptoms.COLLAPSED,
   ),
   'learning_rate_x100': Spoilt(
-    {'train.learning_rate': 0.8, 'train.audition': 0}, symptoms.RATE
+    {'train.learning_rate': 0.8, 'train.audition': False}, symptoms.RATE
   ),
   'black_images': Spoilt({'data.source': 'BLACK'}, symptoms.CONSTANT),
   'copied_images': Spoilt({'data.source': 'COPIES'}, symptoms.COPIES),

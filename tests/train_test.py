@@ -14,7 +14,7 @@ from chimera import train
 from chimera.evaluation import evaluate, sheets
 from chimera.monitor import history, report, summary
 from chimera.optics import poincare, stage_1
-from chimera.run import checkpoint, engine
+from chimera.run import audition, checkpoint, engine
 from chimera.run import steps as steps_lib
 from chimera.system import lock, provenance
 from chimera.tokenizer import export
@@ -70,6 +70,36 @@ def test_the_exported_tokenizer_is_the_master(finished):
   assert (
     came_from['evaluation']['master/path_l1'] == (figures['master/path_l1'])
   )
+
+
+def test_a_run_learns_at_the_rate_that_was_found_to_its_end(
+  finished, tmp_path, monkeypatch
+):
+  _, config, data, _ = finished
+  config = config.copy_and_resolve_references()
+  config.train.audition = True
+  config.train.learning_rate = 1e-3
+  config.train.cycles = 4
+  found = audition.Audition([1e-3, 2e-3], [2.0, 1.0], 3e-3)
+  monkeypatch.setattr(audition, 'hold', lambda *_: found)
+  train.train(config, str(tmp_path), data)
+  # Its checkpoint knows it, whatever becomes of the file.
+  (tmp_path / audition.NAME).unlink()
+  monkeypatch.delattr(audition, 'hold')
+  config.train.cycles = 10
+  train.train(config, str(tmp_path), data)
+  rows = [
+    r for r in history.read(str(tmp_path)) if 'agent/lr' in r.of('perceptual')
+  ]
+  assert [row.cycle for row in rows] == [2, 4, 6, 8, 10]
+  for name in config.clone_names:
+    rates = [
+      row.of(name)['agent/lr'] / row.of(name)['agent/trim'] for row in rows
+    ]
+    # Up within 2 cycles; the decay of a run of 10 begins behind cycle 6.
+    np.testing.assert_allclose(rates[0], 3e-3, rtol=1e-5)
+    np.testing.assert_allclose(rates[2], 3e-3, rtol=1e-5)
+    np.testing.assert_allclose(rates[-1], 3e-5, rtol=1e-4)
 
 
 def test_a_folder_that_another_process_writes_is_not_exported_to(

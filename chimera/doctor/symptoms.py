@@ -4,8 +4,9 @@ Each check looks at a case and yields findings. The thresholds stand in
 README.md; none of them is near to what the three reference runs do.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import math
+from typing import Any
 
 import numpy as np
 
@@ -147,7 +148,7 @@ def _loss(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   name, why = LOSS, 'What does not come down is not learned.'
   key = '--config.train.learning_rate'
   if s['train.audition']:  # else it would be found again
-    key = f'--config.train.audition=0 {key}'
+    key = f'--config.train.audition=False {key}'
   if rate >= _WRONG_RATE * usual:
     name = RATE
     why = 'Steps that are too long leap over what they should descend into.'
@@ -169,6 +170,12 @@ def _loss(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   )
 
 
+def _slower(settings: Mapping[str, Any]) -> str:
+  """How to lower the learning rate; where one is found, it must be given."""
+  found = '--config.train.audition=False and ' * settings['train.audition']
+  return f'{found}a lower --config.train.learning_rate'
+
+
 def _codebook(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   """Whether its codes are in use."""
   share, codes = case.late('perplexity'), case.run.codes
@@ -181,12 +188,13 @@ def _codebook(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   s, known = case.run.settings, case.reference.settings
   turns = []
   weights = ['loss.varentropy']
-  fewer = 'lower --config.train.learning_rate, or fewer --config.model.levels'
+  slower = _slower(s)
+  fewer = f'{slower}, or fewer --config.model.levels'
   if terms.kind_of(case.run.model) == 'vq':  # its codebook is learned
     weights = ['loss.vq', 'loss.commitment', *weights]
     fewer = (
-      'lower --config.loss.vq, --config.loss.commitment and --config.train.'
-      'learning_rate, or fewer --config.model.codes'
+      f'lower --config.loss.vq and --config.loss.commitment, {slower}, or '
+      'fewer --config.model.codes'
     )
     if not s['model.revive_after']:
       cycles = known['model.revive_after']
@@ -282,7 +290,7 @@ def _agents(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   )
   turns = ['where the loss does not fall, fix that first']
   if 'least' in pinned:
-    turns.append('lower --config.train.learning_rate')
+    turns.append(_slower(case.run.settings))
   if 'greatest' in pinned:
     turns.append(
       'raise --config.train.learning_rate or --config.specialists.NAME.q.high'

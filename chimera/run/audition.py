@@ -3,7 +3,7 @@
 Some rates far apart are tried side by side, then as many about the best of
 them. Each is tried by a learner with the batch of one clone, on the same
 samples from the same weights, by the base weights and without a critic; it
-rises and falls to almost nothing within `train.audition` cycles. Without the
+rises and falls to almost nothing within CYCLES. Without the
 fall the lowest rate would win: its noise is the least, and what it has not
 learned shows later (short-horizon bias: Wu et al. 2018,
 https://arxiv.org/abs/1803.02021). What is left of that bias is a factor,
@@ -13,6 +13,7 @@ HORIZON.
 from collections.abc import Iterator, Sequence
 import math
 import os
+import pathlib
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -31,9 +32,10 @@ from chimera.system import disk
 NAME = 'audition.json'
 APART = 8.0  # times, from one rate of the first round to the next
 _NEAR = 0.6  # powers of APART from the best to the outermost of the second
-HORIZON = 3.0  # times the best rate of an audition is best for a whole run
-ROUNDS = 2
-_RATES = 4  # a round, at least
+HORIZON = 3.0  # times the best rate of CYCLES is best for a whole run
+CYCLES = 50  # of a round
+COST = 2 * CYCLES  # cycles of four clones, whose images it takes
+_RATES = 4  # a round
 _WARMUP = 0.4  # of the cycles
 _JUDGED = 0.25  # of the cycles, the last ones, whose mean loss counts
 CLIFF = 0.15  # of the least loss; what is worse than that is told no further
@@ -45,13 +47,15 @@ class Audition(NamedTuple):
   rates: list[float]
   losses: list[float | None]  # of the last cycles; None where not finite
   found: float
+  of: str = ''  # digest of what it was held for
 
 
-def read(workdir: str | os.PathLike) -> Audition | None:
-  """The audition that a workdir holds, if it has a whole one."""
+def read(workdir: str | os.PathLike, of: str | None = None) -> Audition | None:
+  """The audition that a workdir holds, if it is whole and `of` that."""
   path = os.path.join(workdir, NAME)
   try:
-    return Audition(**disk.read_sealed(path))
+    held = Audition(**disk.read_sealed(path))
+    return held if of in (None, held.of) else None
   except FileNotFoundError:
     return None
   except (OSError, ValueError, TypeError) as e:
@@ -59,9 +63,17 @@ def read(workdir: str | os.PathLike) -> Audition | None:
     return None
 
 
-def save(workdir: str | os.PathLike, held: Audition) -> None:
-  """Where `read` finds it. Lost, it may be held again: it comes out alike."""
-  disk.write_sealed(os.path.join(workdir, NAME), held._asdict())
+def save(workdir: str | os.PathLike, held: Audition | None) -> None:
+  """Where `read` finds it; None takes an earlier one away.
+
+  Where it cannot be written, that is a warning: a checkpoint has the rate too.
+  """
+  path = pathlib.Path(workdir, NAME)
+  with disk.spared(NAME):
+    if held is None:
+      path.unlink(missing_ok=True)
+    else:
+      disk.write_sealed(path, held._asdict())
 
 
 def hold(
@@ -70,6 +82,8 @@ def hold(
   generator_P: np.ndarray,
   paths_NxHxWxC: np.ndarray,
   devices: Sequence[jax.Device],
+  *,
+  cycles: int = CYCLES,
 ) -> Audition:
   """Two rounds of rates about `train.learning_rate`.
 
@@ -78,9 +92,10 @@ def hold(
     spec: its constants.
     generator_P: the weights from which each learner starts.
     paths_NxHxWxC: the training set, an array or a memory map.
-    devices: on which the learners are, as many on each.
+    devices: on the first ones are the learners, as many on each.
+    cycles: of a round.
   """
-  cycles, given = config.train.audition, config.train.learning_rate
+  given = config.train.learning_rate
   weight_K = jnp.array([config.loss[t] for t in spec.terms])
   rng = np.random.default_rng(config.seed)
   rows_X = rng.integers(len(paths_NxHxWxC), size=cycles * spec.batch_size)
@@ -91,20 +106,21 @@ def hold(
   stage = _Stage(spec, weight_K, generator_P, x, devices)
   tried: dict[float, float] = {}
   for number, round_of in enumerate((first_round, second_round), start=1):
-    rates = round_of(given, tried, stage.count)
+    rates = round_of(given, tried, _RATES)
     logging.info(
       'Audition, round %d of 2: %d learning rates from %.2g to %.2g, %d cycles '
       'each.',
       *(number, len(rates), min(rates), max(rates), cycles),
     )
     tried |= dict(zip(rates, stage.play(rates)))
-  found = choose(tried, given)
-  logging.info(
-    'Learning rate found: %.2g (given: %.2g). --config.train.audition=0 takes '
-    'it as it is given.',
-    *(found, given),
-  )
-  known = sorted(tried.items())
+  found, known = choose(tried, given), sorted(tried.items())
+  logging.info('Learning rate found: %.2g (given: %.2g).', found, given)
+  if min(tried, key=tried.get) in (known[0][0], known[-1][0]):
+    logging.warning(
+      'The best learning rate is at the edge of those that were tried: look '
+      'farther by --config.train.learning_rate=%.2g, in another --workdir.',
+      found,
+    )
   return Audition(
     [rate for rate, _ in known],
     [loss if math.isfinite(loss) else None for _, loss in known],
@@ -139,7 +155,7 @@ def choose(tried: dict[float, float], given: float) -> float:
   That rate is where a parabola is least, in the logarithm of the rate, which is
   fitted to the basin: the losses about the best up to CLIFF above it, and the
   next one on either side, cut there. Each loss is noisy, so the best itself
-  would be so too. Where no loss is finite it is the given rate.
+  would be so too. It is no rate that failed, and where all did the given one.
   """
   rates = sorted(tried)
   heard = [tried[rate] for rate in rates]
@@ -159,7 +175,8 @@ def choose(tried: dict[float, float], given: float) -> float:
     bend, slope, _ = np.polyfit(x - at, y, 2)
     if bend > 0:
       at = np.clip(at - slope / (2 * bend), x[0], x[-1])
-  return float(f'{HORIZON * math.exp(at):.1e}')
+  failed = [r for r, l in tried.items() if r > rates[best] and l == math.inf]
+  return float(f'{min(HORIZON * math.exp(at), *failed, math.inf):.1e}')
 
 
 class _Stage:
@@ -174,8 +191,8 @@ class _Stage:
     devices: Sequence[jax.Device],
   ):
     self._cycles = len(x_NxBxHxWxC)
-    self._slots = -(-_RATES // len(devices))  # learners a device
-    self.count = self._slots * len(devices)
+    devices = devices[: math.gcd(_RATES, len(devices))]
+    self._slots = _RATES // len(devices)  # learners a device
     adam = optax.scale_by_adam(
       spec.generator_optimizer.adam_b1, spec.generator_optimizer.adam_b2
     )
@@ -243,5 +260,5 @@ class _Stage:
     heard = []
     for step in range(self._cycles):
       state, loss = self._cycle(state, np.int32(step), rates, self._x)
-      heard.append(loss)
-    return map(np.asarray, jax.device_get(heard))
+      heard.append(np.asarray(loss))  # at once: a signal may come
+    return iter(heard)

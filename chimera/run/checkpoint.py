@@ -20,7 +20,7 @@ class Checkpointer:
   `config` and `curriculum`, digests of what the run is bound to; `best`, cycle
   and held-out path_l1 of the best evaluation so far; `is_evaluated`, False
   where that of this cycle is still to come; `rows` of the last table, once the
-  last cycle is done.
+  last cycle is done; `rate`, how many times the config's learning rate is.
   """
 
   def __init__(
@@ -33,7 +33,7 @@ class Checkpointer:
     self._workdir = workdir
     self._stable = state_lib.create_spec(config).schedule.stable
     self._steps = open_steps(config, workdir)
-    self._bound = {
+    self.bound = {
       'config': provenance.digest(preflight.binding(config_json.keys(config))),
       'curriculum': provenance.digest(
         {str(k): ids.tolist() for k, ids in bins.items()}
@@ -44,10 +44,11 @@ class Checkpointer:
   def begin(self) -> None:
     """As a run that has no checkpoint."""
     self.extra: dict[str, Any] = {
-      **self._bound,
+      **self.bound,
       'best': {'cycle': None, 'score': None},
       'is_evaluated': True,
       'rows': [],
+      'rate': 1.0,
     }
 
   def restore(
@@ -58,7 +59,7 @@ class Checkpointer:
     if restored is None:
       return None
     done, tree, extra = restored
-    for name, digest in self._bound.items():
+    for name, digest in self.bound.items():
       if extra.get(name) != digest:
         raise ValueError(
           f'The checkpoints in {self._workdir} must be of this {name}, and are '

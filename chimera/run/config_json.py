@@ -15,7 +15,7 @@ from chimera.system import disk
 
 NAME = 'config.json'
 # Keys that there were not always, and what was in force before.
-_LATER = {
+LATER = {
   'model.quantizer': 'vq',
   'model.levels': [8, 5, 5, 5],
   'model.norm': 'group',
@@ -23,7 +23,7 @@ _LATER = {
   'data.mirrored': 0.0,
   'tokens.size': [0, 0],
   'train.decay': 0.2,
-  'train.audition': 0,
+  'train.audition': False,
   'eval.features': '',
 }
 
@@ -92,7 +92,7 @@ def read(workdir: str | os.PathLike) -> dict[str, Any]:
   path = pathlib.Path(workdir, NAME)
   values = parse(workdir)
   check_age(workdir, values)
-  values |= {k: v for k, v in _LATER.items() if k not in values}
+  values |= {k: v for k, v in LATER.items() if k not in values}
   hold(path, values, {'clone_names': rules.RULES['clone_names']})
   known = rules.of_clones(values['clone_names'])
   hold(path, values, known)

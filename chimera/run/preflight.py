@@ -37,6 +37,8 @@ _AGENTS = (
   *('clone_names', 'model.critic_width', 'q.window', 'q.actions'),
   *('meld.enabled', 'meld.outer_momentum'),
 )
+# What a run of before it was a key had not.
+_LATER = ('train.audition',)
 _LEAST_WEIGHT = 1e-12  # of all terms of a clone: the PID divides by their size
 _TRAINED = ('checkpoints/*', 'evaluation.json')
 _PREPARED = ('optics/*', 'latents.npy', 'manifest.csv', 'curriculum_bins_*')
@@ -64,6 +66,9 @@ def binding(values: Mapping[str, Any]) -> dict[str, Any]:
   bound = {k: v for k, v in flat if not k.startswith(FREE)}
   if values.get('train.schedule') != 'cosine':
     bound.pop('train.cycles', None)
+  # A run of before there were auditions is one without.
+  if not values.get('train.audition'):
+    bound.pop('train.audition', None)
   return bound
 
 
@@ -149,6 +154,7 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
   if trained:
     config_json.check_age(workdir, there)
   here = _as_json(config)
+  there = {**{k: config_json.LATER[k] for k in _LATER}, **there}
   bound = binding(here).keys() | binding(there).keys()
   differ = [
     key

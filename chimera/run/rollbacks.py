@@ -40,9 +40,9 @@ class Rollbacks:
     if len(self.reasons) >= self._allowed:
       raise FloatingPointError(
         f'{reason}, after {len(self.reasons)} roll-back(s). In another '
-        '--workdir lower --config.train.learning_rate or widen '
-        '--config.meld.loss_bound and --config.meld.update_bound; or allow '
-        'more by --config.train.rollbacks.'
+        '--workdir give a lower --config.train.learning_rate with '
+        '--config.train.audition=False, or widen --config.meld.loss_bound and '
+        '--config.meld.update_bound; or allow more by --config.train.rollbacks.'
       )
     self.reasons.append(reason)
     disk.write_json(self._path, self.reasons)

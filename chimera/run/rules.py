@@ -277,7 +277,7 @@ RULES = {
   'train.cycles': whole(1),
   'train.batch_size': whole(1),
   'train.learning_rate': _RATE,
-  'train.audition': whole(0),
+  'train.audition': _FLAG,
   'train.warmup': whole(0),
   'train.schedule': one_of('cosine', 'wsd', 'constant'),
   'train.decay': _SHARE,

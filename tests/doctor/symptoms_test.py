@@ -60,7 +60,7 @@ FAULTS = {
     {
       'clone': _rising,
       'train__learning_rate': 0.8,
-      'train__audition': 0,
+      'train__audition': False,
     },
     symptoms.RATE,
     '--config.train.learning_rate=0.008',
@@ -68,7 +68,7 @@ FAULTS = {
   'a high rate that was found': (
     {'clone': lambda i, name: {**_rising(i, name), 'agent/lr': 0.8}},
     symptoms.RATE,
-    '--config.train.audition=0 --config.train.learning_rate=0.008',
+    '--config.train.audition=False --config.train.learning_rate=0.008',
   ),
   'no number': (
     {'clone': lambda i, name: {'loss/base': math.nan} if i > 17 else {}},

@@ -22,7 +22,7 @@ CYCLES = 10
 
 def config_of(rate=0.02, **changes):
   config = tiny.get_config()
-  config.train.audition = CYCLES
+  config.train.audition = True
   config.train.learning_rate = rate
   config.update_from_flattened_dict(changes)
   return config
@@ -34,9 +34,10 @@ def start_of(config):
   return spec, np.asarray(born.master.params)
 
 
-def held(config, devices=1):
+def held(config, devices=1, cycles=CYCLES):
   spec, start_P = start_of(config)
-  return audition.hold(config, spec, start_P, PATHS, jax.devices()[:devices])
+  args = config, spec, start_P, PATHS, jax.devices()[:devices]
+  return audition.hold(*args, cycles=cycles)
 
 
 @pytest.fixture(scope='module')
@@ -138,7 +139,7 @@ def test_each_loss_is_that_of_a_plain_learner(first):
   np.testing.assert_allclose(first.losses[1], np.mean(heard[-3:]), rtol=1e-4)
 
 
-@pytest.mark.parametrize('devices', [2, 4])
+@pytest.mark.parametrize('devices', [2, 3, 4])
 def test_every_layout_hears_the_same(first, devices):
   there = held(config_of(), devices)
   np.testing.assert_allclose(there.rates, first.rates)
@@ -149,39 +150,89 @@ def test_every_layout_hears_the_same(first, devices):
 
 def test_given_rates_that_are_apart_by_900_come_together():
   found = [
-    held(config_of(0.02 * k, **{'train.audition': 60}), 2).found
+    held(config_of(0.02 * k), devices=2, cycles=60).found
     for k in (1 / 30, 1, 30)
   ]
-  assert max(found) / min(found) < 2
+  assert max(found) / min(found) < 3
 
 
-def test_losses_that_are_not_finite_are_none():
+def test_a_rate_above_one_that_failed_is_not_chosen():
+  tried = {1.0: 0.5, 2.0: 0.52, 2.5: math.inf, 8.0: math.inf}
+  assert audition.choose(tried, 9.0) == 2.5
+
+
+def test_losses_that_are_not_finite_are_none_and_an_edge_is_warned_of(warnings):
   there = held(config_of(1e30))
-  assert None in there.losses
-  assert math.isfinite(there.found)
+  assert set(there.losses) == {None}
+  assert there.found == 1e30
+  held(config_of(1e-9))
+  assert len(warnings) == 2
+  assert warnings[0].startswith('No learning rate had a finite loss')
+  assert 'look farther by --config.train.learning_rate=' in warnings[1]
 
 
-def test_it_is_read_back_and_a_broken_one_is_held_again(
-  tmp_path, caplog, first
+def find(config, workdir, bound=None):
+  """`train.find_rate` where nobody can hold an audition."""
+  args = config, str(workdir), None, None, None, None
+  return train.find_rate(*args, bound or {'config': 'a'})
+
+
+def test_it_is_held_once_for_a_run_and_again_for_another(
+  tmp_path, first, monkeypatch
 ):
+  heard = []
+
+  def hold(config, *_):
+    heard.append(config)
+    return first
+
+  monkeypatch.setattr(audition, 'hold', hold)
+  config = config_of()
   assert audition.read(tmp_path) is None
-  assert not caplog.records
-  audition.save(tmp_path, first)
-  assert audition.read(tmp_path) == first
+  rate = first.found / config.train.learning_rate
+  assert [find(config, tmp_path) for _ in range(2)] == [rate] * 2
+  assert len(heard) == 1
+  assert audition.read(tmp_path).losses == first.losses
+  assert find(config, tmp_path, {'config': 'b'}) == rate
+  assert len(heard) == 2
+
+
+def test_one_that_is_broken_is_held_again(
+  tmp_path, first, monkeypatch, warnings
+):
+  monkeypatch.setattr(audition, 'hold', lambda *_: first)
+  find(config_of(), tmp_path)
   path = tmp_path / audition.NAME
   body = json.loads(path.read_text())
   path.write_text(json.dumps({**body, 'found': 1.0}))
   assert audition.read(tmp_path) is None
-  assert 'audition.json is not as it was written' in caplog.text
+  assert 'audition.json is not as it was written' in warnings[0]
+  find(config_of(), tmp_path)
+  assert audition.read(tmp_path).found == first.found
+
+
+def test_one_that_cannot_be_written_is_a_warning(
+  tmp_path, first, monkeypatch, warnings
+):
+  monkeypatch.setattr(audition, 'hold', lambda *_: first)
   config = config_of()
-  spec, _ = start_of(config)
-  born = state_lib.stack(state_lib.create_states(config, spec, BINS, (8, 8)))
-  args = config, tmp_path, spec, born, PATHS, jax.devices()[:1]
-  assert train.find_rate(*args) == first.found / config.train.learning_rate
-  assert audition.read(tmp_path) == first
+  rate = first.found / config.train.learning_rate
+  assert find(config, tmp_path / 'nowhere') == rate
+  assert warnings[0].startswith('audition.json could not be written')
 
 
-def test_switched_off_the_rate_is_as_it_is_given(tmp_path):
-  config = config_of(**{'train.audition': 0})
-  assert train.find_rate(config, tmp_path, None, None, None, []) == 1.0
+@pytest.mark.parametrize(
+  'changes', [{'train.audition': False}, {'init_from': 'somewhere'}]
+)
+def test_without_one_the_rate_is_as_it_is_given(tmp_path, first, changes):
+  audition.save(tmp_path, first)  # of when it was on
+  assert find(config_of(**changes), tmp_path) == 1.0
   assert not list(tmp_path.iterdir())
+
+
+def test_where_a_meld_goes_half_way_the_rate_is_twice_as_high(
+  tmp_path, first, monkeypatch
+):
+  monkeypatch.setattr(audition, 'hold', lambda *_: first)
+  config = config_of(**{'meld.alpha': 0.5})
+  assert find(config, tmp_path) == 2 * first.found / config.train.learning_rate
