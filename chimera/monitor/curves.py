@@ -89,7 +89,7 @@ def draw_audition(held: audition.Audition) -> tuple[str, bytes]:
   """What each learning rate came to, and the one that was found."""
   heard = np.array(held.losses, float)
   edges = np.nanmin(heard), np.nanmax(heard)
-  found = f'the rate of the run: {held.found:.2g}'
+  found = f'the rate of the run, {held.found:.2g}: higher, for it is longer'
   curves = [
     (held.rates, heard, MASTER),
     ([held.found] * 2, edges, '#D55E00', '--', found),

@@ -153,7 +153,7 @@ def test_the_audition_is_drawn_over_the_logarithm_of_the_rate():
   held = audition.Audition(rates, losses, 3e-2)
   title, svg = curves.draw_audition(held)
   assert title == 'The audition'
-  assert 'the rate of the run: 0.03' in texts(svg)
+  assert 'the rate of the run, 0.03: higher, for it is longer' in texts(svg)
   (a, top), (b, low), (c, middle) = max(lines(svg, curves.MASTER), key=len)
   assert b - a == pytest.approx(c - b, abs=0.1)
   assert low - top == pytest.approx(2 * (low - middle), abs=0.1)
