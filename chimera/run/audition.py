@@ -3,11 +3,10 @@
 Some rates far apart are tried side by side, then as many about the best of
 them. Each is tried by a learner with the batch of one clone, on the same
 samples from the same weights, by the base weights and without a critic; it
-rises and falls to almost nothing within CYCLES. Without the
-fall the lowest rate would win: its noise is the least, and what it has not
-learned shows later (short-horizon bias: Wu et al. 2018,
-https://arxiv.org/abs/1803.02021). What is left of that bias is a factor,
-HORIZON.
+rises and falls to almost nothing within CYCLES. Without the fall the lowest
+rate would win: its noise is the least, and what it has not learned shows later
+(short-horizon bias: Wu et al. 2018, https://arxiv.org/abs/1803.02021). What is
+left of that bias is a factor, HORIZON.
 """
 
 from collections.abc import Iterator, Sequence
