@@ -104,8 +104,8 @@ def hold(
   x = x.reshape(cycles, spec.batch_size, *x.shape[1:])
   stage = _Stage(spec, weight_K, generator_P, x, devices)
   tried: dict[float, float] = {}
-  for number, round_of in enumerate((first_round, second_round), start=1):
-    rates = round_of(given, tried, _RATES)
+  for number in (1, 2):
+    rates = second_round(tried, _RATES) if tried else first_round(given, _RATES)
     logging.info(
       'Audition, round %d of 2: %d learning rates from %.2g to %.2g, %d cycles '
       'each.',
@@ -127,20 +127,14 @@ def hold(
   )
 
 
-def first_round(
-  given: float, tried: dict[float, float], count: int
-) -> list[float]:
+def first_round(given: float, count: int) -> list[float]:
   """APART from each other, about the given one."""
-  del tried
   middle = (count - 1) / 2
   return [given * APART ** (i - middle) for i in range(count)]
 
 
-def second_round(
-  given: float, tried: dict[float, float], count: int
-) -> list[float]:
+def second_round(tried: dict[float, float], count: int) -> list[float]:
   """About the best; outward where that is the lowest or the highest."""
-  del given
   rates = sorted(tried)
   best = min(rates, key=tried.get)
   low = -_NEAR - 1 if best == rates[0] else -_NEAR

@@ -46,10 +46,10 @@ def first():
 
 
 def test_the_first_round_is_about_the_given_rate():
-  rates = audition.first_round(8.0, {}, 4)
+  rates = audition.first_round(8.0, 4)
   np.testing.assert_allclose(np.diff(np.log(rates)), math.log(8))
   np.testing.assert_allclose(math.prod(rates), 8.0**4)
-  assert audition.first_round(3.0, {}, 1) == [3.0]
+  assert audition.first_round(3.0, 1) == [3.0]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_the_first_round_is_about_the_given_rate():
 )
 def test_the_second_round_is_about_the_best_and_goes_outward(heard, powers):
   tried = {8.0**i: loss for i, loss in enumerate(heard)}
-  rates = audition.second_round(1.0, tried, 4)
+  rates = audition.second_round(tried, 4)
   np.testing.assert_allclose(np.log(rates) / math.log(8), powers, atol=1e-12)
 
 
