@@ -1,7 +1,6 @@
 """Stage 2's loop: the School opens, the clones learn, a master is melded."""
 
 import contextlib
-import functools
 import os
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from chimera.clones import state as state_lib
 from chimera.clones import terms as terms_lib
 from chimera.data import crops
+from chimera.evaluation import evaluate as evaluate_lib
 from chimera.evaluation import exam as exam_lib
 from chimera.evaluation import protocol
 from chimera.meld import quarantine
@@ -84,22 +84,29 @@ def train(
   if is_over and results.are_there(workdir, done):
     logging.info('Nothing to do: %s has all its cycles.', workdir)
     return {}
-  held_out, eyes, scores_N = exam_lib.look_at_held_out(config, data, bins)
-  examine = functools.partial(exam_lib.examine, config, spec, held_out, eyes)
+  held_out, scores_N = exam_lib.look_at_held_out(config, data, bins)
   observers = observers_lib.Observers(config, workdir, spec, done)
 
-  def record_figures(exam: exam_lib.Exam, done: int) -> None:
-    record = protocol.protocol(config, held_out, done)
-    with disk.spared('evaluation.json'):
-      exam_lib.save_figures(workdir, exam.figures, record)
-
-  def evaluate(done: int, tokenizers: tuple[Any, Any]) -> exam_lib.Exam:
+  def examine(done: int, tokenizers: tuple[Any, Any]) -> exam_lib.Exam:
+    nonlocal data
+    is_last = done == cycles
+    if is_last:
+      with observers.during('finishing the optics'):
+        data = results.finished(config, spec, tokenizers[0], data)
     with observers.during('evaluating'):
       # Of the average only the last figures are shown anywhere.
-      exam = examine(*tokenizers, with_ema=done == cycles)
-      record_figures(exam, done)
-      sheet = exam_lib.save_preview(workdir, exam, done)
-      observers.evaluated(done, exam, sheet)
+      exam = exam_lib.examine(
+        config, spec, held_out, data.optics, *tokenizers, with_ema=is_last
+      )
+      record = protocol.protocol(config, held_out, done)
+      with disk.spared('evaluation.json'):
+        exam_lib.save_figures(workdir, exam.figures, record)
+    return exam
+
+  def evaluate(done: int, tokenizers: tuple[Any, Any]) -> exam_lib.Exam:
+    exam = examine(done, tokenizers)
+    sheet = exam_lib.save_preview(workdir, exam, done)
+    observers.evaluated(done, exam, sheet)
     checkpointer.evaluated(done, exam.figures)
     return exam
 
@@ -108,8 +115,7 @@ def train(
     if not checkpointer.extra['is_evaluated']:
       exam = evaluate(done, (host.master, specialists))
     elif is_over:
-      exam = examine(host.master, specialists)
-      record_figures(exam, done)
+      exam = examine(done, (host.master, specialists))
     if not is_over:
       paths = data.paths_NxHxWxC
       if not done:
@@ -169,7 +175,7 @@ def train(
   subject = report.Subject(
     tokenizer=spec.tokenizer,
     params=spec.generator_layout.tree(host.master.params[0]),
-    eyes=eyes,
+    eyes=evaluate_lib.Eyes(*data.optics) if data.optics else None,
     counts_V=exam.counts_V,
     paths_NxHxWxC=data.paths_NxHxWxC,
     crops=data.crops,
@@ -284,9 +290,10 @@ def evaluate_workdir(
   bins = prepare_curriculum(config, workdir, data)
   spec, born = newborn(config, data, bins)
   done, host, specialists = checkpoint.restore(config, workdir, born, bins)
-  held_out, eyes, _ = exam_lib.look_at_held_out(config, data, bins)
+  held_out, _ = exam_lib.look_at_held_out(config, data, bins)
+  optics = results.finished(config, spec, host.master, data).optics
   tokenizers = host.master, specialists
-  exam = exam_lib.examine(config, spec, held_out, eyes, *tokenizers)
+  exam = exam_lib.examine(config, spec, held_out, optics, *tokenizers)
   record = protocol.protocol(config, held_out, done)
   exam_lib.save_figures(workdir, exam.figures, record)
   summary.show(summary.summary([], exam.figures, record))
@@ -305,6 +312,7 @@ def export_workdir(
     bins = prepare_curriculum(config, workdir, data)
     spec, born = newborn(config, data, bins)
     done, host, _ = checkpoint.restore(config, workdir, born, bins)
+    data = results.finished(config, spec, host.master, data)
     results.save_tokenizer(config, workdir, spec, host.master, data, done, out)
 
 

@@ -90,6 +90,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.data.crop = 'random'  # or 'whole': one a photograph, its centered square
   c.data.permuted = 0.5  # share of the training crops whose colors are shuffled
   c.data.mirrored = 0.5  # likewise, left and right
+  c.data.flat = 0.03  # likewise, which are one pixel, enlarged
   c.data.max_scale = 3.0  # a random crop's side is 1 to this times image_size
   c.data.seed = 8  # of split and crops: kept apart from the seed of training
 
@@ -101,6 +102,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.optics.batch_size = 16  # images
   c.optics.learning_rate = 2e-3
   c.optics.noise = 0.15  # on path_params in [-1, 1] while the optics learn
+  # Steps after the last cycle, in which the decoder learns to draw what the
+  # tokenizer makes; 0: none.
+  c.optics.finish = 300
   c.optics.chunk = 256  # samples encoded or written at a time
 
   c.school = ml_collections.ConfigDict()
@@ -238,6 +242,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.pid.smoothing = 0.9  # of the filtered log error
   c.pid.limit = 0.5  # |adjustment| of log lambda: at most a factor of 1.65
   c.pid.slew = 0.02  # most that log lambda moves in one cycle
+  # The adversarial share of the gradient is at most target.adv * exp(limit).
+  c.pid.bound_share = True
 
   # The Q-learning controller of the learning rate, likewise.
   c.q = ml_collections.ConfigDict()
@@ -330,6 +336,7 @@ def _128(c):
   c.data.held_out_count = 512
   c.data.max_scale = 2.0
   c.optics.steps = 2000
+  c.optics.finish = 600
   c.optics.chunk = 128
   c.model.codes = 2048
   c.train.cycles = 4000
@@ -348,6 +355,7 @@ def _256(c):
   c.data.held_out_count = 1024
   c.data.max_scale = 2.0
   c.optics.steps = 4000
+  c.optics.finish = 1200
   c.optics.chunk = 64
   c.school.enrol_from = 5000
   c.school.enrol_every = 500
@@ -372,6 +380,7 @@ def _smoke(c):
   c.data.train_count = 320
   c.data.held_out_count = 32
   c.optics.steps = 60
+  c.optics.finish = 20
   c.optics.width = 16
   c.model.width = 16
   c.model.critic_width = 8
@@ -399,6 +408,7 @@ def _seed(c):
   c.train.learning_rate = c.train.learning_rate / (1 - c.meld.alpha)
   c.train.audition = False
   c.q.history = 'total'
+  c.pid.bound_share = False
 
 
 def _control(c):

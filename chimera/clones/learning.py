@@ -16,7 +16,7 @@ class Seen(NamedTuple):
   """What a clone saw of its lesson."""
 
   terms_K: jax.Array  # the loss terms
-  # of the adversarial term in the gradient at the reconstruction
+  # of the adversarial term in the gradient at the reconstruction, not bounded
   adv_share: jax.Array
   varentropy_B: jax.Array  # of each sample
   z_XxD: jax.Array  # the encodings
@@ -28,6 +28,7 @@ def learn(
   critic_P: jax.Array,
   x: jax.Array,
   lambda_K: jax.Array,
+  most_adv: jax.Array,
   ramp: jax.Array,
   epsilon_B: jax.Array,
   *,
@@ -37,6 +38,10 @@ def learn(
 
   Both are taken where the cycle began, from one forward pass; so they can be
   averaged over devices before either is applied. Vectors, as the parameters.
+
+  Of the gradient at the reconstruction at most `most_adv` is adversarial,
+  whatever lambda_K has it weigh. Taming Transformers makes the weight itself of
+  two such norms (section 3.1, https://arxiv.org/abs/2012.09841).
   """
   generator_params = spec.generator_layout.tree(generator_P)
   critic_params = spec.critic_layout.tree(critic_P)
@@ -69,7 +74,10 @@ def learn(
       x_hat, x_hat, codes
     )
   )
-  (generator_gradient,) = pull_back((by_rest + ramp * by_adv, by_codes))
+  adv, rest = jnp.linalg.norm(by_adv.ravel()), jnp.linalg.norm(by_rest.ravel())
+  share, scale = bound_share(adv, rest, most_adv)
+  by_x_hat = by_rest + ramp * scale * by_adv
+  (generator_gradient,) = pull_back((by_x_hat, by_codes))
   (critic_loss, parts), critic_gradient = jax.value_and_grad(
     losses.critic_loss, has_aux=True
   )(
@@ -81,10 +89,9 @@ def learn(
     penalty=spec.wgan.penalty,
     drift=spec.wgan.drift,
   )
-  adv, rest = jnp.linalg.norm(by_adv.ravel()), jnp.linalg.norm(by_rest.ravel())
   seen = Seen(
     terms_K=terms_K,
-    adv_share=jnp.maximum(adv / (adv + rest + 1e-12), 1e-4),
+    adv_share=share,
     varentropy_B=varentropy_B,
     z_XxD=codes.z_BxhxwxD.reshape(-1, codes.z_BxhxwxD.shape[-1]),
     counts_V=jnp.bincount(tokens.ravel(), length=spec.tokenizer.codes).astype(
@@ -94,7 +101,7 @@ def learn(
   metrics = {
     'loss': terms_K,
     'loss/total': total,
-    'loss/adv_share': seen.adv_share,
+    'loss/adv_share': jnp.minimum(share, most_adv),
     'critic/loss': critic_loss,
     'critic/wasserstein': parts['wasserstein'],
     'critic/penalty': parts['penalty'],
@@ -104,3 +111,15 @@ def learn(
     'critic': spec.critic_layout.vector(critic_gradient),
   }
   return gradients, seen, metrics
+
+
+def bound_share(
+  adv: jax.Array, rest: jax.Array, most: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The share of one of two norms, and what scales it to `most` or less.
+
+  The share is 1e-4 at least, since the PID takes its log.
+  """
+  share = jnp.maximum(adv / (adv + rest + 1e-12), 1e-4)
+  bounded = most * rest / jnp.maximum((1 - most) * adv, 1e-30)
+  return share, jnp.where(share > most, bounded, 1.0)

@@ -5,6 +5,7 @@ the same as arrays, for the compiled step. Importing this imports no JAX.
 """
 
 from collections.abc import Mapping
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_collections
@@ -27,6 +28,8 @@ class Mission(NamedTuple):
   pid: 'pid_lib.Mission'  # base weights, targets and gains, each (K,)
   q: 'q_learning.Mission'  # bounds of the learning rate's scale
   rate: 'jax.Array'  # times the config's learning rate
+  # greatest share of the adversarial term in the gradient; 1 is no bound
+  most_adv: 'jax.Array'
 
 
 def base_weights(config: Mapping[str, Any], name: str) -> dict[str, float]:
@@ -84,9 +87,18 @@ def create_missions(
           high=_float32(block.q.high if c.q.enabled else 1.0),
         ),
         rate=_float32(rate),
+        most_adv=_float32(_most_adv(c, block)),
       )
     )
   return missions
+
+
+def _most_adv(
+  config: ml_collections.ConfigDict, block: ml_collections.ConfigDict
+) -> float:
+  if not (config.pid.enabled and config.pid.bound_share):
+    return 1.0
+  return min(1.0, block.pid.target.adv * math.exp(config.pid.limit))
 
 
 def _float32(x: Any) -> np.ndarray:

@@ -21,7 +21,7 @@ def look_at_held_out(
   config: ml_collections.ConfigDict,
   data: 'stage_1.Prepared',
   bins: dict[int, np.ndarray],
-) -> tuple[evaluate.HeldOut, evaluate.Eyes | None, np.ndarray]:
+) -> tuple[evaluate.HeldOut, np.ndarray]:
   """Places the held-out samples in the bins of the training scores_N."""
   scores_N, scores_M = (
     curriculum.score(paths, metric=config.school.metric)
@@ -31,7 +31,7 @@ def look_at_held_out(
   placed_M = curriculum.place(scores_M, bins, scores_N)
   held_out = evaluate.HeldOut(data.held_out_paths, crops, placed_M)
   if not data.optics:
-    return held_out, None, scores_N
+    return held_out, scores_N
   distances = evaluate.frechet_metrics(
     crops, e.inception, batch_size=e.batch_size
   )
@@ -39,7 +39,7 @@ def look_at_held_out(
   if e.features:
     distance = features.load_network(e.features, crops.shape[1])
     held_out = held_out._replace(distance=distance)
-  return held_out, evaluate.Eyes(*data.optics), scores_N
+  return held_out, scores_N
 
 
 class Exam(NamedTuple):
@@ -55,7 +55,7 @@ def examine(
   config: ml_collections.ConfigDict,
   spec: state_lib.StepSpec,
   held_out: evaluate.HeldOut,
-  eyes: evaluate.Eyes | None,
+  optics: tuple[Any, Any] | None,
   master: average.Master,
   specialists: np.ndarray,
   *,
@@ -63,6 +63,7 @@ def examine(
 ) -> Exam:
   """Figures of master, EMA and specialists, and the sheet that shows them.
 
+  They are seen by the optics (the model and its variables), if there are any.
   The specialists are the clones' own generators (M, P) before the last meld;
   the master of each clone has a leading M too. Host arrays.
   """
@@ -72,8 +73,9 @@ def examine(
   vectors += [(k, i, specialists) for i, k in enumerate(config.clone_names)]
   shown = evaluate.columns(held_out, config.eval.preview)
   how = {'batch_size': config.eval.batch_size, 'shown': shown}
-  by_optics = None
-  if eyes:
+  eyes, by_optics = None, None
+  if optics:
+    eyes = evaluate.Eyes(*optics)
     alone, by_optics = evaluate.judge_optics(held_out, eyes, **how)
     held_out = held_out._replace(optics_psnr=alone)
   found = {

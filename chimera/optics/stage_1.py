@@ -37,7 +37,7 @@ _FILES = ('optics.json', 'optics.safetensors', 'crops.csv', 'held_out.npz')
 _DIGESTS = 'digests.json'
 _SOURCES = 'sources.json'
 # Settings that there were not always, and what was in force before.
-_LATER = {'data.permuted': 0.0, 'data.mirrored': 0.0}
+_LATER = {'data.permuted': 0.0, 'data.mirrored': 0.0, 'data.flat': 0.0}
 
 
 class Prepared(NamedTuple):
@@ -147,6 +147,11 @@ def split_path_params(
   return paths, train_N, held_out
 
 
+def pool_size(image_size: int) -> int:
+  """How many crops the optics learn from at most."""
+  return max(1, (_POOL_MB << 20) // (3 * image_size**2))
+
+
 def check_crops(config: ml_collections.ConfigDict, samples: int) -> None:
   """Refuses too few crops to train on before anything learns from them.
 
@@ -186,7 +191,7 @@ def _settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     f'{block}.{key}': value
     for block in ('data', 'optics')
     for key, value in config[block].items()
-    if (block, key) != ('optics', 'chunk')
+    if (block, key) not in (('optics', 'chunk'), ('optics', 'finish'))
   }
   return {'seed': config.seed, 'init_from': config.init_from, **settings}
 
@@ -291,8 +296,7 @@ def _learn(
   if config.init_from:
     variables, learned = inherit(config.init_from), {}
   else:
-    most = max(1, (_POOL_MB << 20) // (3 * size**2))
-    spread = slice(None, None, -(-len(plan.train) // most))
+    spread = slice(None, None, -(-len(plan.train) // pool_size(size)))
     if kept_NxSxSx3 is None:
       pool = crops_lib.read_crops(plan.train[spread], image_size=size)
     else:

@@ -90,15 +90,8 @@ def create(
 ) -> tuple[Any, Any, Callable[..., tuple[Any, Any, jax.Array]]]:
   """Variables, the optimizer's state, and the compiled step; see above.
 
-  The step takes both, uint8 images and its number from 1, and returns both and
-  the loss.
+  The step takes both, uint8 images and its number from 1.
   """
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0, learning_rate, max(1, steps // 20), max(2, steps)
-  )
-  optimizer = optax.chain(
-    optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99)
-  )
   # Random numbers of 18 kernels: at LLVM's level 1 the same bits, compiled in
   # 1.4 s instead of 3.6.
   init = jax.jit(
@@ -106,26 +99,50 @@ def create(
   )
   variables = init(jax.random.key(seed), optics.to_float(image_1xSxSx3))
 
-  @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def step(variables, moments, images_BxSxSx3, count):
+  def error(v, images_BxSxSx3, count):
     noise_rng, color_rng = jax.random.split(
       jax.random.fold_in(jax.random.key(seed), count)
     )
     # One image of one color: photographs hold few colors, and little is flat.
     color = jax.random.uniform(color_rng, (3,), minval=-1, maxval=1)
     x = optics.to_float(images_BxSxSx3).at[0].set(color)
+    paths = poincare.normalize(model.apply(v, x, method='encode'))
+    paths += noise * jax.random.normal(noise_rng, paths.shape)
+    paths = poincare.denormalize(paths)
+    return jnp.mean((model.apply(v, paths, method='decode') - x) ** 2)
 
-    def error(v):
-      paths = poincare.normalize(model.apply(v, x, method='encode'))
-      paths += noise * jax.random.normal(noise_rng, paths.shape)
-      paths = poincare.denormalize(paths)
-      return jnp.mean((model.apply(v, paths, method='decode') - x) ** 2)
+  moments, step = create_step(
+    error, variables, steps=steps, learning_rate=learning_rate
+  )
+  return variables, moments, step
 
-    loss, grads = jax.value_and_grad(error)(variables)
+
+def create_step(
+  error: Callable[[Any, Any, jax.Array], jax.Array],
+  variables: Any,
+  *,
+  steps: int,
+  learning_rate: float,
+) -> tuple[Any, Callable[..., tuple[Any, Any, jax.Array]]]:
+  """Adam's state and its compiled step, which gives its arguments away.
+
+  `error` takes variables, a batch and the step's number from 1; the step takes
+  the state behind the variables, and returns both and the error.
+  """
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0, learning_rate, max(1, steps // 20), max(2, steps)
+  )
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99)
+  )
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def step(variables, moments, batch, count):
+    loss, grads = jax.value_and_grad(error)(variables, batch, count)
     updates, moments = optimizer.update(grads, moments)
     return optax.apply_updates(variables, updates), moments, loss
 
-  return variables, optimizer.init(variables), step
+  return optimizer.init(variables), step
 
 
 def placements(batch_size: int) -> tuple[Any, Any]:
@@ -149,22 +166,24 @@ def descend(
   step: Callable[..., tuple[Any, Any, jax.Array]],
   variables: Any,
   moments: Any,
-  images_NxSxSx3: np.ndarray,
+  samples: Any,
   *,
   steps: int,
   batch_size: int,
   seed: int,
   report: Callable[[int, str], None],
 ) -> tuple[Any, Any, jax.Array]:
-  """Steps of `create`, each on images drawn anew; variables, moments, loss.
+  """Steps, each on samples drawn anew; variables, moments and the loss.
 
-  They lie as `placements` has it.
+  Samples are an array of N, or several such. All lie as `placements` has it.
   """
   whole, shared = placements(batch_size)
   variables, moments = jax.device_put((variables, moments), whole)
   rng = np.random.default_rng(seed)
+  count = len(jax.tree.leaves(samples)[0])
   for done in range(1, steps + 1):
-    batch = images_NxSxSx3[rng.integers(len(images_NxSxSx3), size=batch_size)]
+    drawn_B = rng.integers(count, size=batch_size)
+    batch = jax.tree.map(lambda x_N, drawn_B=drawn_B: x_N[drawn_B], samples)
     batch = jax.device_put(batch, shared)
     variables, moments, loss = step(variables, moments, batch, done)
     if len(shared.device_set) > 1:
@@ -174,7 +193,7 @@ def descend(
   return variables, moments, loss
 
 
-def _in_chunks(f: Callable[..., jax.Array]) -> Callable[..., np.ndarray]:
+def in_chunks(f: Callable[..., jax.Array]) -> Callable[..., np.ndarray]:
   """f(..., x_N) as f(..., x_N, chunk); the last chunk is filled up for it."""
 
   @functools.wraps(f)
@@ -192,7 +211,7 @@ def _in_chunks(f: Callable[..., jax.Array]) -> Callable[..., np.ndarray]:
   return run
 
 
-@_in_chunks
+@in_chunks
 @functools.partial(jax.jit, static_argnums=0)
 def encode_images(
   model: optics.Optics, variables: Any, images_NxSxSx3: jax.Array
@@ -202,7 +221,7 @@ def encode_images(
   return model.apply(variables, x, method='encode')
 
 
-@_in_chunks
+@in_chunks
 @functools.partial(jax.jit, static_argnums=0)
 def decode_paths(
   model: optics.Optics, variables: Any, paths_NxHxWxC: jax.Array
@@ -211,7 +230,7 @@ def decode_paths(
   return model.apply(variables, paths_NxHxWxC, method='decode')
 
 
-@_in_chunks
+@in_chunks
 @jax.jit
 def gradients(images_NxSxSx3: jax.Array) -> jax.Array:
   """Mean gradient magnitude of each of uint8 images, a chunk at a time."""

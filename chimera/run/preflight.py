@@ -22,7 +22,8 @@ from chimera.system import disk, lock
 
 # What a resumed run may do differently: nothing that is learned depends on it.
 FREE = (
-  *('devices', 'optics.chunk', 'eval.', 'export.', 'tokens.'),
+  *('devices', 'optics.chunk', 'optics.finish'),
+  *('eval.', 'export.', 'tokens.'),
   'train.keep',  # and train.keep_best
   *('train.rollbacks', 'train.dashboard', 'train.log_every'),
   *('train.eval_every', 'train.checkpoint_every'),

@@ -13,6 +13,7 @@ from chimera.clones import state as state_lib
 from chimera.clones import terms as terms_lib
 from chimera.meld import average
 from chimera.optics import stage_1
+from chimera.run import finish
 from chimera.system import disk
 from chimera.tokenizer import export
 
@@ -64,6 +65,27 @@ def summarize(
   return rows
 
 
+def exported(
+  config: ml_collections.ConfigDict,
+  spec: state_lib.StepSpec,
+  master: average.Master,
+) -> Any:
+  """Parameters of the master, or its average, as `config.export` says."""
+  weights = {'master': master.params, 'ema': master.ema}[config.export.weights]
+  return spec.generator_layout.tree(weights[0])
+
+
+def finished(
+  config: ml_collections.ConfigDict,
+  spec: state_lib.StepSpec,
+  master: average.Master,
+  data: stage_1.Prepared,
+) -> stage_1.Prepared:
+  """The data with the optics finished for what is exported."""
+  params = exported(config, spec, master)
+  return finish.finish(config, spec.tokenizer, params, data)
+
+
 def save_tokenizer(
   config: ml_collections.ConfigDict,
   workdir: str,
@@ -73,16 +95,14 @@ def save_tokenizer(
   done: int,
   out: str = '',
 ) -> None:
-  """Exports the master (M, ...), or its average, as `config.export` says.
+  """Exports what the run leaves, with the optics of the data.
 
   To `out`; '' is `tokenizer/` in the workdir, whose evaluation.json goes along
   if it is of this cycle.
   """
-  weights = {'master': master.params, 'ema': master.ema}[config.export.weights]
   model, variables = data.optics or (None, None)
-  parts = export.Parts(
-    spec.tokenizer, spec.generator_layout.tree(weights[0]), model, variables
-  )
+  params = exported(config, spec, master)
+  parts = export.Parts(spec.tokenizer, params, model, variables)
   size = config.data.image_size
   came_from = {'weights': config.export.weights, 'cycles': done}
   seen = pathlib.Path(workdir, 'evaluation.json')

@@ -206,6 +206,7 @@ RULES = {
   'data.max_scale': at_least(1, 1e12),
   'data.permuted': _SHARE,
   'data.mirrored': _SHARE,
+  'data.flat': _SHARE,
   'data.seed': whole(0, 2**63 - 1),  # numpy's, and a hash's
   'optics.cell': _SIDE,
   'optics.width': _SIDE,
@@ -214,6 +215,7 @@ RULES = {
   'optics.batch_size': whole(1, 1 << 20),
   'optics.learning_rate': _RATE,
   'optics.noise': at_least(0, 100),
+  'optics.finish': whole(0),
   'optics.chunk': whole(1),
   'school.enabled': _FLAG,
   'school.metric': one_of('mean_radius', 'total_variation'),
@@ -247,6 +249,7 @@ RULES = {
   'critic.drift': _WEIGHT,
   'critic.learning_rate': _RATE,
   'pid.enabled': _FLAG,
+  'pid.bound_share': _FLAG,
   'pid.smoothing': _DECAY,
   'pid.limit': at_least(0, 80),  # exp of more is no float32
   'pid.slew': _GAIN,

@@ -60,7 +60,7 @@ def test_one_forward_pass_gives_both_networks_their_gradients():
 
   gradients, seen, metrics = jax.jit(
     functools.partial(learning.learn, spec=spec)
-  )(generator_P, critic_P, x, lambda_K, ramp, epsilon_B)
+  )(generator_P, critic_P, x, lambda_K, 1.0, ramp, epsilon_B)
   expected, terms_K = jax.jit(jax.grad(objective, has_aux=True))(generator)
   _close(spec.generator_layout.tree(gradients['generator']), expected)
   _close(
@@ -72,3 +72,64 @@ def test_one_forward_pass_gives_both_networks_their_gradients():
     metrics['loss/total'], jnp.vdot(lambda_K, terms_K), rtol=1e-5
   )
   assert int(seen.counts_V.sum()) == 4 * 4 * 4
+
+
+def _gradient_at_reconstruction(share_of):
+  """Norms of the adversarial and of the other terms' gradients there."""
+  spec, generator_P, critic_P, x, lambda_K = share_of
+  generator = spec.generator_layout.tree(generator_P)
+  critic = spec.critic_layout.tree(critic_P)
+  x_hat, codes, _ = spec.tokenizer.apply({'params': generator}, x)
+
+  def part(x_hat, chosen_K):
+    terms_K, _ = losses.terms(
+      *(x, x_hat, x_hat, codes),
+      lambda y: spec.critic.apply({'params': critic}, y),
+      names=spec.terms,
+      commitment=spec.loss.commitment,
+      temperature=spec.loss.temperature,
+    )
+    return jnp.vdot(chosen_K * lambda_K, terms_K)
+
+  is_adv_K = np.arange(len(spec.terms)) == spec.adv
+  norm = jax.jit(lambda k: jnp.linalg.norm(jax.grad(part)(x_hat, k)))
+  return norm(is_adv_K.astype(np.float32)), norm(1.0 - is_adv_K)
+
+
+def test_a_critic_has_no_more_than_its_share_of_the_gradient():
+  spec, generator_P, critic_P, x, lambda_K = _lesson()
+  heavy_K = lambda_K.at[spec.adv].multiply(100)
+  adv, rest = _gradient_at_reconstruction(
+    (spec, generator_P, critic_P, x, heavy_K)
+  )
+  share = adv / (adv + rest)
+  assert share > 0.2
+  learn = jax.jit(functools.partial(learning.learn, spec=spec))
+
+  def gradient(lambda_K, most):
+    epsilon_B = jnp.full(4, 0.5)
+    found, seen, metrics = learn(
+      *(generator_P, critic_P, x, lambda_K, most, 1.0, epsilon_B)
+    )
+    return found['generator'], seen.adv_share, metrics['loss/adv_share']
+
+  held, seen, shown = gradient(heavy_K, 0.2)
+  # The weight with which its norm is a quarter of the others'.
+  light_K = heavy_K.at[spec.adv].multiply(rest / 4 / adv)
+  _close(held, gradient(light_K, 1.0)[0])
+  np.testing.assert_allclose([seen, shown], [share, 0.2], rtol=1e-4)
+  # Below the bound nothing is held.
+  free, below = gradient(heavy_K, 1.0), gradient(heavy_K, float(share) + 0.01)
+  np.testing.assert_array_equal(free[0], below[0])
+  np.testing.assert_allclose(free[2], share, rtol=1e-4)
+
+
+def test_a_share_is_bounded_where_there_is_nothing_else_or_nothing():
+  for adv, rest, most, expected in (
+    (0.0, 0.0, 0.3, (1e-4, 1.0)),
+    (2.0, 0.0, 0.3, (1.0, 0.0)),
+    (2.0, 0.0, 1.0, (1.0, 1.0)),
+    (3.0, 1.0, 0.5, (0.75, 1 / 3)),
+  ):
+    found = learning.bound_share(*map(jnp.float32, (adv, rest, most)))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

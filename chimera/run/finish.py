@@ -1,0 +1,88 @@
+"""The optics finished for the tokenizer that a run leaves."""
+
+import functools
+from typing import Any
+
+from absl import logging
+import jax
+import ml_collections
+import numpy as np
+
+from chimera.clones import models
+from chimera.data import crops as crops_lib
+from chimera.optics import finishing, poincare, stage_1, training
+from chimera.system import disk
+
+
+def finish(
+  config: ml_collections.ConfigDict,
+  tokenizer: models.Tokenizer,
+  params: Any,
+  data: stage_1.Prepared,
+) -> stage_1.Prepared:
+  """The data with finished optics; as they are where they cannot be.
+
+  It costs `optics.finish` steps of the decoder on crops of the training set, as
+  many as they see at most. Where photographs are gone it is a warning.
+
+  Args:
+    config: the run's.
+    tokenizer: the module.
+    params: its parameters.
+    data: of stage 1.
+  """
+  steps, batch_size = config.optics.finish, config.optics.batch_size
+  if not (steps and data.optics):
+    return data
+  size, samples = config.data.image_size, len(data.crops)
+  most = min(steps * batch_size, stage_1.pool_size(size))
+  chosen_n = np.arange(0, samples, -(-samples // most))
+  try:
+    images_nxSxSx3 = crops_lib.read_crops(
+      (data.crops[i] for i in chosen_n), image_size=size
+    )
+  except disk.BROKEN as e:
+    return _unfinished(data, e)
+  model, variables = data.optics
+  paths_nxHxWxC = np.asarray(data.paths_NxHxWxC[chosen_n])
+  made_nxHxWxC = _remake(tokenizer, params, paths_nxHxWxC, config.optics.chunk)
+  try:
+    variables = finishing.finish(
+      model,
+      variables,
+      images_nxSxSx3,
+      paths_nxHxWxC,
+      made_nxHxWxC,
+      steps=steps,
+      batch_size=batch_size,
+      learning_rate=config.optics.learning_rate,
+      seed=config.seed,
+      report=functools.partial(_tell, steps),
+    )
+  except FloatingPointError as e:
+    return _unfinished(data, e)
+  return data._replace(optics=(model, variables))
+
+
+def _tell(steps: int, done: int, note: str) -> None:
+  logging.info('Finishing the optics: step %d of %d, %s.', done, steps, note)
+
+
+def _unfinished(data: stage_1.Prepared, why: Exception) -> stage_1.Prepared:
+  logging.warning(
+    'The optics are not finished (%s): they stay those of stage 1.',
+    disk.reason(why),
+  )
+  return data
+
+
+@training.in_chunks
+@functools.partial(jax.jit, static_argnums=0)
+def _remake(
+  tokenizer: models.Tokenizer, params: Any, paths_NxHxWxC: jax.Array
+) -> jax.Array:
+  """What becomes of path_params, a chunk at a time."""
+  x_hat, _, _ = tokenizer.apply(
+    {'params': params}, poincare.normalize(paths_NxHxWxC)
+  )
+  return poincare.denormalize(x_hat)

@@ -1,0 +1,112 @@
+"""The optics finished at a run's end: of what, and where they cannot be."""
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from chimera.data import crops as crops_lib
+from chimera.optics import finishing, stage_1
+from chimera.run import finish
+from configs import chimera as chimera_config
+from tests import tiny
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+  """(config, data) of eight photographs in a folder."""
+  home = tmp_path_factory.mktemp('finish')
+  rng = np.random.default_rng(0)
+  (home / 'photographs').mkdir()
+  for i in range(8):
+    pixels = rng.integers(0, 256, (5, 6, 3), np.uint8)
+    picture = Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC)
+    picture.save(home / 'photographs' / f'{i}.png')
+  c = chimera_config.get_config()
+  c.data.source = str(home / 'photographs')
+  c.data.image_size = 16
+  c.data.train_count = 60
+  c.data.held_out_count = 4
+  c.optics.width = 8
+  c.optics.steps = 5
+  c.optics.batch_size = 4
+  c.optics.finish = 3
+  return c, stage_1.prepare(c, str(home / 'run'))
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+  parts = tiny.parts()
+  return parts.tokenizer, parts.params
+
+
+@pytest.fixture
+def asked(monkeypatch):
+  """What `finishing.finish` is asked for, in its place."""
+  calls = []
+
+  def finish_as(model, variables, *arrays, **how):
+    calls.append((*arrays, how))
+    return 'finished'
+
+  monkeypatch.setattr(finishing, 'finish', finish_as)
+  return calls
+
+
+def test_crops_meet_their_own_path_params_and_what_becomes_of_them(
+  prepared, tokenizer, asked
+):
+  config, data = prepared
+  found = finish.finish(config, *tokenizer, data)
+  assert found.optics == (data.optics[0], 'finished')
+  assert found._replace(optics=data.optics) is not data
+  ((images, paths, made, how),) = asked
+  # Of 60, at most the 3 steps of 4 that see one.
+  chosen = np.arange(0, 60, 5)
+  np.testing.assert_array_equal(paths, data.paths_NxHxWxC[chosen])
+  crops = [data.crops[i] for i in chosen]
+  wanted = crops_lib.read_crops(crops, image_size=16)
+  np.testing.assert_array_equal(images, wanted)
+  module, params = tokenizer
+  # By hand, one sample alone.
+  low = np.array([-np.pi, -np.pi / 4, 0], np.float32)
+  high = np.array([np.pi, np.pi / 4, np.pi / 2], np.float32)
+  x = 2 * (paths[5:6] - low) / (high - low) - 1
+  x_hat, _, _ = module.apply({'params': params}, x)
+  alone = (np.asarray(x_hat) + 1) / 2 * (high - low) + low
+  np.testing.assert_allclose(made[5:6], alone, atol=1e-4)
+  assert (how['steps'], how['batch_size']) == (3, 4)
+
+
+def test_without_optics_or_steps_nothing_is_done(prepared, tokenizer, asked):
+  config, data = prepared
+  blind = data._replace(optics=None)
+  assert finish.finish(config, *tokenizer, blind) is blind
+  config = config.copy_and_resolve_references()
+  config.optics.finish = 0
+  assert finish.finish(config, *tokenizer, data) is data
+  assert not asked
+
+
+def test_where_a_photograph_is_gone_the_optics_stay_with_a_warning(
+  prepared, tokenizer, asked, caplog
+):
+  config, data = prepared
+  gone = [crop._replace(source='/gone.png') for crop in data.crops]
+  there = data._replace(crops=gone)
+  assert finish.finish(config, *tokenizer, there) is there
+  assert not asked
+  assert 'The optics are not finished' in caplog.text
+  assert '/gone.png' in caplog.text
+
+
+def test_where_they_diverge_they_stay_with_a_warning(
+  prepared, tokenizer, monkeypatch, caplog
+):
+  config, data = prepared
+
+  def diverge(*args, **how):
+    raise FloatingPointError('the squared error is nan')
+
+  monkeypatch.setattr(finishing, 'finish', diverge)
+  assert finish.finish(config, *tokenizer, data) is data
+  assert 'not finished (the squared error is nan)' in caplog.text
