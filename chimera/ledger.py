@@ -52,6 +52,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
   'seed_shared_v': ('seed', {'meld.optimizer_state': 'shared_v'}),
   'no_school': ('', {'school.enabled': False}),
   'no_pid': ('', {'pid.enabled': False}),
+  'no_bounds': ('', {'pid.bounded': False}),
   'no_q': ('', {'q.enabled': False}),
   'no_meld': ('', {'meld.enabled': False}),
   'control_pid': ('control', {'pid.enabled': True}),

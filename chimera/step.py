@@ -65,7 +65,7 @@ def train_step(
     state.critic.params,
     x,
     lambda_K,
-    mission.most_adv,
+    mission.bounds,
     spec.loss.ramp(step),
     jax.random.uniform(rngs[2], (spec.batch_size,)),
     spec=spec,

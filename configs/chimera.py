@@ -242,8 +242,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.pid.smoothing = 0.9  # of the filtered log error
   c.pid.limit = 0.5  # |adjustment| of log lambda: at most a factor of 1.65
   c.pid.slew = 0.02  # most that log lambda moves in one cycle
-  # The adversarial share of the gradient is at most target.adv * exp(limit).
-  c.pid.bound_share = True
+  # Whatever the weights: the adversarial share of the gradient is at most
+  # target.adv * exp(limit), and the commitment's at the encodings in vq_share.
+  c.pid.bounded = True
+  c.pid.vq_share = (0.04, 0.12)
 
   # The Q-learning controller of the learning rate, likewise.
   c.q = ml_collections.ConfigDict()
@@ -408,7 +410,7 @@ def _seed(c):
   c.train.learning_rate = c.train.learning_rate / (1 - c.meld.alpha)
   c.train.audition = False
   c.q.history = 'total'
-  c.pid.bound_share = False
+  c.pid.bounded = False
 
 
 def _control(c):

@@ -16,11 +16,20 @@ class Seen(NamedTuple):
   """What a clone saw of its lesson."""
 
   terms_K: jax.Array  # the loss terms
-  # of the adversarial term in the gradient at the reconstruction, not bounded
+  # of the adversarial term in the gradient at the reconstruction, as lambda_K
+  # alone would have it
   adv_share: jax.Array
   varentropy_B: jax.Array  # of each sample
   z_XxD: jax.Array  # the encodings
   counts_V: jax.Array  # uses of each code, int32
+
+
+class Bounds(NamedTuple):
+  """Of shares in a gradient, float32; 0 and 1 are none."""
+
+  most_adv: jax.Array  # of the adversarial term, at the reconstruction
+  least_vq: jax.Array  # of the commitment, at the encodings
+  most_vq: jax.Array
 
 
 def learn(
@@ -28,7 +37,7 @@ def learn(
   critic_P: jax.Array,
   x: jax.Array,
   lambda_K: jax.Array,
-  most_adv: jax.Array,
+  bounds: Bounds,
   ramp: jax.Array,
   epsilon_B: jax.Array,
   *,
@@ -39,16 +48,20 @@ def learn(
   Both are taken where the cycle began, from one forward pass; so they can be
   averaged over devices before either is applied. Vectors, as the parameters.
 
-  Of the gradient at the reconstruction at most `most_adv` is adversarial,
-  whatever lambda_K has it weigh. Taming Transformers makes the weight itself of
-  two such norms (section 3.1, https://arxiv.org/abs/2012.09841).
+  Two weights that are easily wrong by ten are held by what they do, whatever
+  lambda_K says: the adversarial one by its share of the gradient at the
+  reconstruction, that of `vq` by the commitment's at the encodings, beside what
+  comes straight through from the decoder. Taming Transformers makes the former
+  of two such norms (section 3.1, https://arxiv.org/abs/2012.09841).
   """
   generator_params = spec.generator_layout.tree(generator_P)
   critic_params = spec.critic_layout.tree(critic_P)
 
-  def reconstruct(params: Any) -> tuple[Any, jax.Array]:
-    x_hat, codes, tokens = spec.tokenizer.apply({'params': params}, x)
-    return (x_hat, codes), tokens
+  def encode(params: Any) -> tuple[Any, jax.Array]:
+    return spec.tokenizer.apply({'params': params}, x, method='quantize')
+
+  def decode(params: Any, q_BxhxwxD: jax.Array) -> jax.Array:
+    return spec.tokenizer.apply({'params': params}, q_BxhxwxD, method='decode')
 
   def score(params: Any, x: jax.Array) -> jax.Array:
     return spec.critic.apply({'params': params}, x)
@@ -66,18 +79,28 @@ def learn(
     )
     return jnp.vdot(lambda_K, terms_K), (terms_K, varentropy_B)
 
-  (x_hat, codes), pull_back, tokens = jax.vjp(
-    reconstruct, generator_params, has_aux=True
-  )
+  codes, to_encoder, tokens = jax.vjp(encode, generator_params, has_aux=True)
+  x_hat, to_decoder = jax.vjp(decode, generator_params, codes.q_BxhxwxD)
   (total, (terms_K, varentropy_B)), (by_rest, by_adv, by_codes) = (
     jax.value_and_grad(objective, argnums=(0, 1, 2), has_aux=True)(
       x_hat, x_hat, codes
     )
   )
-  adv, rest = jnp.linalg.norm(by_adv.ravel()), jnp.linalg.norm(by_rest.ravel())
-  share, scale = bound_share(adv, rest, most_adv)
-  by_x_hat = by_rest + ramp * scale * by_adv
-  (generator_gradient,) = pull_back((by_x_hat, by_codes))
+  share, scale = bound_share(by_adv, by_rest, most=bounds.most_adv)
+  by_decoder, by_q = to_decoder(by_rest + ramp * scale * by_adv)
+  # Straight through: what the decoder asks of a code is asked of the encoding.
+  by_z = by_codes.z_BxhxwxD + by_q
+  shares = {'loss/adv_share': jnp.minimum(share, bounds.most_adv)}
+  if 'vq' in spec.terms:
+    commitment = lambda_K[spec.terms.index('vq')] * losses.commitment_gradient(
+      codes, commitment=spec.loss.commitment
+    )
+    least, most = bounds.least_vq, bounds.most_vq
+    vq_share, vq_scale = bound_share(commitment, by_q, least=least, most=most)
+    by_z += (vq_scale - 1) * commitment
+    shares['loss/vq_share'] = jnp.clip(vq_share, least, most)
+  (by_encoder,) = to_encoder(by_codes._replace(z_BxhxwxD=by_z))
+  generator_gradient = jax.tree.map(jnp.add, by_decoder, by_encoder)
   (critic_loss, parts), critic_gradient = jax.value_and_grad(
     losses.critic_loss, has_aux=True
   )(
@@ -91,7 +114,7 @@ def learn(
   )
   seen = Seen(
     terms_K=terms_K,
-    adv_share=share,
+    adv_share=jnp.maximum(share, 1e-4),  # the PID takes its log
     varentropy_B=varentropy_B,
     z_XxD=codes.z_BxhxwxD.reshape(-1, codes.z_BxhxwxD.shape[-1]),
     counts_V=jnp.bincount(tokens.ravel(), length=spec.tokenizer.codes).astype(
@@ -101,7 +124,7 @@ def learn(
   metrics = {
     'loss': terms_K,
     'loss/total': total,
-    'loss/adv_share': jnp.minimum(share, most_adv),
+    **shares,
     'critic/loss': critic_loss,
     'critic/wasserstein': parts['wasserstein'],
     'critic/penalty': parts['penalty'],
@@ -114,12 +137,15 @@ def learn(
 
 
 def bound_share(
-  adv: jax.Array, rest: jax.Array, most: jax.Array
+  part: jax.Array,
+  rest: jax.Array,
+  *,
+  least: jax.Array | float = 0.0,
+  most: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-  """The share of one of two norms, and what scales it to `most` or less.
-
-  The share is 1e-4 at least, since the PID takes its log.
-  """
-  share = jnp.maximum(adv / (adv + rest + 1e-12), 1e-4)
-  bounded = most * rest / jnp.maximum((1 - most) * adv, 1e-30)
-  return share, jnp.where(share > most, bounded, 1.0)
+  """The share of a part of a gradient, by norms, and what brings it within."""
+  a, b = (jnp.linalg.norm(x.ravel()) for x in (part, rest))
+  share = a / (a + b + 1e-12)
+  held = jnp.clip(share, least, most)
+  scale = held * b / jnp.maximum((1 - held) * a, 1e-12)
+  return share, jnp.where(share == held, 1.0, scale)

@@ -47,6 +47,14 @@ def vq(codes: 'quantizer.Codes', *, commitment: float) -> jax.Array:
   return codebook + commitment * jnp.mean(jnp.sum((z - stop(q)) ** 2, axis=-1))
 
 
+def commitment_gradient(
+  codes: 'quantizer.Codes', *, commitment: float
+) -> jax.Array:
+  """That of `vq` by the encodings, (B, h, w, D), in closed form."""
+  z, q = codes.z_BxhxwxD, codes.q_BxhxwxD
+  return 2 * commitment * (z - q) / (z.size / z.shape[-1])
+
+
 def varentropy(codes: 'quantizer.Codes', *, temperature: float) -> jax.Array:
   """The "Stink Field" of each sample, (B,), in nats squared.
 

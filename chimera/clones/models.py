@@ -133,6 +133,10 @@ class Tokenizer(nn.Module):
     """tokens_Bxhxw int32 of normalized path_params."""
     return self.quantize(x_BxHxWxC)[1]
 
+  def decode(self, q_BxhxwxD: jax.Array) -> jax.Array:
+    """Normalized path_params (B, H, W, 3), in [-1, 1], of codes."""
+    return self.decoder(q_BxhxwxD)
+
   def detokenize(self, tokens_Bxhxw: jax.Array) -> jax.Array:
     """Normalized path_params (B, H, W, 3), in [-1, 1], of tokens."""
     return self.decoder(self.quantizer.lookup(tokens_Bxhxw))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
   from chimera.agents import pid as pid_lib
   from chimera.agents import q_learning
+  from chimera.clones import learning
 
 
 class Mission(NamedTuple):
@@ -28,8 +29,7 @@ class Mission(NamedTuple):
   pid: 'pid_lib.Mission'  # base weights, targets and gains, each (K,)
   q: 'q_learning.Mission'  # bounds of the learning rate's scale
   rate: 'jax.Array'  # times the config's learning rate
-  # greatest share of the adversarial term in the gradient; 1 is no bound
-  most_adv: 'jax.Array'
+  bounds: 'learning.Bounds'  # of shares in its gradients
 
 
 def base_weights(config: Mapping[str, Any], name: str) -> dict[str, float]:
@@ -59,6 +59,7 @@ def create_missions(
   # They import JAX, for which those who want the weights alone need not wait.
   from chimera.agents import pid as pid_lib
   from chimera.agents import q_learning
+  from chimera.clones import learning
   from chimera.clones import terms as terms_lib
 
   c = config
@@ -87,18 +88,20 @@ def create_missions(
           high=_float32(block.q.high if c.q.enabled else 1.0),
         ),
         rate=_float32(rate),
-        most_adv=_float32(_most_adv(c, block)),
+        bounds=learning.Bounds(*map(_float32, _bounds(c, block))),
       )
     )
   return missions
 
 
-def _most_adv(
+def _bounds(
   config: ml_collections.ConfigDict, block: ml_collections.ConfigDict
-) -> float:
-  if not (config.pid.enabled and config.pid.bound_share):
-    return 1.0
-  return min(1.0, block.pid.target.adv * math.exp(config.pid.limit))
+) -> tuple[float, float, float]:
+  """In the order of `learning.Bounds`."""
+  if not (config.pid.enabled and config.pid.bounded):
+    return 1.0, 0.0, 1.0
+  most_adv = block.pid.target.adv * math.exp(config.pid.limit)
+  return min(1.0, most_adv), *config.pid.vq_share
 
 
 def _float32(x: Any) -> np.ndarray:

@@ -117,6 +117,7 @@ _ROWS = (
   Metric('critic/loss', 'Critic: loss', 'overview'),
   _down('critic/penalty', 'Critic: gradient penalty', 'overview critics'),
   Metric('loss/adv_share', 'Adversarial share of the gradient', 'critics'),
+  Metric('loss/vq_share', 'Commitment: share of the gradient'),
   _up('codebook/used', _CODES, 'overview', form='.0f', of_master=True),
   _up('codebook/perplexity', _CODES, 'overview', form='.1f', of_master=True),
   Metric('agent/state', 'Q-agent: state', form='.0f'),

@@ -157,6 +157,11 @@ def _are_levels(v: Any) -> bool:
   return are_whole and 1 < math.prod(v) <= _INT32
 
 
+def _are_shares(v: Any) -> bool:
+  are = isinstance(v, tuple) and len(v) == 2 and all(map(_SHARE.holds, v))
+  return are and v[0] <= v[1]
+
+
 def _is_size(v: Any) -> bool:
   return isinstance(v, tuple) and len(v) == 2 and all(map(_SIDE_OR_0.holds, v))
 
@@ -249,7 +254,8 @@ RULES = {
   'critic.drift': _WEIGHT,
   'critic.learning_rate': _RATE,
   'pid.enabled': _FLAG,
-  'pid.bound_share': _FLAG,
+  'pid.bounded': _FLAG,
+  'pid.vq_share': Rule('two numbers in [0, 1], the less first', _are_shares),
   'pid.smoothing': _DECAY,
   'pid.limit': at_least(0, 80),  # exp of more is no float32
   'pid.slew': _GAIN,

@@ -11,6 +11,8 @@ from chimera.clones import state as state_lib
 from chimera.optics import poincare
 from tests import tiny
 
+FREE = learning.Bounds(*map(jnp.float32, (1.0, 0.0, 1.0)))
+
 
 @functools.cache
 def _lesson():
@@ -60,7 +62,7 @@ def test_one_forward_pass_gives_both_networks_their_gradients():
 
   gradients, seen, metrics = jax.jit(
     functools.partial(learning.learn, spec=spec)
-  )(generator_P, critic_P, x, lambda_K, 1.0, ramp, epsilon_B)
+  )(generator_P, critic_P, x, lambda_K, FREE, ramp, epsilon_B)
   expected, terms_K = jax.jit(jax.grad(objective, has_aux=True))(generator)
   _close(spec.generator_layout.tree(gradients['generator']), expected)
   _close(
@@ -107,9 +109,9 @@ def test_a_critic_has_no_more_than_its_share_of_the_gradient():
   learn = jax.jit(functools.partial(learning.learn, spec=spec))
 
   def gradient(lambda_K, most):
-    epsilon_B = jnp.full(4, 0.5)
     found, seen, metrics = learn(
-      *(generator_P, critic_P, x, lambda_K, most, 1.0, epsilon_B)
+      *(generator_P, critic_P, x, lambda_K),
+      *(FREE._replace(most_adv=most), 1.0, jnp.full(4, 0.5)),
     )
     return found['generator'], seen.adv_share, metrics['loss/adv_share']
 
@@ -124,12 +126,57 @@ def test_a_critic_has_no_more_than_its_share_of_the_gradient():
   np.testing.assert_allclose(free[2], share, rtol=1e-4)
 
 
-def test_a_share_is_bounded_where_there_is_nothing_else_or_nothing():
-  for adv, rest, most, expected in (
-    (0.0, 0.0, 0.3, (1e-4, 1.0)),
-    (2.0, 0.0, 0.3, (1.0, 0.0)),
-    (2.0, 0.0, 1.0, (1.0, 1.0)),
-    (3.0, 1.0, 0.5, (0.75, 1 / 3)),
+def test_the_encodings_are_held_to_their_codes_by_a_share_of_their_gradient():
+  spec, generator_P, critic_P, x, lambda_K = _lesson()
+  vq = spec.terms.index('vq')
+  generator = spec.generator_layout.tree(generator_P)
+  codes, _ = spec.tokenizer.apply({'params': generator}, x, method='quantize')
+
+  def commitment(z):
+    return losses.vq(codes._replace(z_BxhxwxD=z), commitment=1.0)
+
+  by_commitment = jax.grad(commitment)(codes.z_BxhxwxD)
+  np.testing.assert_allclose(
+    losses.commitment_gradient(codes, commitment=1.0), by_commitment, rtol=1e-5
+  )
+  learn = jax.jit(functools.partial(learning.learn, spec=spec))
+
+  def gradient(lambda_K, *bounds):
+    bounds = FREE._replace(least_vq=bounds[0], most_vq=bounds[1])
+    found, _, metrics = learn(
+      *(generator_P, critic_P, x, lambda_K, bounds, 0.0, jnp.full(4, 0.5))
+    )
+    encoder = spec.generator_layout.tree(found['generator'])['encoder']
+    return encoder, float(metrics['loss/vq_share'])
+
+  # Without its codebook, vq moves the encoder in proportion to its weight.
+  none, _ = gradient(lambda_K.at[vq].set(0), 0.0, 1.0)
+  free, share = gradient(lambda_K, 0.0, 1.0)
+  assert 0.01 < share < 0.9
+  for least, most, wanted in (
+    (0.0, share / 3, share / 3),
+    ((1 + share) / 2, 1.0, (1 + share) / 2),
   ):
-    found = learning.bound_share(*map(jnp.float32, (adv, rest, most)))
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    held, shown = gradient(lambda_K, least, most)
+    np.testing.assert_allclose(shown, wanted, rtol=1e-5)
+    times = wanted / (1 - wanted) * (1 - share) / share
+    _close(
+      held, jax.tree.map(lambda a, b, t=times: a + t * (b - a), none, free)
+    )
+  within, shown = gradient(lambda_K, share / 2, (1 + share) / 2)
+  np.testing.assert_allclose(shown, share, rtol=1e-5)
+  jax.tree.map(np.testing.assert_array_equal, within, free)
+
+
+def test_a_share_is_bounded_where_there_is_nothing_else_or_nothing():
+  for part, rest, least, most, expected in (
+    (0.0, 0.0, 0.0, 0.3, (0.0, 1.0)),
+    (2.0, 0.0, 0.0, 0.3, (1.0, 0.0)),
+    (2.0, 0.0, 0.0, 1.0, (1.0, 1.0)),
+    (3.0, 1.0, 0.0, 0.5, (0.75, 1 / 3)),
+    (1.0, 3.0, 0.5, 0.9, (0.25, 3.0)),
+    (0.0, 3.0, 0.5, 0.9, (0.0, 1.5e12)),  # of nothing
+  ):
+    part, rest = jnp.full((1, 1), part), jnp.array([rest, 0.0])
+    found = learning.bound_share(part, rest, least=least, most=most)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

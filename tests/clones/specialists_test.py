@@ -136,3 +136,22 @@ def train(count, devices):
 @pytest.mark.parametrize(('count', 'devices'), [(3, 3), (8, 4)])
 def test_any_number_of_specialists_trains(count, devices):
   train(count, devices)
+
+
+def test_the_shares_of_a_gradient_are_bounded_by_targets_and_limit():
+  def bounds(config):
+    missions = specialists.create_missions(config, BINS)
+    return np.array([mission.bounds for mission in missions])
+
+  config = chimera_config.get_config()
+  config.specialists.perceptual.pid.target.adv = 0.7  # 1.15 by the limit
+  free = (1, 0, 1)
+  np.testing.assert_allclose(
+    bounds(config),
+    [(1, 0.04, 0.12), (0.033, 0.04, 0.12)]
+    + [(0.3297, 0.04, 0.12), (0.0412, 0.04, 0.12)],
+    atol=1e-4,
+  )
+  for variant in ('control', 'seed'):
+    off = chimera_config.get_config(variant)
+    np.testing.assert_array_equal(bounds(off), [free] * 4)
