@@ -77,8 +77,15 @@ class VQ(nn.Module):
   def __call__(self, z_BxhxwxD: jax.Array) -> tuple[Codes, jax.Array]:
     z = unit(z_BxhxwxD.astype(self.codebook_VxD.dtype))
     codebook_VxD = unit(self.codebook_VxD)
-    # On the unit sphere the nearest code is the one of largest cosine.
-    logits = jnp.einsum('bhwd,vd->bhwv', z, codebook_VxD, precision='highest')
+    # On the unit sphere the nearest code is the one of largest cosine. What is
+    # made of the logits moves encodings alone: the codes follow theirs, and by
+    # Adam as fast whatever `vq` weighs.
+    logits = jnp.einsum(
+      'bhwd,vd->bhwv',
+      z,
+      jax.lax.stop_gradient(codebook_VxD),
+      precision='highest',
+    )
     tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     return Codes(z, codebook_VxD[tokens], (logits,)), tokens
 

@@ -206,3 +206,23 @@ def test_no_code_is_revived_onto_what_is_not_finite(poison):
     {'codebook': book}, jnp.ones(4, bool), z_XxD, jax.random.key(0)
   )
   np.testing.assert_array_equal(params['codebook'], book)
+
+
+def test_codes_follow_their_encodings_and_nothing_else():
+  """What the varentropy asks for moves the encodings alone."""
+  keys = jax.random.split(jax.random.key(3))
+  params = {'codebook': jax.random.normal(keys[0], (4, 3))}
+  z = jax.random.normal(keys[1], (1, 2, 3, 3))
+
+  def varentropy(params, z):
+    codes, _ = VQ.apply({'params': params}, z)
+    return losses.varentropy(codes, temperature=0.1).mean()
+
+  def vq(params, z):
+    codes, _ = VQ.apply({'params': params}, z)
+    return losses.vq(codes, commitment=0.25)
+
+  by_params, by_z = jax.grad(varentropy, argnums=(0, 1))(params, z)
+  np.testing.assert_array_equal(by_params['codebook'], 0)
+  assert np.abs(by_z).max() > 0.01
+  assert np.abs(jax.grad(vq)(params, z)['codebook']).max() > 0.01
