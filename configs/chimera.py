@@ -245,7 +245,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # Whatever the weights: the adversarial share of the gradient is at most
   # target.adv * exp(limit), and the commitment's at the encodings in vq_share.
   c.pid.bounded = True
-  c.pid.vq_share = (0.04, 0.12)
+  c.pid.vq_share = (0.08, 0.12)
 
   # The Q-learning controller of the learning rate, likewise.
   c.q = ml_collections.ConfigDict()

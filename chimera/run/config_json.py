@@ -24,7 +24,7 @@ LATER = {
   'data.flat': 0.0,
   'optics.finish': 0,
   'pid.bounded': False,
-  'pid.vq_share': [0.04, 0.12],
+  'pid.vq_share': [0.08, 0.12],
   'tokens.size': [0, 0],
   'train.decay': 0.2,
   'train.audition': False,
