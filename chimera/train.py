@@ -92,21 +92,22 @@ def train(
     is_last = done == cycles
     if is_last:
       with observers.during('finishing the optics'):
-        data = results.finished(config, spec, tokenizers[0], data)
+        data = results.finished(config, spec, tokenizers[0], data, workdir)
     with observers.during('evaluating'):
       # Of the average only the last figures are shown anywhere.
       exam = exam_lib.examine(
         config, spec, held_out, data.optics, *tokenizers, with_ema=is_last
       )
-      record = protocol.protocol(config, held_out, done)
+      record = protocol.protocol(config, held_out, done, data.drawn_by)
       with disk.spared('evaluation.json'):
         exam_lib.save_figures(workdir, exam.figures, record)
     return exam
 
   def evaluate(done: int, tokenizers: tuple[Any, Any]) -> exam_lib.Exam:
     exam = examine(done, tokenizers)
-    sheet = exam_lib.save_preview(workdir, exam, done)
-    observers.evaluated(done, exam, sheet)
+    with observers.during('evaluating'):
+      sheet = exam_lib.save_preview(workdir, exam, done)
+      observers.evaluated(done, exam, sheet)
     checkpointer.evaluated(done, exam.figures)
     return exam
 
@@ -190,7 +191,7 @@ def train(
       f'The tokenizer is not exported: {e}. All cycles are saved: fix that, '
       'and give the same command again.'
     ) from e
-  record = protocol.protocol(config, held_out, cycles)
+  record = protocol.protocol(config, held_out, cycles, data.drawn_by)
   summary.show(summary.summary(rows, exam.figures, record))
   return exam_lib.flat(exam.figures)
 
@@ -291,10 +292,10 @@ def evaluate_workdir(
   spec, born = newborn(config, data, bins)
   done, host, specialists = checkpoint.restore(config, workdir, born, bins)
   held_out, _ = exam_lib.look_at_held_out(config, data, bins)
-  optics = results.finished(config, spec, host.master, data).optics
+  data = results.finished(config, spec, host.master, data, workdir)
   tokenizers = host.master, specialists
-  exam = exam_lib.examine(config, spec, held_out, optics, *tokenizers)
-  record = protocol.protocol(config, held_out, done)
+  exam = exam_lib.examine(config, spec, held_out, data.optics, *tokenizers)
+  record = protocol.protocol(config, held_out, done, data.drawn_by)
   exam_lib.save_figures(workdir, exam.figures, record)
   summary.show(summary.summary([], exam.figures, record))
   return exam_lib.flat(exam.figures)
@@ -312,7 +313,7 @@ def export_workdir(
     bins = prepare_curriculum(config, workdir, data)
     spec, born = newborn(config, data, bins)
     done, host, _ = checkpoint.restore(config, workdir, born, bins)
-    data = results.finished(config, spec, host.master, data)
+    data = results.finished(config, spec, host.master, data, workdir)
     results.save_tokenizer(config, workdir, spec, host.master, data, done, out)
 
 

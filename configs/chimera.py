@@ -90,7 +90,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.data.crop = 'random'  # or 'whole': one a photograph, its centered square
   c.data.permuted = 0.5  # share of the training crops whose colors are shuffled
   c.data.mirrored = 0.5  # likewise, left and right
-  c.data.flat = 0.03  # likewise, which are one pixel, enlarged
   c.data.max_scale = 3.0  # a random crop's side is 1 to this times image_size
   c.data.seed = 8  # of split and crops: kept apart from the seed of training
 

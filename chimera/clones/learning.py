@@ -51,8 +51,8 @@ def learn(
   Two weights that are easily wrong by ten are held by what they do, whatever
   lambda_K says: the adversarial one by its share of the gradient at the
   reconstruction, that of `vq` by the commitment's at the encodings, beside what
-  comes straight through from the decoder. Taming Transformers makes the former
-  of two such norms (section 3.1, https://arxiv.org/abs/2012.09841).
+  comes straight through from the decoder. Taming Transformers sets the former
+  by the ratio of two such norms (section 3.1, https://arxiv.org/abs/2012.09841).
   """
   generator_params = spec.generator_layout.tree(generator_P)
   critic_params = spec.critic_layout.tree(critic_P)
@@ -86,19 +86,20 @@ def learn(
       x_hat, x_hat, codes
     )
   )
-  share, scale = bound_share(by_adv, by_rest, most=bounds.most_adv)
+  share, held, scale = bound_share(by_adv, by_rest, most=bounds.most_adv)
   by_decoder, by_q = to_decoder(by_rest + ramp * scale * by_adv)
   # Straight through: what the decoder asks of a code is asked of the encoding.
   by_z = by_codes.z_BxhxwxD + by_q
-  shares = {'loss/adv_share': jnp.minimum(share, bounds.most_adv)}
+  shares = {'loss/adv_share': held}
   if 'vq' in spec.terms:
     commitment = lambda_K[spec.terms.index('vq')] * losses.commitment_gradient(
       codes, commitment=spec.loss.commitment
     )
-    least, most = bounds.least_vq, bounds.most_vq
-    vq_share, vq_scale = bound_share(commitment, by_q, least=least, most=most)
-    by_z += (vq_scale - 1) * commitment
-    shares['loss/vq_share'] = jnp.clip(vq_share, least, most)
+    _, held, scale = bound_share(
+      commitment, by_q, least=bounds.least_vq, most=bounds.most_vq
+    )
+    by_z += (scale - 1) * commitment
+    shares['loss/vq_share'] = held
   (by_encoder,) = to_encoder(by_codes._replace(z_BxhxwxD=by_z))
   generator_gradient = jax.tree.map(jnp.add, by_decoder, by_encoder)
   (critic_loss, parts), critic_gradient = jax.value_and_grad(
@@ -142,10 +143,13 @@ def bound_share(
   *,
   least: jax.Array | float = 0.0,
   most: jax.Array | float = 1.0,
-) -> tuple[jax.Array, jax.Array]:
-  """The share of a part of a gradient, by norms, and what brings it within."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The share of a part of a gradient, by norms; within bounds; its scale then.
+
+  What is nothing stays so.
+  """
   a, b = (jnp.linalg.norm(x.ravel()) for x in (part, rest))
   share = a / (a + b + 1e-12)
-  held = jnp.clip(share, least, most)
+  held = jnp.where(a > 0, jnp.clip(share, least, most), share)
   scale = held * b / jnp.maximum((1 - held) * a, 1e-12)
-  return share, jnp.where(share == held, 1.0, scale)
+  return share, held, jnp.where(share == held, 1.0, scale)

@@ -79,7 +79,6 @@ def plan_crops(
   seed: int,
   permuted: float = 0.0,
   mirrored: float = 0.0,
-  flat: float = 0.0,
   progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
   """Decodes every image once and lays out its crops.
@@ -104,7 +103,6 @@ def plan_crops(
     seed: of the split and the crops.
     permuted: share of the crops to train on whose colors change places.
     mirrored: likewise, left and right.
-    flat: likewise, which are one pixel of the photograph.
     progress: called with (files done, files) as planning goes.
 
   Raises:
@@ -128,7 +126,8 @@ def plan_crops(
       if progress is not None:
         progress(len(found), len(sources))
   skipped = {name: x for name, x in found.items() if isinstance(x, str)}
-  train, held_out = _distinct(found, train_sources, source, 'source'), []
+  train = _distinct(found, train_sources, source, 'source')
+  held_out = []
   if held_out_source:
     held_out = _distinct(
       found, held_out_sources, held_out_source, 'held_out_source'
@@ -148,11 +147,15 @@ def plan_crops(
   else:
     train, held_out = _split(train, group_of, held_out_fraction, source)
   sides = [min(p.height, p.width) for p in train + held_out]
-  if small := sum(side < image_size for side in sides):
+  small = sum(side < image_size for side in sides)
+  if small:
     logging.warning(
       '%d of %d photographs are smaller than image_size = %d and are enlarged, '
       'the smallest from %d pixels.',
-      *(small, len(sides), image_size, min(sides)),
+      small,
+      len(sides),
+      image_size,
+      min(sides),
     )
   lay = _lay_whole
   if crop == 'random':
@@ -161,7 +164,7 @@ def plan_crops(
     )
   lots = {photograph.source: photograph.lot for photograph in train}
   return Plan(
-    _vary(lay(train, train_count), lots, permuted, mirrored, flat),
+    _vary(lay(train, train_count), lots, permuted, mirrored),
     lay(held_out, held_out_count),
     unread | skipped,
     marks,
@@ -414,22 +417,14 @@ def _lay_crops(
 
 
 def _vary(
-  crops: list[Crop],
-  lots: Mapping[str, str],
-  permuted: float,
-  mirrored: float,
-  flat: float,
+  crops: list[Crop], lots: Mapping[str, str], permuted: float, mirrored: float
 ) -> list[Crop]:
-  """Some with their colors in another order, mirrored, or flat, by lot."""
+  """Some with their colors in another order, some mirrored, by lot."""
   orders = [order for order in _ORDERS if order != 'rgb']
   varied = []
   for source, group in itertools.groupby(crops, lambda crop: crop.source):
-    lot = int(lots[source], 16)
-    rng, is_flat = (np.random.default_rng([lot, i]) for i in (1, 2))
+    rng = np.random.default_rng([int(lots[source], 16), 1])
     for crop in group:
-      if is_flat.random() < flat:
-        middle = crop.size // 2
-        crop = Crop(source, crop.top + middle, crop.left + middle, 1)
       which, by_color, by_side = rng.random(3)
       order = orders[int(which * len(orders))]
       varied.append(

@@ -10,9 +10,12 @@ from chimera.system import provenance
 
 
 def protocol(
-  config: ml_collections.ConfigDict, held_out: evaluate.HeldOut, done: int
+  config: ml_collections.ConfigDict,
+  held_out: evaluate.HeldOut,
+  done: int,
+  drawn_by: str,
 ) -> dict[str, Any]:
-  """What figures were taken by."""
+  """What figures were taken by, with optics that have learned so far."""
   by = 'sample' if held_out.images_NxSxSx3 is None else 'photograph'
   own = config.data.held_out_source
   record = {
@@ -30,6 +33,7 @@ def protocol(
       'crop_scale': scale,
       'resize_filter': 'Lanczos (Pillow)',
       'rounding': '8 bits, photograph and reconstruction, before pixel figures',
+      'optics': drawn_by,
     }
   if config.eval.inception:
     record['inception'] = provenance.file_digest(config.eval.inception)

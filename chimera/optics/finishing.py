@@ -48,7 +48,7 @@ def finish(
     report: called with the steps done and the loss.
 
   Raises:
-    FloatingPointError: the error did not stay finite.
+    FloatingPointError: they did not stay finite.
   """
 
   def error(v, batch, _):
@@ -75,6 +75,7 @@ def finish(
     seed=seed,
     report=report,
   )
-  if not np.isfinite(loss):
+  variables = jax.device_get(variables)
+  if not all(np.isfinite(x).all() for x in jax.tree.leaves(variables)):
     raise FloatingPointError(f'the squared error is {float(loss)}')
-  return jax.device_get(variables)
+  return variables

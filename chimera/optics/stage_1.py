@@ -37,7 +37,7 @@ _FILES = ('optics.json', 'optics.safetensors', 'crops.csv', 'held_out.npz')
 _DIGESTS = 'digests.json'
 _SOURCES = 'sources.json'
 # Settings that there were not always, and what was in force before.
-_LATER = {'data.permuted': 0.0, 'data.mirrored': 0.0, 'data.flat': 0.0}
+_LATER = {'data.permuted': 0.0, 'data.mirrored': 0.0}
 
 
 class Prepared(NamedTuple):
@@ -53,6 +53,7 @@ class Prepared(NamedTuple):
   held_out_images: np.ndarray | None
   # the model and its variables; None without images
   optics: tuple[optics.Optics, Any] | None
+  drawn_by: str = 'as of stage 1'  # how far these optics have learned
 
 
 def prepare(

@@ -21,7 +21,6 @@ LATER = {
   'model.norm': 'group',
   'data.permuted': 0.0,
   'data.mirrored': 0.0,
-  'data.flat': 0.0,
   'optics.finish': 0,
   'pid.bounded': False,
   'pid.vq_share': [0.08, 0.12],

@@ -19,34 +19,41 @@ def finish(
   tokenizer: models.Tokenizer,
   params: Any,
   data: stage_1.Prepared,
+  workdir: str,
 ) -> stage_1.Prepared:
   """The data with finished optics; as they are where they cannot be.
 
   It costs `optics.finish` steps of the decoder on crops of the training set, as
-  many as they see at most. Where photographs are gone it is a warning.
+  many as they see at most, which are cut anew. Where photographs are gone or
+  others now, or the device has no room, that is a warning.
 
   Args:
     config: the run's.
     tokenizer: the module.
     params: its parameters.
     data: of stage 1.
+    workdir: where that was.
   """
   steps, batch_size = config.optics.finish, config.optics.batch_size
   if not (steps and data.optics):
     return data
   size, samples = config.data.image_size, len(data.crops)
-  most = min(steps * batch_size, stage_1.pool_size(size))
+  # Each is there twice.
+  most = min(steps * batch_size, -(-stage_1.pool_size(size) // 2))
   chosen_n = np.arange(0, samples, -(-samples // most))
+  crops = [data.crops[i] for i in chosen_n]
   try:
-    images_nxSxSx3 = crops_lib.read_crops(
-      (data.crops[i] for i in chosen_n), image_size=size
-    )
+    changes = stage_1.changes_of(workdir, {crop.source for crop in crops})
+    if any(changes):
+      raise ValueError(f'photographs are not what they were ({changes})')
+    images_nxSxSx3 = crops_lib.read_crops(crops, image_size=size)
   except disk.BROKEN as e:
     return _unfinished(data, e)
   model, variables = data.optics
   paths_nxHxWxC = np.asarray(data.paths_NxHxWxC[chosen_n])
-  made_nxHxWxC = _remake(tokenizer, params, paths_nxHxWxC, config.optics.chunk)
+  chunk = config.optics.chunk
   try:
+    made_nxHxWxC = _remake(tokenizer, params, paths_nxHxWxC, chunk)
     variables = finishing.finish(
       model,
       variables,
@@ -59,9 +66,10 @@ def finish(
       seed=config.seed,
       report=functools.partial(_tell, steps),
     )
-  except FloatingPointError as e:
+  except (FloatingPointError, jax.errors.JaxRuntimeError) as e:
     return _unfinished(data, e)
-  return data._replace(optics=(model, variables))
+  how = f'finished, {steps} steps, for the {config.export.weights}'
+  return data._replace(optics=(model, variables), drawn_by=how)
 
 
 def _tell(steps: int, done: int, note: str) -> None:

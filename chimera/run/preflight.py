@@ -20,7 +20,7 @@ from chimera.run import config_json, rules
 from chimera.school import curriculum
 from chimera.system import disk, lock
 
-# What a resumed run may do differently: nothing that is learned depends on it.
+# What a resumed run may do differently: no token depends on it.
 FREE = (
   *('devices', 'optics.chunk', 'optics.finish'),
   *('eval.', 'export.', 'tokens.'),
@@ -38,8 +38,8 @@ _AGENTS = (
   *('clone_names', 'model.critic_width', 'q.window', 'q.actions'),
   *('meld.enabled', 'meld.outer_momentum'),
 )
-# What a run of before it was a key had not.
-_LATER = ('train.audition',)
+# What a run of before they were keys had not.
+_LATER = ('train.audition', 'pid.bounded')
 _LEAST_WEIGHT = 1e-12  # of all terms of a clone: the PID divides by their size
 _TRAINED = ('checkpoints/*', 'evaluation.json')
 _PREPARED = ('optics/*', 'latents.npy', 'manifest.csv', 'curriculum_bins_*')
@@ -67,9 +67,11 @@ def binding(values: Mapping[str, Any]) -> dict[str, Any]:
   bound = {k: v for k, v in flat if not k.startswith(FREE)}
   if values.get('train.schedule') != 'cosine':
     bound.pop('train.cycles', None)
-  # A run of before there were auditions is one without.
-  if not values.get('train.audition'):
-    bound.pop('train.audition', None)
+  # A run of before there was one of these is one without.
+  for key in (key for key in _LATER if not values.get(key)):
+    bound.pop(key, None)
+  if 'pid.bounded' not in bound:
+    bound.pop('pid.vq_share', None)
   return bound
 
 

@@ -80,10 +80,11 @@ def finished(
   spec: state_lib.StepSpec,
   master: average.Master,
   data: stage_1.Prepared,
+  workdir: str,
 ) -> stage_1.Prepared:
   """The data with the optics finished for what is exported."""
   params = exported(config, spec, master)
-  return finish.finish(config, spec.tokenizer, params, data)
+  return finish.finish(config, spec.tokenizer, params, data, workdir)
 
 
 def save_tokenizer(
@@ -98,7 +99,7 @@ def save_tokenizer(
   """Exports what the run leaves, with the optics of the data.
 
   To `out`; '' is `tokenizer/` in the workdir, whose evaluation.json goes along
-  if it is of this cycle.
+  if it is of this cycle and was drawn by these optics.
   """
   model, variables = data.optics or (None, None)
   params = exported(config, spec, master)
@@ -107,7 +108,9 @@ def save_tokenizer(
   came_from = {'weights': config.export.weights, 'cycles': done}
   seen = pathlib.Path(workdir, 'evaluation.json')
   if _is_of(seen, 'protocol', done):
-    came_from['evaluation'] = disk.read_json(seen)
+    figures = disk.read_json(seen)
+    if figures['protocol'].get('optics', data.drawn_by) == data.drawn_by:
+      came_from['evaluation'] = figures
   out = out or os.path.join(workdir, 'tokenizer')
   shape = (size, size, 3) if model else data.paths_NxHxWxC.shape[1:]
   export.save(out, parts, input_shape=shape, came_from=came_from)

@@ -158,7 +158,7 @@ def _are_levels(v: Any) -> bool:
 
 
 def _are_shares(v: Any) -> bool:
-  are = isinstance(v, tuple) and len(v) == 2 and all(map(_SHARE.holds, v))
+  are = isinstance(v, tuple) and len(v) == 2 and all(map(_DECAY.holds, v))
   return are and v[0] <= v[1]
 
 
@@ -211,7 +211,6 @@ RULES = {
   'data.max_scale': at_least(1, 1e12),
   'data.permuted': _SHARE,
   'data.mirrored': _SHARE,
-  'data.flat': _SHARE,
   'data.seed': whole(0, 2**63 - 1),  # numpy's, and a hash's
   'optics.cell': _SIDE,
   'optics.width': _SIDE,
@@ -255,7 +254,7 @@ RULES = {
   'critic.learning_rate': _RATE,
   'pid.enabled': _FLAG,
   'pid.bounded': _FLAG,
-  'pid.vq_share': Rule('two numbers in [0, 1], the less first', _are_shares),
+  'pid.vq_share': Rule('two numbers in [0, 1), the less first', _are_shares),
   'pid.smoothing': _DECAY,
   'pid.limit': at_least(0, 80),  # exp of more is no float32
   'pid.slew': _GAIN,

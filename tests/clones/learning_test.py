@@ -170,12 +170,12 @@ def test_the_encodings_are_held_to_their_codes_by_a_share_of_their_gradient():
 
 def test_a_share_is_bounded_where_there_is_nothing_else_or_nothing():
   for part, rest, least, most, expected in (
-    (0.0, 0.0, 0.0, 0.3, (0.0, 1.0)),
-    (2.0, 0.0, 0.0, 0.3, (1.0, 0.0)),
-    (2.0, 0.0, 0.0, 1.0, (1.0, 1.0)),
-    (3.0, 1.0, 0.0, 0.5, (0.75, 1 / 3)),
-    (1.0, 3.0, 0.5, 0.9, (0.25, 3.0)),
-    (0.0, 3.0, 0.5, 0.9, (0.0, 1.5e12)),  # of nothing
+    (0.0, 0.0, 0.0, 0.3, (0.0, 0.0, 1.0)),
+    (2.0, 0.0, 0.0, 0.3, (1.0, 0.3, 0.0)),
+    (2.0, 0.0, 0.0, 1.0, (1.0, 1.0, 1.0)),
+    (3.0, 1.0, 0.0, 0.5, (0.75, 0.5, 1 / 3)),
+    (1.0, 3.0, 0.5, 0.9, (0.25, 0.5, 3.0)),
+    (0.0, 3.0, 0.5, 0.9, (0.0, 0.0, 1.0)),  # a weight of 0 stays so
   ):
     part, rest = jnp.full((1, 1), part), jnp.array([rest, 0.0])
     found = learning.bound_share(part, rest, least=least, most=most)

@@ -172,27 +172,6 @@ def test_a_varied_crop_is_read_in_its_colors_and_from_its_right(folder):
   np.testing.assert_array_equal(varied, seen[:, ::-1][..., [1, 2, 0]])
 
 
-def test_some_are_one_pixel_of_their_window_and_the_others_as_they_were(folder):
-  many = {**PLAN, 'train_count': 400, 'permuted': 0.5}
-  plain = crops_lib.plan_crops(str(folder), **many)
-  some = crops_lib.plan_crops(str(folder), **many, flat=0.1)
-  assert some.held_out == plain.held_out
-  flat = [crop.size == 1 for crop in some.train]
-  assert 10 < sum(flat) < 70  # six standard deviations are 36
-  for a, b, is_flat in zip(some.train, plain.train, flat):
-    if is_flat:
-      assert 0 <= a.top - b.top < b.size
-      assert 0 <= a.left - b.left < b.size
-      a = a._replace(top=b.top, left=b.left, size=b.size)
-    assert a == b
-  (crop,) = [crop for crop in some.train if crop.size == 1][:1]
-  (seen,) = crops_lib.read_crops([crop], image_size=16)
-  assert len(np.unique(seen.reshape(-1, 3), axis=0)) == 1
-  photo = images.load_photograph(crop.source)
-  order = ['rgb'.index(color) for color in crop.colors]
-  assert seen[0, 0].tolist() == photo[crop.top, crop.left, order].tolist()
-
-
 def test_fewer_crops_than_photographs_are_of_as_many_photographs(folder):
   plan = crops_lib.plan_crops(str(folder), **{**PLAN, 'train_count': 4})
   assert len(plan.train) == len(_sources(plan.train)) == 4

@@ -17,7 +17,7 @@ def test_the_protocol_names_what_pixel_figures_were_taken_by(tmp_path):
   held_out = evaluate.HeldOut(
     np.zeros((5, 8, 8, 3)), np.zeros((5, 64, 64, 3), np.uint8), np.zeros(5)
   )
-  found = protocol.protocol(config, held_out, 7)
+  found = protocol.protocol(config, held_out, 7, 'as of stage 1')
   assert found['split'] == 'a source of its own'
   assert found['source'] == '/data/test'
   assert (found['count'], found['crop']) == (5, 64)
@@ -40,7 +40,7 @@ def _protocol(images_NxSxSx3=_PIXELS, **data):
   held_out = evaluate.HeldOut(
     np.zeros((5, 8, 8, 3)), images_NxSxSx3, np.zeros(5)
   )
-  return protocol.protocol(config, held_out, 7)
+  return protocol.protocol(config, held_out, 7, 'as of stage 1')
 
 
 def test_the_protocol_says_what_was_in_force_of_the_crops():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from skimage import data
 
-from chimera.optics import finishing, poincare, training
+from chimera.optics import finishing, training
 from chimera.optics import modules as optics
 
 HOW = {'batch_size': 8, 'learning_rate': 3e-3, 'seed': 0}
@@ -93,4 +93,3 @@ def test_what_does_not_stay_finite_is_refused(given):
       report=lambda *x: None,
       **HOW,
     )
-  assert np.isfinite(poincare.normalize(paths)).all()

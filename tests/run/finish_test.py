@@ -1,5 +1,6 @@
 """The optics finished at a run's end: of what, and where they cannot be."""
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
@@ -13,7 +14,7 @@ from tests import tiny
 
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory):
-  """(config, data) of eight photographs in a folder."""
+  """(config, data, workdir) of eight photographs in a folder."""
   home = tmp_path_factory.mktemp('finish')
   rng = np.random.default_rng(0)
   (home / 'photographs').mkdir()
@@ -30,7 +31,7 @@ def prepared(tmp_path_factory):
   c.optics.steps = 5
   c.optics.batch_size = 4
   c.optics.finish = 3
-  return c, stage_1.prepare(c, str(home / 'run'))
+  return c, stage_1.prepare(c, str(home / 'run')), str(home / 'run')
 
 
 @pytest.fixture(scope='module')
@@ -55,10 +56,11 @@ def asked(monkeypatch):
 def test_crops_meet_their_own_path_params_and_what_becomes_of_them(
   prepared, tokenizer, asked
 ):
-  config, data = prepared
-  found = finish.finish(config, *tokenizer, data)
+  config, data, workdir = prepared
+  found = finish.finish(config, *tokenizer, data, workdir)
   assert found.optics == (data.optics[0], 'finished')
-  assert found._replace(optics=data.optics) is not data
+  assert found.drawn_by == 'finished, 3 steps, for the master'
+  assert data.drawn_by == 'as of stage 1'
   ((images, paths, made, how),) = asked
   # Of 60, at most the 3 steps of 4 that see one.
   chosen = np.arange(0, 60, 5)
@@ -78,35 +80,55 @@ def test_crops_meet_their_own_path_params_and_what_becomes_of_them(
 
 
 def test_without_optics_or_steps_nothing_is_done(prepared, tokenizer, asked):
-  config, data = prepared
+  config, data, workdir = prepared
   blind = data._replace(optics=None)
-  assert finish.finish(config, *tokenizer, blind) is blind
+  assert finish.finish(config, *tokenizer, blind, workdir) is blind
   config = config.copy_and_resolve_references()
   config.optics.finish = 0
-  assert finish.finish(config, *tokenizer, data) is data
+  assert finish.finish(config, *tokenizer, data, workdir) is data
   assert not asked
 
 
 def test_where_a_photograph_is_gone_the_optics_stay_with_a_warning(
   prepared, tokenizer, asked, caplog
 ):
-  config, data = prepared
+  config, data, workdir = prepared
   gone = [crop._replace(source='/gone.png') for crop in data.crops]
   there = data._replace(crops=gone)
-  assert finish.finish(config, *tokenizer, there) is there
+  assert finish.finish(config, *tokenizer, there, workdir) is there
   assert not asked
   assert 'The optics are not finished' in caplog.text
   assert '/gone.png' in caplog.text
 
 
-def test_where_they_diverge_they_stay_with_a_warning(
-  prepared, tokenizer, monkeypatch, caplog
+def test_where_a_photograph_is_another_the_optics_stay_with_a_warning(
+  prepared, tokenizer, asked, caplog
 ):
-  config, data = prepared
+  config, data, workdir = prepared
+  path = data.crops[0].source
+  with open(path, 'rb') as f:
+    before = f.read()
+  try:
+    Image.new('RGB', (48, 40), (9, 99, 199)).save(path)
+    assert finish.finish(config, *tokenizer, data, workdir) is data
+  finally:
+    with open(path, 'wb') as f:
+      f.write(before)
+  assert not asked
+  assert 'not finished (photographs are not what they were' in caplog.text
+
+
+@pytest.mark.parametrize(
+  'error', [FloatingPointError, jax.errors.JaxRuntimeError]
+)
+def test_where_they_diverge_or_do_not_fit_they_stay_with_a_warning(
+  prepared, tokenizer, monkeypatch, caplog, error
+):
+  config, data, workdir = prepared
 
   def diverge(*args, **how):
-    raise FloatingPointError('the squared error is nan')
+    raise error('the squared error is nan')
 
   monkeypatch.setattr(finishing, 'finish', diverge)
-  assert finish.finish(config, *tokenizer, data) is data
+  assert finish.finish(config, *tokenizer, data, workdir) is data
   assert 'not finished (the squared error is nan)' in caplog.text
