@@ -241,8 +241,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.pid.smoothing = 0.9  # of the filtered log error
   c.pid.limit = 0.5  # |adjustment| of log lambda: at most a factor of 1.65
   c.pid.slew = 0.02  # most that log lambda moves in one cycle
-  # Whatever the weights: the adversarial share of the gradient is at most
-  # target.adv * exp(limit), and the commitment's at the encodings in vq_share.
+  # Of an enabled PID, whatever the weights: the adversarial share is at most
+  # target.adv * exp(limit), the commitment's at the encodings within vq_share.
   c.pid.bounded = True
   c.pid.vq_share = (0.08, 0.12)
 

@@ -1,6 +1,6 @@
 """Whether a run's tokenizer draws as its figures say: .ci/run asks.
 
-  python -m tests.drawn WORKDIR
+python -m tests.drawn WORKDIR
 """
 
 import json

@@ -146,7 +146,8 @@ class Tokenizer(nn.Module):
   ) -> tuple[jax.Array, quantizer_lib.Codes, jax.Array]:
     """The reconstruction (B, H, W, 3) in [-1, 1], the codes, the tokens."""
     codes, tokens_Bxhxw = self.quantize(x_BxHxWxC)
-    # Straight through: the decoder's gradient reaches the encoder unchanged.
+    # Straight through: the decoder's gradient reaches the encoder unchanged, as
+    # `learning.learn` has it.
     q = codes.z_BxhxwxD + jax.lax.stop_gradient(
       codes.q_BxhxwxD - codes.z_BxhxwxD
     )

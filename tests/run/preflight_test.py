@@ -244,6 +244,20 @@ def test_a_batch_is_at_most_the_smallest_lesson(samples):
     preflight.check_config(config)
 
 
+def test_a_run_of_before_a_key_binds_as_one_that_never_had_it():
+  values = config_json.keys(_config(train__audition=False, pid__bounded=False))
+  then = {
+    k: v
+    for k, v in values.items()
+    if k not in ('train.audition', 'pid.bounded', 'pid.vq_share')
+  }
+  assert preflight.binding(then) == preflight.binding(values)
+  # And not as one of now.
+  now = config_json.keys(_config())
+  differ = preflight.binding(now).keys() - preflight.binding(then).keys()
+  assert differ == {'train.audition', 'pid.bounded', 'pid.vq_share'}
+
+
 def test_a_config_file_that_lacks_a_key_is_told_which():
   config = chimera_config.get_config()
   del config.train['warmup']
