@@ -13,9 +13,16 @@ def protocol(
   config: ml_collections.ConfigDict,
   held_out: evaluate.HeldOut,
   done: int,
-  drawn_by: str,
+  drawn_by: str = '',
 ) -> dict[str, Any]:
-  """What figures were taken by, with optics that have learned so far."""
+  """What figures were taken by.
+
+  Args:
+    config: the run's.
+    held_out: what they are of.
+    done: cycles.
+    drawn_by: how far the optics have learned; '' leaves it open.
+  """
   by = 'sample' if held_out.images_NxSxSx3 is None else 'photograph'
   own = config.data.held_out_source
   record = {
@@ -33,8 +40,9 @@ def protocol(
       'crop_scale': scale,
       'resize_filter': 'Lanczos (Pillow)',
       'rounding': '8 bits, photograph and reconstruction, before pixel figures',
-      'optics': drawn_by,
     }
+    if drawn_by:
+      record['optics'] = drawn_by
   if config.eval.inception:
     record['inception'] = provenance.file_digest(config.eval.inception)
     record['inception_resize_filter'] = 'bicubic, to 299'
