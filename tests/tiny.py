@@ -114,7 +114,8 @@ def metrics(clones=4):
   """What the loop sees of a cycle: all zero."""
   of_terms = ('loss', 'lambda', 'pid/error', 'pid/integral', 'pid/derivative')
   of_clones = (
-    *('loss/total', 'loss/base', 'loss/adv_share', 'agent/lr', 'agent/epsilon'),
+    *('loss/total', 'loss/base', 'loss/adv_share', 'loss/vq_share'),
+    *('agent/lr', 'agent/epsilon'),
     *('agent/reward', 'agent/state', 'agent/action', 'agent/trim'),
     *('critic/loss', 'critic/wasserstein', 'critic/penalty', 'grads/rms'),
     *('meld/drift', 'meld/dropped', 'codebook/perplexity', 'codebook/used'),

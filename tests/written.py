@@ -21,6 +21,7 @@ def clone_row(i):
     'loss/base': 0.3 + 0.4 * math.exp(-i / 4),
     'loss/l1': 0.1,
     'loss/adv_share': 0.1,
+    'loss/vq_share': 0.1,
     'agent/trim': (0.9, 1.1)[i % 2],
     'agent/reward': (1.0, -1.0)[i % 2],
     'agent/action': i % 5,
