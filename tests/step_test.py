@@ -83,6 +83,7 @@ def get_config(**overrides):
   c = tiny.get_config()
   c.school.mix = 0.0
   c.school.enrol_from, c.school.enrol_every = 2, 3
+  c.pid.bounded = False  # so that gradients are those of a loss
   c.update_from_flattened_dict(
     {k.replace('__', '.'): v for k, v in overrides.items()}
   )
@@ -399,7 +400,9 @@ def test_the_rate_is_the_schedule_without_q_and_every_fourth_cycle_melds():
   for step, (before, metrics, state) in enumerate(rows):
     assert_finite((metrics, state))
     np.testing.assert_array_equal(state.q.lr_scale, 1)
-    np.testing.assert_allclose(metrics['agent/lr'], program.spec.schedule(step))
+    rate = program.spec.schedule(step)
+    # float32 has seven digits, and a fused product rounds once.
+    np.testing.assert_allclose(metrics['agent/lr'], rate, rtol=3e-7)
     assert alike(state.master)
     if step % 4 == 3:
       assert alike(state.generator.params)

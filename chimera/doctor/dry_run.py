@@ -104,8 +104,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     'Time',
     f'compiled in {compiled_in}',
     f'{cycle:.3g} s a cycle, the median of {len(seconds)} x {n} cycles',
-    f'{left} cycles: about {progress.format_seconds(left * cycle)}, '
-    'without stage 1, audition, evaluations and what comes after the last',
+    f'{left} cycles: about {progress.format_seconds(left * cycle)}, without '
+    'what comes before, between and after',
   )
   _say('Start', _start(config, first))
 

@@ -73,8 +73,13 @@ class Clinic:
           trees = [net.opt_state[0].mu, net.opt_state[0].nu]
         for tree in trees:
           jax.tree.leaves(tree)[-1][i].flat[1] = poison
-    pid = self.mission.pid._replace(base_K=base_MxK)
-    return state, self.mission._replace(pid=pid)
+    mission = self.mission._replace(
+      pid=self.mission.pid._replace(base_K=base_MxK)
+    )
+    if site == 'gradients':  # by a weight that nothing bounds
+      most = np.ones_like(mission.bounds.most_adv)
+      mission = mission._replace(bounds=mission.bounds._replace(most_adv=most))
+    return state, mission
 
   def treat(self, site, clones, poison):
     return self.run(*self.poisoned(site, clones, poison))
@@ -225,6 +230,17 @@ def test_what_is_absurd_but_leaves_float32_room_is_sick_too(
   np.testing.assert_array_equal(metrics['healthy'], np.arange(4) >= count)
   for x in jax.tree.leaves(state.master.params):
     assert np.abs(x).max() < 1e3
+
+
+def test_an_absurd_adversarial_weight_makes_nobody_sick(clinic):
+  """Its share of the gradient is bounded."""
+  state, mission = clinic.poisoned('gradients', range(2), 1e9)
+  mission = mission._replace(bounds=clinic.mission.bounds)
+  state, metrics = clinic.run(state, mission)
+  assert metrics['healthy'].all()
+  bound_M = clinic.mission.bounds.most_adv
+  np.testing.assert_allclose(metrics['loss/adv_share'][:2], bound_M[:2])
+  assert_finite(state)
 
 
 def test_a_restarted_clone_does_not_outrun_the_others(clinic):

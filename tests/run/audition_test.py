@@ -143,8 +143,8 @@ def test_each_loss_is_that_of_a_plain_learner(first):
 def test_every_layout_hears_the_same(first, devices):
   there = held(config_of(), devices)
   np.testing.assert_allclose(there.rates, first.rates)
-  # Where the rate is too high, rounding grows without a bound.
-  np.testing.assert_allclose(there.losses[:5], first.losses[:5], rtol=1e-4)
+  # From the rate on that is best rounding grows, in the end without a bound.
+  np.testing.assert_allclose(there.losses[:3], first.losses[:3], rtol=1e-4)
   assert there.found == pytest.approx(first.found, rel=0.05)
 
 
