@@ -147,10 +147,9 @@ class Tokenizer(nn.Module):
     """The reconstruction (B, H, W, 3) in [-1, 1], the codes, the tokens."""
     codes, tokens_Bxhxw = self.quantize(x_BxHxWxC)
     # Straight through: the decoder's gradient reaches the encoder unchanged, as
-    # `learning.learn` has it.
-    q = codes.z_BxhxwxD + jax.lax.stop_gradient(
-      codes.q_BxhxwxD - codes.z_BxhxwxD
-    )
+    # `learning.learn` has it. To the last bit it is the code that is drawn.
+    z, stop = codes.z_BxhxwxD, jax.lax.stop_gradient
+    q = stop(codes.q_BxhxwxD) + (z - stop(z))
     return self.decoder(q), codes, tokens_Bxhxw
 
 
