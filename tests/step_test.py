@@ -83,7 +83,6 @@ def get_config(**overrides):
   c = tiny.get_config()
   c.school.mix = 0.0
   c.school.enrol_from, c.school.enrol_every = 2, 3
-  c.pid.bounded = False  # so that gradients are those of a loss
   c.update_from_flattened_dict(
     {k.replace('__', '.'): v for k, v in overrides.items()}
   )
@@ -168,11 +167,12 @@ def test_a_cycle_is_traced_once_and_the_donated_state_is_gone(four, trajectory):
   assert not any(x.is_deleted() for x in jax.tree.leaves(four.mission))
 
 
-def test_a_q_agent_is_told_what_its_clone_s_step_did_to_the_loss(
-  four, trajectory
-):
+def test_a_q_agent_is_told_what_its_clone_s_step_did_to_the_loss(four):
   """By plain gradients of whole losses, on the lessons that were drawn."""
   spec = four.spec
+  # What is bounded is not the gradient of a loss.
+  unbounded = four.missions(get_config(pid__bounded=False))
+  trajectory = four.run(7, mission=unbounded)
 
   @jax.jit
   def gradient(params, critic, x, lambda_K, ramp):
