@@ -96,9 +96,8 @@ def appendix_a(config, spec, bins, paths, total_steps):
     terms_K, varentropy_B = losses.terms(
       x,
       x_hat,
-      x_hat,
       codes,
-      lambda y: spec.critic.apply({'params': critic}, y),
+      spec.critic.apply({'params': critic}, x_hat),
       names=spec.terms,
       commitment=spec.loss.commitment,
       temperature=spec.loss.temperature,
@@ -130,9 +129,8 @@ def appendix_a(config, spec, bins, paths, total_steps):
       terms_K, _ = losses.terms(
         x,
         y,
-        y,
         codes,
-        lambda y: spec.critic.apply({'params': critic}, y),
+        spec.critic.apply({'params': critic}, y),
         names=spec.terms,
         commitment=spec.loss.commitment,
         temperature=spec.loss.temperature,

@@ -3,8 +3,6 @@
 The programs are compiled without XLA's optimizations, in a quarter of the time.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -457,9 +455,8 @@ def test_the_control_is_one_data_parallel_learner():
       terms_K, _ = losses.terms(
         x,
         x_hat,
-        x_hat,
         codes,
-        functools.partial(judge, critic),
+        judge(critic, x_hat),
         names=spec.terms,
         commitment=spec.loss.commitment,
         temperature=spec.loss.temperature,

@@ -40,8 +40,7 @@ def objective(
   """The generator's weighted loss; its reconstruction, and the terms."""
   x_hat, codes, _ = spec.tokenizer.apply({'params': generator}, x)
   terms_K, _ = losses.terms(
-    *(x, x_hat, x_hat, codes),
-    lambda x: spec.critic.apply({'params': critic}, x),
+    *(x, x_hat, codes, spec.critic.apply({'params': critic}, x_hat)),
     names=spec.terms,
     commitment=spec.loss.commitment,
     temperature=spec.loss.temperature,

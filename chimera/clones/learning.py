@@ -1,6 +1,5 @@
 """What a clone learns at one batch: its gradients, and what it saw there."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -66,26 +65,30 @@ def learn(
   def score(params: Any, x: jax.Array) -> jax.Array:
     return spec.critic.apply({'params': params}, x)
 
-  def objective(x_hat: jax.Array, x_adv: jax.Array, codes: Any):
+  codes, to_encoder, tokens = jax.vjp(encode, generator_params, has_aux=True)
+  x_hat, to_decoder = jax.vjp(decode, generator_params, codes.q_BxhxwxD)
+  (critic_loss, critic_parts), (critic_gradient, by_score) = jax.value_and_grad(
+    losses.critic_loss, argnums=(0, 3), has_aux=True
+  )(
+    *(critic_params, score, x, x_hat, epsilon_B),
+    penalty=spec.wgan.penalty,
+    drift=spec.wgan.drift,
+  )
+
+  def objective(x_hat: jax.Array, codes: Any):
     terms_K, varentropy_B = losses.terms(
-      x,
-      x_hat,
-      x_adv,
-      codes,
-      functools.partial(score, critic_params),
+      *(x, x_hat, codes, critic_parts['fake_B']),
       names=spec.terms,
       commitment=spec.loss.commitment,
       temperature=spec.loss.temperature,
     )
     return jnp.vdot(lambda_K, terms_K), (terms_K, varentropy_B)
 
-  codes, to_encoder, tokens = jax.vjp(encode, generator_params, has_aux=True)
-  x_hat, to_decoder = jax.vjp(decode, generator_params, codes.q_BxhxwxD)
-  (total, (terms_K, varentropy_B)), (by_rest, by_adv, by_codes) = (
-    jax.value_and_grad(objective, argnums=(0, 1, 2), has_aux=True)(
-      x_hat, x_hat, codes
-    )
-  )
+  (total, (terms_K, varentropy_B)), (by_rest, by_codes) = jax.value_and_grad(
+    objective, argnums=(0, 1), has_aux=True
+  )(x_hat, codes)
+  # The generator wants of a score the opposite of what the critic wants of it.
+  by_adv = -lambda_K[spec.adv] * by_score
   share, held, scale = bound_share(by_adv, by_rest, most=bounds.most_adv)
   by_decoder, by_q = to_decoder(by_rest + ramp * scale * by_adv)
   # Straight through: what the decoder asks of a code is asked of the encoding.
@@ -102,17 +105,6 @@ def learn(
     shares['loss/vq_share'] = held
   (by_encoder,) = to_encoder(by_codes._replace(z_BxhxwxD=by_z))
   generator_gradient = jax.tree.map(jnp.add, by_decoder, by_encoder)
-  (critic_loss, parts), critic_gradient = jax.value_and_grad(
-    losses.critic_loss, has_aux=True
-  )(
-    critic_params,
-    score,
-    x,
-    x_hat,
-    epsilon_B,
-    penalty=spec.wgan.penalty,
-    drift=spec.wgan.drift,
-  )
   seen = Seen(
     terms_K=terms_K,
     adv_share=jnp.maximum(share, 1e-4),  # the PID takes its log
@@ -127,8 +119,8 @@ def learn(
     'loss/total': total,
     **shares,
     'critic/loss': critic_loss,
-    'critic/wasserstein': parts['wasserstein'],
-    'critic/penalty': parts['penalty'],
+    'critic/wasserstein': critic_parts['wasserstein'],
+    'critic/penalty': critic_parts['penalty'],
   }
   gradients = {
     'generator': spec.generator_layout.vector(generator_gradient),

@@ -92,24 +92,19 @@ def reconstruction_terms(
 def terms(
   x: jax.Array,
   x_hat: jax.Array,
-  x_adv: jax.Array,
   codes: 'quantizer.Codes',
-  score: Score,
+  score_B: jax.Array,
   *,
   names: Sequence[str],
   commitment: float,
   temperature: float,
 ) -> tuple[jax.Array, jax.Array]:
-  """(terms_K in the order of names, varentropy_B).
-
-  x_adv is x_hat again: as an argument of its own, so that the adversarial
-  gradient at the reconstruction can be told from the rest.
-  """
+  """(terms_K in the order of names, varentropy_B); score_B is x_hat's."""
   varentropy_B = varentropy(codes, temperature=temperature)
   by_name = {k: jnp.mean(v) for k, v in reconstruction_terms(x, x_hat).items()}
   if 'vq' in names:
     by_name['vq'] = vq(codes, commitment=commitment)
-  by_name['adv'] = -jnp.mean(score(x_adv))
+  by_name['adv'] = -jnp.mean(score_B)
   by_name['varentropy'] = jnp.mean(varentropy_B)
   return jnp.stack([by_name[name] for name in names]), varentropy_B
 
@@ -143,6 +138,9 @@ def critic_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """WGAN-GP with the drift term of Karras et al. (2017, A.1,
   https://arxiv.org/abs/1710.10196): (loss, its parts).
+
+  Its gradient by the fake is that of their mean score: the penalty takes them
+  as they are.
   """
 
   def score(x: jax.Array) -> jax.Array:
@@ -150,6 +148,10 @@ def critic_loss(
 
   real_B, fake_B = score(real), score(fake)
   wasserstein = jnp.mean(real_B) - jnp.mean(fake_B)
-  gp = gradient_penalty(score, real, fake, epsilon_B)
+  gp = gradient_penalty(score, real, jax.lax.stop_gradient(fake), epsilon_B)
   loss = -wasserstein + penalty * gp + drift * jnp.mean(real_B**2)
-  return loss, {'wasserstein': wasserstein, 'penalty': gp}
+  return loss, {
+    'wasserstein': wasserstein,
+    'penalty': gp,
+    'fake_B': fake_B,
+  }

@@ -201,8 +201,7 @@ class _Stage:
       tree = {'params': spec.generator_layout.tree(params)}
       x_hat, codes, _ = spec.tokenizer.apply(tree, x)
       terms_K, _ = losses.terms(
-        *(x, x_hat, x_hat, codes),
-        lambda x: jnp.zeros(len(x)),
+        *(x, x_hat, codes, jnp.zeros(len(x))),
         names=spec.terms,
         commitment=spec.loss.commitment,
         temperature=spec.loss.temperature,

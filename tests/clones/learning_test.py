@@ -45,7 +45,7 @@ def test_one_forward_pass_gives_both_networks_their_gradients():
   def objective(params):
     x_hat, codes, _ = spec.tokenizer.apply({'params': params}, x)
     terms_K, _ = losses.terms(
-      *(x, x_hat, x_hat, codes, functools.partial(score, critic)),
+      *(x, x_hat, codes, score(critic, x_hat)),
       names=spec.terms,
       commitment=spec.loss.commitment,
       temperature=spec.loss.temperature,
@@ -85,8 +85,7 @@ def _gradient_at_reconstruction(share_of):
 
   def part(x_hat, chosen_K):
     terms_K, _ = losses.terms(
-      *(x, x_hat, x_hat, codes),
-      lambda y: spec.critic.apply({'params': critic}, y),
+      *(x, x_hat, codes, spec.critic.apply({'params': critic}, x_hat)),
       names=spec.terms,
       commitment=spec.loss.commitment,
       temperature=spec.loss.temperature,

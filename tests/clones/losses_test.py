@@ -28,9 +28,8 @@ def test_the_terms_stand_in_the_order_of_their_names():
   terms_K, varentropy_B = losses.terms(
     x,
     x_hat,
-    x_hat,
     some,
-    lambda y: jnp.arange(3.0),
+    jnp.arange(3.0),
     names=terms.TERMS,
     commitment=0.25,
     temperature=0.1,
@@ -52,41 +51,13 @@ def test_every_term_is_zero_at_a_perfect_and_decided_reconstruction():
   terms_K, _ = losses.terms(
     x,
     x,
-    x,
     codes([1.0, 0.0], [1.0, 0.0], [1.0, -1.0]),
-    lambda y: jnp.zeros(3),
+    jnp.zeros(3),
     names=terms.TERMS,
     commitment=0.25,
     temperature=0.01,
   )
   np.testing.assert_allclose(terms_K, 0, atol=1e-6)
-
-
-def test_the_adversarial_gradient_is_told_from_the_rest():
-  x, x_hat = images(), images(1)
-  some = codes([0.6, 0.8], [1.0, 0.0], [0.3, 0.1])
-
-  def total(x_hat, x_adv, chosen_K):
-    terms_K, _ = losses.terms(
-      x,
-      x_hat,
-      x_adv,
-      some,
-      lambda y: y.sum(axis=(1, 2, 3)),
-      names=terms.TERMS,
-      commitment=0.25,
-      temperature=0.1,
-    )
-    return jnp.vdot(chosen_K, terms_K)
-
-  is_adv_K = jnp.array([term == 'adv' for term in terms.TERMS], jnp.float32)
-  gradient = jax.jit(jax.grad(total, argnums=(0, 1)))
-  rest, adv = gradient(x_hat, x_hat, is_adv_K)
-  np.testing.assert_array_equal(rest, 0)
-  np.testing.assert_allclose(adv, -1 / 3, rtol=1e-6)
-  rest, adv = gradient(x_hat, x_hat, 1 - is_adv_K)
-  np.testing.assert_array_equal(adv, 0)
-  assert np.abs(rest).max() > 0
 
 
 def test_vq_and_its_stopped_gradients_by_hand():
@@ -200,6 +171,22 @@ def test_the_critic_s_loss_by_hand():
   np.testing.assert_allclose(parts['penalty'], 1.0, rtol=1e-5)
   # -3 + 10 * (2 - 1)^2 + 0.001 * (4 + 16) / 2
   np.testing.assert_allclose(loss, 7.01, rtol=1e-5)
+
+
+def test_the_critic_s_loss_asks_of_the_fake_what_their_scores_ask():
+  real, fake = images(), images(1)
+  score = lambda s, x: s * jnp.sum(x**2, axis=(1, 2, 3))  # noqa: E731
+
+  def loss(fake):
+    return losses.critic_loss(
+      *(3.0, score, real, fake, jnp.array([0.2, 0.5, 0.9])),
+      penalty=10.0,
+      drift=1e-3,
+    )
+
+  by_fake, parts = jax.grad(loss, has_aux=True)(fake)
+  np.testing.assert_allclose(by_fake, 2 * 3.0 * fake / 3, rtol=1e-6)
+  np.testing.assert_allclose(parts['fake_B'], score(3.0, fake), rtol=1e-6)
 
 
 def test_the_critic_s_gradient_is_that_of_finite_differences():

@@ -118,7 +118,7 @@ def test_each_loss_is_that_of_a_plain_learner(first):
   def loss_of(params, x):
     x_hat, codes, _ = spec.tokenizer.apply({'params': params}, x)
     terms_K, _ = losses.terms(
-      *(x, x_hat, x_hat, codes, lambda x: jnp.zeros(len(x))),
+      *(x, x_hat, codes, jnp.zeros(len(x))),
       names=spec.terms,
       commitment=config.loss.commitment,
       temperature=config.loss.temperature,
