@@ -1,16 +1,16 @@
 """Kills, signals, flipped bits and full disks, against runs of the real thing.
 
-  python -m tests.nothing_is_lost kills --count=200     kill -9, anywhere
-  python -m tests.nothing_is_lost cuts                  N, kill, N equals 2N
-  python -m tests.nothing_is_lost twins                 same seed, same bits
-  python -m tests.nothing_is_lost signals --count=20    SIGTERM, anywhere
-  python -m tests.nothing_is_lost flips --count=200     damaged files
-  python -m tests.nothing_is_lost disk                  full, limited, read-only
-  python -m tests.nothing_is_lost soak --cycles=2000    all at once (soak.py)
+  python -m tests.nothing_is_lost kills=200     kill -9, anywhere
+  python -m tests.nothing_is_lost cuts          N, kill, N equals 2N
+  python -m tests.nothing_is_lost twins         same seed, same bits
+  python -m tests.nothing_is_lost signals=20    SIGTERM, anywhere
+  python -m tests.nothing_is_lost flips=200     damaged files
+  python -m tests.nothing_is_lost disk          full, limited, read-only
+  python -m tests.nothing_is_lost soak=2000     all at once (soak.py)
 
-Each prints what it did and ends with exit code 0 if nothing was lost. A run is
-`chimera.main` on tests/tiny.py, in a process forked from this one once all is
-imported (with --fresh in one of its own); it says by a pipe what it is at.
+Or several of them. Each prints what it did; the exit code is 0 if nothing was
+lost. A run is `chimera.main` on tests/tiny.py, in a process forked from this
+one once all is imported (or a fresh one); it says by a pipe what it is at.
 """
 
 import argparse
@@ -221,7 +221,7 @@ def check(holds, what):
 def flags(home, **changes):
   """Of a run of milliseconds a cycle, that melds and re-enrols as it goes."""
   return {
-    'data.source': home / 'source.npy',
+    'data.source': home.parent / 'source.npy',
     'data.held_out_count': 20,
     'devices': 1,
     'eval.batch_size': 20,
@@ -676,7 +676,7 @@ def forked(job):
   check(not os.waitpid(pid, 0)[1], 'see above')
 
 
-COMMANDS = {
+JOBS = {
   f.__name__: f
   for f in (kills, cuts, twins, signals, flips, limits, disk, soak)
 }
@@ -702,8 +702,7 @@ def main():
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
   os.environ['JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('command', choices=COMMANDS)
-  parser.add_argument('--count', '--cycles', type=int, default=None)
+  parser.add_argument('jobs', nargs='+', metavar='JOB[=COUNT]', type=_job)
   parser.add_argument('--seed', type=int, default=0)
   args = parser.parse_args()
   writers.silence_tensorflow()
@@ -720,11 +719,20 @@ def main():
       'jax_compilation_cache_dir',
       os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(home / 'cache')),
     )
-    np.save(home / 'source.npy', tiny.bins_and_paths()[1])
-    start = time.monotonic()
-    count = args.count or COUNTS.get(args.command, 0)
-    COMMANDS[args.command](home, count, random.Random(args.seed))
-    print(f'{args.command}: {time.monotonic() - start:.0f} s')
+    np.save(home.parent / 'source.npy', tiny.bins_and_paths()[1])
+    for name, count in args.jobs:
+      start = time.monotonic()
+      place = home / name
+      place.mkdir()
+      JOBS[name](place, count, random.Random(args.seed))
+      print(f'{name}: {time.monotonic() - start:.0f} s', flush=True)
+
+
+def _job(text):
+  name, _, count = text.partition('=')
+  if name not in JOBS:
+    raise argparse.ArgumentTypeError(f'one of {", ".join(JOBS)}, got {name}')
+  return name, int(count) if count else COUNTS.get(name, 0)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """A long run with faults drawn by chance all along.
 
-`python -m tests.nothing_is_lost soak --cycles=2000 --seed=0` trains that many
+`python -m tests.nothing_is_lost soak=2000 --seed=0` trains that many
 cycles of tests/tiny.py by `chimera.main`. Meanwhile clones are poisoned, three
 of them for so long that the run goes back, and the disk is full for some
 writers and some cycles. In the first half SIGTERM ends one process after the
