@@ -719,7 +719,7 @@ def main():
       'jax_compilation_cache_dir',
       os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(home / 'cache')),
     )
-    np.save(home.parent / 'source.npy', tiny.bins_and_paths()[1])
+    np.save(home / 'source.npy', tiny.bins_and_paths()[1])
     for name, count in args.jobs:
       start = time.monotonic()
       place = home / name

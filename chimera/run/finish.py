@@ -13,6 +13,8 @@ from chimera.data import crops as crops_lib
 from chimera.optics import finishing, poincare, stage_1, training
 from chimera.system import disk
 
+_CROPS_TO_A_FLAT = 16
+
 
 def finish(
   config: ml_collections.ConfigDict,
@@ -24,8 +26,9 @@ def finish(
   """The data with finished optics; as they are where they cannot be.
 
   It costs `optics.finish` steps of the decoder on crops of the training set, as
-  many as they see at most, which are cut anew. Where photographs are gone or
-  others now, or the device has no room, that is a warning.
+  many as they see at most, which are cut anew, and on some images of one color,
+  as in stage 1. Where photographs are gone or others now, or the device has no
+  room, that is a warning.
 
   Args:
     config: the run's.
@@ -50,16 +53,18 @@ def finish(
   except disk.BROKEN as e:
     return _unfinished(data, e)
   model, variables = data.optics
-  paths_nxHxWxC = np.asarray(data.paths_NxHxWxC[chosen_n])
   chunk = config.optics.chunk
+  flat_mxSxSx3 = _flat(-(-len(crops) // _CROPS_TO_A_FLAT), size, config.seed)
   try:
-    made_nxHxWxC = _remake(tokenizer, params, paths_nxHxWxC, chunk)
+    flat_mxHxWxC = training.encode_images(model, variables, flat_mxSxSx3, chunk)
+    paths_kxHxWxC = np.concatenate([data.paths_NxHxWxC[chosen_n], flat_mxHxWxC])
+    made_kxHxWxC = _remake(tokenizer, params, paths_kxHxWxC, chunk)
     variables = finishing.finish(
       model,
       variables,
-      images_nxSxSx3,
-      paths_nxHxWxC,
-      made_nxHxWxC,
+      np.concatenate([images_nxSxSx3, flat_mxSxSx3]),
+      paths_kxHxWxC,
+      made_kxHxWxC,
       steps=steps,
       batch_size=batch_size,
       learning_rate=config.optics.learning_rate,
@@ -70,6 +75,16 @@ def finish(
     return _unfinished(data, e)
   how = f'finished, {steps} steps, for the {config.export.weights}'
   return data._replace(optics=(model, variables), drawn_by=how)
+
+
+def _flat(count: int, size: int, seed: int) -> np.ndarray:
+  """uint8 (count, size, size, 3), each of one color, from gray to pure."""
+  rng = np.random.default_rng(seed)
+  color_mx3 = rng.uniform(0, 255, (count, 3))
+  gray_mx1 = color_mx3.mean(1, keepdims=True)
+  color_mx3 = gray_mx1 + rng.random((count, 1)) * (color_mx3 - gray_mx1)
+  flat_mx1x1x3 = np.rint(color_mx3).astype(np.uint8)[:, None, None]
+  return np.tile(flat_mx1x1x3, (1, size, size, 1))
 
 
 def _tell(steps: int, done: int, note: str) -> None:

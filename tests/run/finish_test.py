@@ -64,10 +64,18 @@ def test_crops_meet_their_own_path_params_and_what_becomes_of_them(
   ((images, paths, made, how),) = asked
   # Of 60, at most the 3 steps of 4 that see one.
   chosen = np.arange(0, 60, 5)
-  np.testing.assert_array_equal(paths, data.paths_NxHxWxC[chosen])
+  np.testing.assert_array_equal(paths[:12], data.paths_NxHxWxC[chosen])
   crops = [data.crops[i] for i in chosen]
   wanted = crops_lib.read_crops(crops, image_size=16)
-  np.testing.assert_array_equal(images, wanted)
+  np.testing.assert_array_equal(images[:12], wanted)
+  # And for 16 of them, or fewer, one of one color, as the optics see it.
+  assert images.shape == (13, 16, 16, 3) == (len(made), *images.shape[1:])
+  (color,) = np.unique(images[12].reshape(-1, 3), axis=0)
+  assert len(set(color.tolist())) > 1
+  model, variables = data.optics
+  flat = np.full((1, 16, 16, 3), color, np.float32) / 127.5 - 1
+  seen = model.apply(variables, flat, method='encode')
+  np.testing.assert_allclose(paths[12:], seen, atol=1e-5)
   module, params = tokenizer
   # By hand, one sample alone.
   low = np.array([-np.pi, -np.pi / 4, 0], np.float32)
