@@ -57,6 +57,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
   'no_meld': ('', {'meld.enabled': False}),
   'control_pid': ('control', {'pid.enabled': True}),
 }
+# `control` with another optimizer in a plain learner: benchmarks/rivals.py.
+RIVALS = ('adam', 'prodigy', 'dadapt_adamw', 'mechanize', 'schedule_free_adamw')
+METHODS |= {name: ('control', {}) for name in RIVALS}
 
 
 _NONE: Mapping[str, Any] = types.MappingProxyType({})
@@ -186,8 +189,9 @@ def run(
   import jax
 
   from chimera import train
+  from chimera.benchmarks import rivals
   from chimera.optics import stage_1 as stage_1_lib
-  from chimera.run import init_from
+  from chimera.run import engine, init_from
 
   home.mkdir(parents=True, exist_ok=True)
   path = home / 'ledger.jsonl'
@@ -207,8 +211,14 @@ def run(
       of_method = f'{method}_{of}'.replace('/', '_per_')
       workdir = home / f'{of_method}_seed_{seed}_{line["config"]}'
       workdir.mkdir(exist_ok=True)
+      name = method.partition('@')[0]
       try:
-        figures = train.train(config, str(workdir), data)
+        if name in RIVALS:
+          bins = train.prepare_curriculum(config, str(workdir), data)
+          devices = engine.choose_devices(0, len(config.clone_names))
+          figures = rivals.train(name, config, data, bins, devices)
+        else:
+          figures = train.train(config, str(workdir), data)
         if not figures:  # it was trained, but cut off before its line
           figures = train.evaluate_workdir(config, str(workdir), data)
       except FloatingPointError as e:

@@ -10,6 +10,7 @@ import pytest
 from chimera import ledger, train
 from chimera.optics import stage_1
 from chimera.run import config_json
+from tests import tiny
 
 
 def _line(method, seed, l1):
@@ -212,3 +213,16 @@ def test_what_one_run_compiled_is_gone_before_the_next(tmp_path, monkeypatch):
   lines = list(ledger.run(tmp_path, ['default'], [0, 1], {}))
   assert [line['figures'] for line in lines] == [{'master/path_l1': 2.0}] * 2
   assert len(traces) == 2
+
+
+def test_a_rival_is_judged_as_the_control_is(tmp_path, monkeypatch):
+  np.save(tmp_path / 'source.npy', tiny.bins_and_paths()[1])
+  config = tiny.get_config('control')
+  config.data.source = str(tmp_path / 'source.npy')
+  config.data.held_out_count = 20
+  config.train.cycles = config.train.eval_every = 2
+  monkeypatch.setattr(ledger, 'create_config', lambda *_: config)
+  control, rival = ledger.run(tmp_path, ['control', 'prodigy'], [0], {})
+  names = {k for k in control['figures'] if k.startswith('master/')}
+  assert set(rival['figures']) == names
+  assert np.isfinite(list(rival['figures'].values())).all()

@@ -25,7 +25,7 @@ class State(NamedTuple):
 
   generator: Any  # parameters
   critic: Any
-  moments: Any  # Adam's, of the generator
+  moments: Any  # the optimizer's, of the generator
   critic_moments: Any
   step: jax.Array  # int32
 
@@ -76,7 +76,9 @@ class Learner:
     paths_NxHxWxC: np.ndarray,
     devices: Sequence[jax.Device],
     cycles: int = 1,
+    optimizer: optax.GradientTransformation | None = None,
   ):
+    """The optimizer is the generator's, Adam where none is given."""
     self._spec = spec
     self._seed = config.seed
     self._batch = spec.batch_size * len(config.clone_names) // len(devices)
@@ -84,7 +86,9 @@ class Learner:
     weights = {term: config.loss[term] for term in spec.terms}
     self._weight_K = np.array([weights[t] for t in spec.terms], np.float32)
     adam = spec.generator_optimizer
-    self._adam = optax.adam(spec.schedule, adam.adam_b1, adam.adam_b2)
+    self._optimizer = optimizer or optax.adam(
+      spec.schedule, adam.adam_b1, adam.adam_b2
+    )
     self._critic_adam = optax.adam(spec.wgan.learning_rate, 0.0, 0.9)
 
     def born(key: jax.Array) -> State:
@@ -92,7 +96,7 @@ class Learner:
       generator, critic = (
         net.init(key, x)['params'] for net in (spec.tokenizer, spec.critic)
       )
-      moments = self._adam.init(generator), self._critic_adam.init(critic)
+      moments = self._optimizer.init(generator), self._critic_adam.init(critic)
       return State(generator, critic, *moments, jnp.int32(0))
 
     def dispatch(state: State, paths: jax.Array) -> State:
@@ -146,7 +150,9 @@ class Learner:
     )
     critic_gradient = critic_gradient_of(state.critic, x, x_hat, mix_rng, spec)
     gradient, critic_gradient = lax.pmean((gradient, critic_gradient), 'data')
-    update, moments = self._adam.update(gradient, state.moments)
+    update, moments = self._optimizer.update(
+      gradient, state.moments, state.generator
+    )
     critic_update, critic_moments = self._critic_adam.update(
       critic_gradient, state.critic_moments
     )
