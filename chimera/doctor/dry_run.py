@@ -26,7 +26,7 @@ from chimera.data import crops as crops_lib
 from chimera.data import folders, images, skipped
 from chimera.optics import modules as optics
 from chimera.optics import poincare, stage_1
-from chimera.run import checkpoint, engine
+from chimera.run import audition, checkpoint, engine
 from chimera.school import curriculum
 from chimera.school import lessons as lessons_lib
 from chimera.system import progress
@@ -99,13 +99,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   seconds = seconds[1:] or seconds  # the first one still fetches and places
   cycle = statistics.median(seconds) / n
   first = checkpoint.open_steps(c, workdir).latest() or 0
-  left = max(c.train.cycles - first, 0)
   _say(
     'Time',
     f'compiled in {compiled_in}',
     f'{cycle:.3g} s a cycle, the median of {len(seconds)} x {n} cycles',
-    f'{left} cycles: about {progress.format_seconds(left * cycle)}, without '
-    'what comes before, between and after',
+    *_left(config, first, cycle),
   )
   _say('Start', _start(config, first))
 
@@ -272,6 +270,20 @@ def _parameters(
 
 def _count(tree: Any) -> int:
   return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def _left(
+  config: ml_collections.ConfigDict, first: int, cycle: float
+) -> Iterator[str]:
+  """What is left to do, and how long that takes by the seconds of a cycle."""
+  c = config
+  left = max(c.train.cycles - first, 0)
+  about = progress.format_seconds(left * cycle)
+  yield f'{left} cycles: about {about}, without evaluations and the like'
+  if c.train.audition and not (first or c.init_from):
+    about = progress.format_seconds(audition.COST * cycle)
+    as_many = f'as {audition.COST} cycles'
+    yield f'before them an audition of rates, {as_many}: about {about}'
 
 
 def _start(config: ml_collections.ConfigDict, first: int) -> str:

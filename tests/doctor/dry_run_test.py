@@ -127,3 +127,15 @@ def test_it_says_from_what_it_would_start():
   assert dry_run._start(config, 0) == 'newborn'
   config.init_from = 'runs/elder'
   assert dry_run._start(config, 0) == 'from runs/elder'
+
+
+def test_it_says_how_long_what_is_left_takes():
+  config = chimera_config.get_config()
+  cycles, rates = dry_run._left(config, 0, 0.5)
+  assert cycles.startswith('1000 cycles: about 8m20s, without')
+  assert rates.endswith('an audition of rates, as 100 cycles: about 50s')
+  assert [len(line) < 69 for line in (cycles, rates)] == [True, True]
+  (cycles,) = dry_run._left(config, 400, 0.5)
+  assert cycles.startswith('600 cycles: about 5m00s')
+  config.init_from = 'runs/elder'
+  assert len(list(dry_run._left(config, 0, 0.5))) == 1
