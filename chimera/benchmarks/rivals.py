@@ -6,7 +6,8 @@ D-Adaptation (Defazio and Mishchenko, 2023, https://arxiv.org/abs/2301.07733),
 Mechanic (Cutkosky et al., 2023, https://arxiv.org/abs/2306.00144), and
 Schedule-Free (Defazio et al., 2024, https://arxiv.org/abs/2405.15682), which is
 told a rate. They have the run's schedule, scaled to a peak of 1, and its decay
-rates of the moments.
+rates of the moments. Unlike `:control` the plain learner revives no codes:
+`adam`, its own optimizer, says what that costs.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,10 +29,6 @@ from chimera.optics import stage_1
 _LOG_EVERY = 100  # cycles
 
 
-def _adam(spec: state_lib.StepSpec) -> optax.GradientTransformation:
-  return optax.adam(spec.schedule, **_betas(spec))
-
-
 def _rate_free(
   make: Callable[..., Any], spec: state_lib.StepSpec
 ) -> optax.GradientTransformation:
@@ -51,9 +48,9 @@ def _schedule_free(spec: state_lib.StepSpec) -> optax.GradientTransformation:
 
 
 OPTIMIZERS: dict[
-  str, Callable[[state_lib.StepSpec], optax.GradientTransformation]
+  str, Callable[[state_lib.StepSpec], optax.GradientTransformation | None]
 ] = {
-  'adam': _adam,
+  'adam': lambda spec: None,  # the plain learner's own
   'prodigy': functools.partial(_rate_free, contrib.prodigy),
   'dadapt_adamw': functools.partial(_rate_free, contrib.dadapt_adamw),
   'mechanize': _mechanic,

@@ -279,7 +279,7 @@ def _left(
   c = config
   left = max(c.train.cycles - first, 0)
   about = progress.format_seconds(left * cycle)
-  yield f'{left} cycles: about {about}, without evaluations and the like'
+  yield f'{left} cycles: about {about}, without stage 1 and evaluations'
   if c.train.audition and not (first or c.init_from):
     about = progress.format_seconds(audition.COST * cycle)
     as_many = f'as {audition.COST} cycles'
