@@ -6,7 +6,7 @@ a device; it knows of the others only by the names of the axes, and of itself
 only by its `Mission`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import functools
 from typing import Any, NamedTuple
 
@@ -360,9 +360,10 @@ def remember_step(
   )
 
 
+@functools.lru_cache(maxsize=8)  # the next run of these has it compiled
 def make_train_step(
   spec: state_lib.StepSpec,
-  devices: Sequence[jax.Device],
+  devices: tuple[jax.Device, ...],
   *,
   cycles: int = 1,
   resident: bool = True,

@@ -98,7 +98,7 @@ def train(
       exam = exam_lib.examine(
         config, spec, held_out, data.optics, *tokenizers, with_ema=is_last
       )
-      record = protocol.protocol(config, held_out, done, data.drawn_by)
+      record = _protocol(config, held_out, done, data)
       with disk.spared('evaluation.json'):
         exam_lib.save_figures(workdir, exam.figures, record)
     return exam
@@ -121,11 +121,11 @@ def train(
       paths = data.paths_NxHxWxC
       if not done:
         with observers.during('auditioning learning rates'):
-          start_P = host.master.params[0]
-          rate = find_rate(
-            *(config, workdir, spec, start_P, paths, devices),
+          rate, start_P = find_rate(
+            *(config, workdir, spec, host.master.params[0], paths, devices),
             checkpointer.bound,
           )
+        host, born = (state_lib.begun(x, start_P) for x in (host, born))
         checkpointer.extra['rate'] = rate
       # Of a run of before there were auditions there is none.
       rate = checkpointer.extra.get('rate', 1.0)
@@ -191,7 +191,7 @@ def train(
       f'The tokenizer is not exported: {e}. All cycles are saved: fix that, '
       'and give the same command again.'
     ) from e
-  record = protocol.protocol(config, held_out, cycles, data.drawn_by)
+  record = _protocol(config, held_out, cycles, data)
   summary.show(summary.summary(rows, exam.figures, record))
   return exam_lib.flat(exam.figures)
 
@@ -204,25 +204,26 @@ def find_rate(
   paths_NxHxWxC: np.ndarray,
   devices: list[Any],
   bound: dict[str, str],
-) -> float:
+) -> tuple[float, np.ndarray]:
   """How many times the config's learning rate that of a new run is.
 
-  Where it starts from what another has learned, or has no audition, once. An
-  audition that the workdir has of the same, by the digests that the run is
-  `bound` to, is not held again.
+  And the weights that it starts from. Where those are what another run has
+  learned, or there is no audition: once, and those given. An audition that the
+  workdir has of the same, by the digests that the run is `bound` to, is not
+  held again.
   """
-  if not config.train.audition or config.init_from:
-    audition.save(workdir, None)
-    return 1.0
+  if not audition.images(config):
+    audition.forget(workdir)
+    return 1.0, start_P
   of = provenance.digest(bound)
-  held = audition.read(workdir, of)
-  if held is None:
-    held = audition.hold(config, spec, start_P, paths_NxHxWxC, devices)
-    audition.save(workdir, held._replace(of=of))
+  if not (known := audition.resume(workdir, of)):
+    known = audition.hold(config, spec, start_P, paths_NxHxWxC, devices)
+    audition.save(workdir, of, *known)
+  held, best_P = known
   found = held.found / config.train.learning_rate
   if config.meld.enabled:  # it is of steps that are gone whole
     found /= (1 - config.meld.alpha) * config.meld.outer_learning_rate
-  return found
+  return found, best_P
 
 
 def set_out(
@@ -295,7 +296,7 @@ def evaluate_workdir(
   data = results.finished(config, spec, host.master, data, workdir)
   tokenizers = host.master, specialists
   exam = exam_lib.examine(config, spec, held_out, data.optics, *tokenizers)
-  record = protocol.protocol(config, held_out, done, data.drawn_by)
+  record = _protocol(config, held_out, done, data)
   exam_lib.save_figures(workdir, exam.figures, record)
   summary.show(summary.summary([], exam.figures, record))
   return exam_lib.flat(exam.figures)
@@ -337,3 +338,13 @@ def save_report(
     logging.warning('No report.html of this run: %r.', e)
   else:
     logging.info('The report is %s.', path)
+
+
+def _protocol(
+  config: ml_collections.ConfigDict,
+  held_out: evaluate_lib.HeldOut,
+  done: int,
+  data: stage_1.Prepared,
+) -> dict[str, Any]:
+  seen = audition.images(config)
+  return protocol.protocol(config, held_out, done, data.drawn_by, seen)

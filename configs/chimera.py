@@ -88,7 +88,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.data.train_count = 3072  # crops
   c.data.held_out_count = 256  # crops
   c.data.crop = 'random'  # or 'whole': one a photograph, its centered square
-  c.data.permuted = 0.5  # share of the training crops whose colors are shuffled
+  c.data.permuted = 0.8  # share of the training crops whose colors are shuffled
   c.data.mirrored = 0.5  # likewise, left and right
   c.data.max_scale = 3.0  # a random crop's side is 1 to this times image_size
   c.data.seed = 8  # of split and crops: kept apart from the seed of training
@@ -244,7 +244,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # Of an enabled PID, whatever the weights: the adversarial share is at most
   # target.adv * exp(limit), the commitment's at the encodings within vq_share.
   c.pid.bounded = True
-  c.pid.vq_share = (0.08, 0.12)
+  c.pid.vq_share = (0.08, 0.2)
 
   # The Q-learning controller of the learning rate, likewise.
   c.q = ml_collections.ConfigDict()

@@ -299,7 +299,7 @@ def test_the_compiled_program_is_appendix_a(every):
   )
 
   devices = jax.devices()[:4]
-  run = step_lib.make_train_step(spec, devices)
+  run = step_lib.make_train_step(spec, tuple(devices))
   state, mission, shard = tiny.on_devices(config, spec, bins, paths, devices)
   for row in log:
     state, metrics = run(state, mission, shard)

@@ -24,6 +24,11 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_disable_most_optimizations', True)
 
 
+# What is imported is not looked through for cycles again and again.
+gc.freeze()
+gc.set_threshold(20_000, 20, 20)
+
+
 # Started in the background or by nohup: what sends itself a signal would wait
 # for ever.
 for _signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):

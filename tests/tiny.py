@@ -70,7 +70,7 @@ def run(config, cycles, devices, spec=None):
   """(state, [metrics]) of a fresh run, on the host."""
   bins, paths = bins_and_paths()
   spec = spec or state_lib.create_spec(config)
-  step = step_lib.make_train_step(spec, devices)
+  step = step_lib.make_train_step(spec, tuple(devices))
   state, mission, shard = on_devices(config, spec, bins, paths, devices)
   log = []
   for _ in range(cycles):

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_a_run_learns_at_the_rate_that_was_found_to_its_end(
   config.train.learning_rate = 1e-3
   config.train.cycles = 4
   found = audition.Audition([1e-3, 2e-3], [2.0, 1.0], 3e-3)
-  monkeypatch.setattr(audition, 'hold', lambda *_: found)
+  monkeypatch.setattr(audition, 'hold', lambda *args: (found, args[2]))
   train.train(config, str(tmp_path), data)
   # Its checkpoint knows it, whatever becomes of the file.
   (tmp_path / audition.NAME).unlink()
@@ -100,6 +101,30 @@ def test_a_run_learns_at_the_rate_that_was_found_to_its_end(
     np.testing.assert_allclose(rates[0], 3e-3, rtol=1e-5)
     np.testing.assert_allclose(rates[2], 3e-3, rtol=1e-5)
     np.testing.assert_allclose(rates[-1], 3e-5, rtol=1e-4)
+
+
+def test_a_run_starts_from_what_the_best_of_its_audition_has_learned(
+  finished, tmp_path, monkeypatch
+):
+  _, config, data, _ = finished
+  config = config.copy_and_resolve_references()
+  config.train.audition = True
+  config.train.cycles = 2
+  # At a rate at which nothing is learned since.
+  found = audition.Audition([1e-3, 2e-3], [2.0, 1.0], 1e-20)
+  monkeypatch.setattr(audition, 'hold', lambda *args: (found, 2 * args[2] + 1))
+  train.train(config, str(tmp_path), data)
+  bins = train.prepare_curriculum(config, str(tmp_path), data)
+  spec, born = train.newborn(config, data, bins)
+  _, host, _ = checkpoint.restore(config, str(tmp_path), born, bins)
+  expected = spec.generator_layout.tree(2 * born.master.params[0] + 1)
+  for of in (host.master.params, host.generator.params, host.master.ema):
+    start = spec.generator_layout.tree(of[3])
+    # Codes are made as long as 1 in each cycle.
+    for name in set(start) - {'codebook'}:
+      chex.assert_trees_all_close(start[name], expected[name], rtol=1e-5)
+  record = json.loads((tmp_path / 'evaluation.json').read_text())['protocol']
+  assert record['images_seen'] == (2 + 100) * 4 * 4
 
 
 def test_a_folder_that_another_process_writes_is_not_exported_to(

@@ -5,7 +5,7 @@ a `specialists.Mission`; what is common to all and fixed at compilation is the
 `StepSpec`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -155,7 +155,28 @@ def create_states(
     bins, of_clones, batch_size=config.train.batch_size
   )
 
-  # One program for all of them: done one by one, each shape would be one.
+  born = _birth(spec, grid, config.q.window)
+  # Averaged critics must be born alike.
+  numbers = [1 + i if spec.meld.enabled else 1 for i in range(len(of_clones))]
+  schools = (
+    lessons_lib.create_state(bins, lesson, samples=samples, length=length)
+    for lesson in of_clones
+  )
+  return [
+    born(key, number).replace(school=school)
+    for number, school in zip(numbers, schools)
+  ]
+
+
+@functools.cache
+def _birth(
+  spec: StepSpec, grid: tuple[int, int], window: int
+) -> Callable[[jax.Array, int], CloneState]:
+  """A clone but for its School, of the run's key and the number of its critic.
+
+  One program for all of it: done one by one, each shape would be one.
+  """
+
   @functools.partial(jax.jit, compiler_options=compiled.sooner())
   def born(key: jax.Array, number: int) -> CloneState:
     rng, x = jax.random.wrap_key_data(key), jnp.zeros((1, *grid, 3))
@@ -172,7 +193,7 @@ def create_states(
       critic=_at_birth(critic, spec.critic_optimizer),
       master=average.create_master(params, spec.tokenizer.codes, spec.meld),
       pid=pid_lib.init(len(spec.terms)),
-      q=q_learning.init(window=config.q.window, actions=len(spec.q.actions)),
+      q=q_learning.init(window=window, actions=len(spec.q.actions)),
       own_loss=jnp.float32(1.0),
       own_step=q_learning.OwnStep(jnp.zeros_like(params), jnp.float32(0.0))
       if spec.q.history == 'own'
@@ -182,20 +203,24 @@ def create_states(
       dropped=jnp.int32(0),
     )
 
-  # Averaged critics must be born alike.
-  numbers = [1 + i if spec.meld.enabled else 1 for i in range(len(of_clones))]
-  schools = (
-    lessons_lib.create_state(bins, lesson, samples=samples, length=length)
-    for lesson in of_clones
-  )
-  return [
-    born(key, number).replace(school=school)
-    for number, school in zip(numbers, schools)
-  ]
+  return born
 
 
 def _at_birth(params: Any, spec: optimizer_lib.Spec) -> TrainState:
   return TrainState(params, optimizer_lib.make_optimizer(spec).init(params))
+
+
+def begun(newborn: CloneState, generator_P: np.ndarray) -> CloneState:
+  """Newborn clones (M, ...) whose generators have those weights.
+
+  So have their masters; critics, agents and moments stay newborn.
+  """
+  old = newborn.master.params
+  params = np.broadcast_to(generator_P.astype(old.dtype), old.shape)
+  return newborn.replace(
+    generator=newborn.generator.replace(params=params),
+    master=newborn.master.replace(params=params, ema=params),
+  )
 
 
 def stack(trees: Sequence[Any]) -> Any:

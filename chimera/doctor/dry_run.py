@@ -77,7 +77,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   start = time.perf_counter()
   n = c.train.cycles_per_dispatch
   step = step_lib.make_train_step(
-    spec, devices, cycles=n, resident=shards.resident
+    spec, tuple(devices), cycles=n, resident=shards.resident
   )
   compiled = step.lower(state, missions, shard).compile()
   compiled_in = progress.format_seconds(time.perf_counter() - start)

@@ -14,6 +14,7 @@ def protocol(
   held_out: evaluate.HeldOut,
   done: int,
   drawn_by: str = '',
+  auditioned: int = 0,
 ) -> dict[str, Any]:
   """What figures were taken by.
 
@@ -22,6 +23,7 @@ def protocol(
     held_out: what they are of.
     done: cycles.
     drawn_by: how far the optics have learned; '' leaves it open.
+    auditioned: images seen before the first cycle.
   """
   by = 'sample' if held_out.images_NxSxSx3 is None else 'photograph'
   own = config.data.held_out_source
@@ -50,7 +52,8 @@ def protocol(
     record['features'] = provenance.file_digest(config.eval.features)
   return record | {
     'cycles': done,
-    'images_seen': done * config.train.batch_size * len(config.clone_names),
+    'images_seen': auditioned
+    + done * config.train.batch_size * len(config.clone_names),
     'seed': config.seed,
     'config': provenance.digest(json.loads(config.to_json())),
     'commit': provenance.commit(),

@@ -77,7 +77,10 @@ class Observers:
       for k, v in config_json.keys(config).items()
       if not k.startswith('specialists.')  # a hundred columns; see the text
     }
-    record = protocol.protocol(config, held_out, config.train.cycles)
+    record = protocol.protocol(
+      *(config, held_out, config.train.cycles),
+      auditioned=audition.images(config),
+    )
     texts = {'config': config.to_dict(), 'protocol': record}
     if held := audition.read(self._workdir):
       texts['audition'] = held._asdict()

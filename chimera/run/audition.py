@@ -6,10 +6,12 @@ samples from the same weights, by the base weights and without a critic; it
 rises and falls to almost nothing within CYCLES. Without the fall the lowest
 rate would win: its noise is the least, and what it has not learned shows later
 (short-horizon bias: Wu et al. 2018, https://arxiv.org/abs/1803.02021). What is
-left of that bias is a factor, HORIZON.
+left of that bias is a factor, HORIZON. The run starts from the weights of the
+learner that has come farthest: an audition is no time lost.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+import io
 import math
 import os
 import pathlib
@@ -29,6 +31,7 @@ from chimera.optics import poincare
 from chimera.system import disk
 
 NAME = 'audition.json'
+WEIGHTS = 'audition.npy'
 APART = 8.0  # times, from one rate of the first round to the next
 _NEAR = 0.6  # powers of APART from the best to the outermost of the second
 HORIZON = 3.0  # times the best rate of CYCLES is best for a whole run
@@ -47,14 +50,14 @@ class Audition(NamedTuple):
   losses: list[float | None]  # of the last cycles; None where not finite
   found: float
   of: str = ''  # digest of what it was held for
+  weights: str = ''  # digest of the file of what the best learner has learned
 
 
-def read(workdir: str | os.PathLike, of: str | None = None) -> Audition | None:
-  """The audition that a workdir holds, if it is whole and `of` that."""
+def read(workdir: str | os.PathLike) -> Audition | None:
+  """The audition that a workdir holds, if it is whole."""
   path = os.path.join(workdir, NAME)
   try:
-    held = Audition(**disk.read_sealed(path))
-    return held if of in (None, held.of) else None
+    return Audition(**disk.read_sealed(path))
   except FileNotFoundError:
     return None
   except (OSError, ValueError, TypeError) as e:
@@ -62,17 +65,48 @@ def read(workdir: str | os.PathLike, of: str | None = None) -> Audition | None:
     return None
 
 
-def save(workdir: str | os.PathLike, held: Audition | None) -> None:
-  """Where `read` finds it; None takes an earlier one away.
+def resume(
+  workdir: str | os.PathLike, of: str
+) -> tuple[Audition, np.ndarray] | None:
+  """What `hold` returned for a run that has not come to a checkpoint since.
 
-  Where it cannot be written, that is a warning: a checkpoint has the rate too.
+  None where it was held for another one, or is not whole.
   """
-  path = pathlib.Path(workdir, NAME)
+  held = read(workdir)
+  if held is None or held.of != of:
+    return None
+  path = pathlib.Path(workdir, WEIGHTS)
+  try:
+    data = path.read_bytes()
+    if disk.digest(data) != held.weights:
+      raise ValueError('it is not as it was written')
+    return held, np.load(io.BytesIO(data), allow_pickle=False)
+  except (OSError, ValueError) as e:
+    logging.warning('The audition in %s is not readable: %s', path, e)
+    return None
+
+
+def save(
+  workdir: str | os.PathLike, of: str, held: Audition, best_P: np.ndarray
+) -> None:
+  """Where `resume` finds it.
+
+  Where it cannot be written, that is a warning: a checkpoint has all of it too.
+  """
+  data = io.BytesIO()
+  np.save(data, best_P)
+  weights = disk.digest(data.getvalue())
   with disk.spared(NAME):
-    if held is None:
-      path.unlink(missing_ok=True)
-    else:
-      disk.write_sealed(path, held._asdict())
+    disk.write(pathlib.Path(workdir, WEIGHTS), data.getvalue())
+    body = held._replace(of=of, weights=weights)._asdict()
+    disk.write_sealed(pathlib.Path(workdir, NAME), body)
+
+
+def forget(workdir: str | os.PathLike) -> None:
+  """Takes away what an earlier run left."""
+  with disk.spared(NAME):
+    for name in (NAME, WEIGHTS):
+      pathlib.Path(workdir, name).unlink(missing_ok=True)
 
 
 def hold(
@@ -83,7 +117,7 @@ def hold(
   devices: Sequence[jax.Device],
   *,
   cycles: int = CYCLES,
-) -> Audition:
+) -> tuple[Audition, np.ndarray]:
   """Two rounds of rates about `train.learning_rate`.
 
   Args:
@@ -93,6 +127,10 @@ def hold(
     paths_NxHxWxC: the training set, an array or a memory map.
     devices: on the first ones are the learners, as many on each.
     cycles: of a round.
+
+  Returns:
+    The audition, and the weights of the learner of the least loss, or those
+    given where none was finite.
   """
   given = config.train.learning_rate
   weight_K = jnp.array([config.loss[t] for t in spec.terms])
@@ -104,6 +142,7 @@ def hold(
   x = x.reshape(cycles, spec.batch_size, *x.shape[1:])
   stage = _Stage(spec, weight_K, generator_P, x, devices)
   tried: dict[float, float] = {}
+  least, best_P = math.inf, generator_P
   for number in (1, 2):
     rates = second_round(tried, _RATES) if tried else first_round(given, _RATES)
     logging.info(
@@ -111,7 +150,10 @@ def hold(
       'each.',
       *(number, len(rates), min(rates), max(rates), cycles),
     )
-    tried |= dict(zip(rates, stage.play(rates)))
+    for rate, (loss, learned_P) in zip(rates, stage.play(rates)):
+      tried[rate] = loss
+      if loss < least:
+        least, best_P = loss, learned_P
   found, known = choose(tried, given), sorted(tried.items())
   logging.info('Learning rate found: %.2g (given: %.2g).', found, given)
   if min(tried, key=tried.get) in (known[0][0], known[-1][0]):
@@ -120,11 +162,15 @@ def hold(
       'farther by --config.train.learning_rate=%.2g, in another --workdir.',
       found,
     )
-  return Audition(
-    [rate for rate, _ in known],
-    [loss if math.isfinite(loss) else None for _, loss in known],
-    found,
-  )
+  heard = [loss if math.isfinite(loss) else None for _, loss in known]
+  return Audition([rate for rate, _ in known], heard, found), best_P
+
+
+def images(config: ml_collections.ConfigDict) -> int:
+  """How many a run's learners see in it together; 0 where none is held."""
+  if not config.train.audition or config.init_from:
+    return 0
+  return 2 * CYCLES * _RATES * config.train.batch_size
 
 
 def first_round(given: float, count: int) -> list[float]:
@@ -238,19 +284,22 @@ class _Stage:
       (generator_P, jax.jit(adam.init)(generator_P)),
     )
 
-  def play(self, rates: Sequence[float]) -> Iterator[float]:
-    """Each rate's loss in the last cycles; infinite where it is not finite."""
-    parts = np.split(np.asarray(rates, np.float32), self._slots)
-    heard = [list(self._play(part)) for part in parts]
-    for loss_N in np.concatenate(heard, axis=1).T:
-      last = loss_N[-math.ceil(_JUDGED * self._cycles) :]
-      yield float(last.mean()) if np.isfinite(last).all() else math.inf
+  def play(self, rates: Sequence[float]) -> list[tuple[float, np.ndarray]]:
+    """Each rate's loss in the last cycles, and the weights learned at it.
 
-  def _play(self, rates: np.ndarray) -> Iterator[np.ndarray]:
+    A loss is infinite where it was not finite in one of them.
+    """
+    parts = np.split(np.asarray(rates, np.float32), self._slots)
+    heard, learned = zip(*map(self._play, parts))
+    last = np.concatenate(heard, axis=1)[-math.ceil(_JUDGED * self._cycles) :]
+    loss_R = np.where(np.isfinite(last).all(0), last.mean(0), math.inf)
+    return list(zip(loss_R.tolist(), np.concatenate(learned)))
+
+  def _play(self, rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     state = jax.device_put(self._born, self._split)
     rates = jax.device_put(rates, self._split)
     heard = []
     for step in range(self._cycles):
       state, loss = self._cycle(state, np.int32(step), rates, self._x)
       heard.append(np.asarray(loss))  # at once: a signal may come
-    return iter(heard)
+    return np.array(heard), np.asarray(state[0])

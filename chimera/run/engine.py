@@ -67,7 +67,7 @@ class Engine:
     self._missions = put(state_lib.stack(missions), devices)
     self._shards = Shards(config, paths_NxHxWxC, devices)
     self._step = step_lib.make_train_step(
-      spec, devices, cycles=self.cycles, resident=self._shards.resident
+      spec, tuple(devices), cycles=self.cycles, resident=self._shards.resident
     )
 
   def place(self, host: state_lib.CloneState, done: int) -> None:

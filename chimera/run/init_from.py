@@ -71,13 +71,8 @@ def from_tokenizer(
         f'{jax.tree_util.keystr(path)} must be {shape}, got {np.shape(x)} in '
         f'{folder}: fix --config.init_from.'
       )
-  old = newborn.master.params
   vector_P = layout.vector(jax.tree.map(np.asarray, params))
-  params = np.broadcast_to(vector_P.astype(old.dtype), old.shape)
-  return newborn.replace(
-    generator=newborn.generator.replace(params=params),
-    master=newborn.master.replace(params=params, ema=params),
-  )
+  return state_lib.begun(newborn, vector_P)
 
 
 def school_of(

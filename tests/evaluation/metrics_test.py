@@ -36,7 +36,7 @@ def test_the_step_emits_what_the_table_says_and_nothing_else():
   config = tiny.get_config()
   spec = state_lib.create_spec(config)
   devices = jax.devices()[:1]
-  step = step_lib.make_train_step(spec, devices)
+  step = step_lib.make_train_step(spec, tuple(devices))
   _, emitted = jax.eval_shape(
     step, *tiny.on_devices(config, spec, *tiny.bins_and_paths(), devices)
   )

@@ -26,6 +26,8 @@ def test_the_protocol_names_what_pixel_figures_were_taken_by(tmp_path):
   assert '8 bits' in found['rounding']
   assert found['inception'] == 'inception.jax ba7816bf8f01'
   assert (found['cycles'], found['images_seen']) == (7, 7 * 4 * 4)
+  after = protocol.protocol(config, held_out, 7, auditioned=1000)
+  assert after['images_seen'] == 1000 + 7 * 4 * 4
   (tmp_path / 'config.json').write_text(config.to_json())
   kept = json.loads((tmp_path / 'config.json').read_text())
   assert found['config'] == provenance.digest(kept)

@@ -37,7 +37,7 @@ class Clinic:
     config.update_from_flattened_dict(overrides)
     self.spec = state_lib.create_spec(config)
     self.devices = jax.devices()[:1]
-    self.step = step_lib.make_train_step(self.spec, self.devices)
+    self.step = step_lib.make_train_step(self.spec, tuple(self.devices))
     state, mission, self.shard = tiny.on_devices(
       config, self.spec, BINS, PATHS, self.devices
     )

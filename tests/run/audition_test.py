@@ -37,12 +37,20 @@ def start_of(config):
 def held(config, devices=1, cycles=CYCLES):
   spec, start_P = start_of(config)
   args = config, spec, start_P, PATHS, jax.devices()[:devices]
-  return audition.hold(*args, cycles=cycles)
+  return audition.hold(*args, cycles=cycles)[0]
 
 
 @pytest.fixture(scope='module')
-def first():
-  return held(config_of())
+def outcome():
+  config = config_of()
+  spec, start_P = start_of(config)
+  args = config, spec, start_P, PATHS, jax.devices()[:1]
+  return audition.hold(*args, cycles=CYCLES)
+
+
+@pytest.fixture(scope='module')
+def first(outcome):
+  return outcome[0]
 
 
 def test_the_first_round_is_about_the_given_rate():
@@ -102,11 +110,10 @@ def test_where_none_is_finite_the_given_rate_stays():
   assert audition.choose({1.0: math.inf, 2.0: math.inf}, 0.123) == 0.123
 
 
-def test_each_loss_is_that_of_a_plain_learner(first):
-  # Written out with optax's own adam and schedule.
+def plain_learner(rate):
+  """(loss, weights) of one written out with optax's own adam and schedule."""
   config = config_of()
   spec, start_P = start_of(config)
-  rate = first.rates[1]
   schedule = optax.warmup_cosine_decay_schedule(
     0.0, rate, 4, CYCLES, 0.01 * rate
   )
@@ -136,7 +143,24 @@ def test_each_loss_is_that_of_a_plain_learner(first):
     update, moments = adam.update(gradient, moments)
     params = optax.apply_updates(params, update)
     heard.append(float(loss))
-  np.testing.assert_allclose(first.losses[1], np.mean(heard[-3:]), rtol=1e-4)
+  return np.mean(heard[-3:]), spec.generator_layout.vector(params)
+
+
+def test_each_loss_is_that_of_a_plain_learner(first):
+  loss, _ = plain_learner(first.rates[1])
+  np.testing.assert_allclose(first.losses[1], loss, rtol=1e-4)
+
+
+def test_what_the_best_has_learned_is_kept(outcome):
+  first, best_P = outcome
+  at = int(np.argmin(first.losses))
+  _, start_P = start_of(config_of())
+  _, expected_P = plain_learner(first.rates[at])
+  went = np.linalg.norm(expected_P - start_P)
+  assert np.linalg.norm(best_P - expected_P) < 0.01 * went
+  # Not those of a neighbor.
+  _, other_P = plain_learner(first.rates[at - 1])
+  assert np.linalg.norm(best_P - other_P) > 0.1 * went
 
 
 @pytest.mark.parametrize('devices', [2, 3, 4])
@@ -162,45 +186,60 @@ def test_a_rate_above_one_that_failed_is_not_chosen():
 
 
 def test_losses_that_are_not_finite_are_none_and_an_edge_is_warned_of(warnings):
-  there = held(config_of(1e30))
+  config = config_of(1e30)
+  spec, start_P = start_of(config)
+  args = config, spec, start_P, PATHS, jax.devices()[:1]
+  there, best_P = audition.hold(*args, cycles=CYCLES)
   assert set(there.losses) == {None}
   assert there.found == 1e30
+  np.testing.assert_array_equal(best_P, start_P)
   held(config_of(1e-9))
   assert len(warnings) == 2
   assert warnings[0].startswith('No learning rate had a finite loss')
   assert 'look farther by --config.train.learning_rate=' in warnings[1]
 
 
+BEST_P = np.arange(5, dtype=np.float32)
+GIVEN_P = -BEST_P
+
+
 def find(config, workdir, bound=None):
   """`train.find_rate` where nobody can hold an audition."""
-  args = config, str(workdir), None, None, None, None
+  args = config, str(workdir), None, GIVEN_P, None, None
   return train.find_rate(*args, bound or {'config': 'a'})
 
 
-def test_it_is_held_once_for_a_run_and_again_for_another(
-  tmp_path, first, monkeypatch
-):
+@pytest.fixture
+def times(first, monkeypatch):
+  """How often one was held, at the cost of none."""
   heard = []
 
   def hold(config, *_):
     heard.append(config)
-    return first
+    return first, BEST_P
 
   monkeypatch.setattr(audition, 'hold', hold)
+  return heard
+
+
+def test_it_is_held_once_for_a_run_and_again_for_another(
+  tmp_path, first, times
+):
   config = config_of()
   assert audition.read(tmp_path) is None
-  rate = first.found / config.train.learning_rate
-  assert [find(config, tmp_path) for _ in range(2)] == [rate] * 2
-  assert len(heard) == 1
+  for _ in range(2):
+    rate, start_P = find(config, tmp_path)
+    assert rate == first.found / config.train.learning_rate
+    np.testing.assert_array_equal(start_P, BEST_P)
+  assert len(times) == 1
   assert audition.read(tmp_path).losses == first.losses
-  assert find(config, tmp_path, {'config': 'b'}) == rate
-  assert len(heard) == 2
+  assert find(config, tmp_path, {'config': 'b'})[0] == rate
+  assert len(times) == 2
 
 
-def test_one_that_is_broken_is_held_again(
-  tmp_path, first, monkeypatch, warnings
+def test_one_whose_figures_are_broken_is_held_again(
+  tmp_path, first, times, warnings
 ):
-  monkeypatch.setattr(audition, 'hold', lambda *_: first)
   find(config_of(), tmp_path)
   path = tmp_path / audition.NAME
   body = json.loads(path.read_text())
@@ -209,30 +248,53 @@ def test_one_that_is_broken_is_held_again(
   assert 'audition.json is not as it was written' in warnings[0]
   find(config_of(), tmp_path)
   assert audition.read(tmp_path).found == first.found
+  assert len(times) == 2
+
+
+@pytest.mark.parametrize('is_there', [True, False])
+def test_one_whose_weights_are_broken_is_held_again(
+  tmp_path, times, warnings, is_there
+):
+  find(config_of(), tmp_path)
+  path = tmp_path / audition.WEIGHTS
+  path.unlink()
+  if is_there:
+    np.save(path, 2 * BEST_P)
+  _, start_P = find(config_of(), tmp_path)
+  assert len(times) == 2
+  assert len(warnings) == 1
+  assert str(path) in warnings[0]
+  np.testing.assert_array_equal(start_P, BEST_P)
 
 
 def test_one_that_cannot_be_written_is_a_warning(
-  tmp_path, first, monkeypatch, warnings
+  tmp_path, first, times, warnings
 ):
-  monkeypatch.setattr(audition, 'hold', lambda *_: first)
   config = config_of()
   rate = first.found / config.train.learning_rate
-  assert find(config, tmp_path / 'nowhere') == rate
+  assert find(config, tmp_path / 'nowhere')[0] == rate
   assert warnings[0].startswith('audition.json could not be written')
 
 
 @pytest.mark.parametrize(
   'changes', [{'train.audition': False}, {'init_from': 'somewhere'}]
 )
-def test_without_one_the_rate_is_as_it_is_given(tmp_path, first, changes):
-  audition.save(tmp_path, first)  # of when it was on
-  assert find(config_of(**changes), tmp_path) == 1.0
+def test_without_one_rate_and_weights_are_those_given(tmp_path, times, changes):
+  find(config_of(), tmp_path)  # of when it was on
+  rate, start_P = find(config_of(**changes), tmp_path)
+  assert rate == 1.0
+  np.testing.assert_array_equal(start_P, GIVEN_P)
   assert not list(tmp_path.iterdir())
+  assert audition.images(config_of(**changes)) == 0
+
+
+def test_its_images_are_those_of_two_rounds_of_four():
+  assert audition.images(config_of()) == 2 * 4 * 50 * 4
 
 
 def test_where_a_meld_goes_half_way_the_rate_is_twice_as_high(
-  tmp_path, first, monkeypatch
+  tmp_path, first, times
 ):
-  monkeypatch.setattr(audition, 'hold', lambda *_: first)
   config = config_of(**{'meld.alpha': 0.5})
-  assert find(config, tmp_path) == 2 * first.found / config.train.learning_rate
+  rate, _ = find(config, tmp_path)
+  assert rate == 2 * first.found / config.train.learning_rate

@@ -234,7 +234,7 @@ def _train(configs):
     born = state_lib.create_states(cases[0][1], spec, bins, paths.shape[1:3])
     born = state_lib.stack(born)
     shard = engine.put_shared(tiny.shard(paths), devices)
-    step = step_lib.make_train_step(spec, devices)
+    step = step_lib.make_train_step(spec, tuple(devices))
     for what, config in cases:
       mission = state_lib.stack(specialists.create_missions(config, bins))
       state, seen = engine.fetch(
@@ -322,6 +322,8 @@ def test_sizes_that_do_not_fold_or_divide_train(tmp_path):
   paths = np.pad(paths, ((0, 0), (0, 2), (0, 2), (0, 0)))
   args = tiny.on_devices(config, spec, bins, paths, devices)
   # Traced, not compiled: what does not fit shows there.
-  state, seen = jax.eval_shape(step_lib.make_train_step(spec, devices), *args)
+  state, seen = jax.eval_shape(
+    step_lib.make_train_step(spec, tuple(devices)), *args
+  )
   assert seen['loss'].shape == (4, 1, 10)
   assert state.step.shape == (4, 1)
