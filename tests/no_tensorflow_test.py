@@ -1,6 +1,5 @@
 """A whole run where there is no TensorFlow: all but TensorBoard is there."""
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -31,7 +30,6 @@ def test_a_run_without_tensorflow_lacks_tensorboard_alone(tmp_path):
       *('--config.train.eval_every=4', '--config.train.checkpoint_every=4'),
       *('--config.eval.batch_size=20', '--config.data.held_out_count=20'),
     ],
-    env={**os.environ, 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
     cwd=ROOT,
     capture_output=True,
     text=True,

@@ -16,6 +16,7 @@ one once all is imported (or a fresh one); it says by a pipe what it is at.
 import argparse
 import collections
 import contextlib
+import functools
 import json
 import logging as std_logging
 import os
@@ -244,7 +245,7 @@ def flags(home, **changes):
 def kills(home, count, rng):
   """More than half of them between a save's first byte and its commit."""
   setting = flags(home, train__eval_every=20)
-  seconds = life(home / 'first', setting)
+  seconds = life(home.parent)
   print(
     f'a life: {seconds["first_step"]:.1f} s to its first step, then', end=''
   )
@@ -295,8 +296,12 @@ def kills(home, count, rng):
   )
 
 
-def life(workdir, setting):
+@functools.cache
+def life(home):
   """Seconds to the first step and for a save, once all is compiled."""
+  workdir = home / 'lives' / 'first'
+  workdir.parent.mkdir()
+  setting = flags(workdir.parent, train__eval_every=20)
   for saves in (5, 1):  # the evaluation, too, is compiled once
     run, start = Run(workdir, setting), time.monotonic()
     check(run.wait_for('stepped'), tail(run))
@@ -384,7 +389,7 @@ def signals(home, count, rng):
   """SIGTERM at each kind of moment in turn."""
   setting = flags(home, train__eval_every=6)
   moments = ('compiling', 'stepped', 'melding', 'saving', 'evaluating')
-  life(home / 'first', setting)
+  life(home.parent)
   slowest, lost_most, expected = 0.0, 0, 0
   for i in range(count):
     moment = moments[i % len(moments)]

@@ -1,6 +1,9 @@
 """A run small enough for tests: 8x8 path_params, 120 samples."""
 
+import functools
 import math
+import pathlib
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ from chimera.clones import state as state_lib
 from chimera.optics import modules as optics
 from chimera.run import engine
 from chimera.school import lessons
+from chimera.system import disk
 from chimera.tokenizer import export
 from configs import chimera as chimera_config
 
@@ -130,6 +134,7 @@ def metrics(clones=4):
 OLDER = {'norm': 'group', 'radius': 'contrast'}
 
 
+@functools.cache
 def parts(
   *, seed=0, codes=16, downsample=2, norm='layer', radius='local', **quantizer
 ):
@@ -158,7 +163,15 @@ def grown(parts, seed=0, scale=0.1):
 
 def save_tokenizer(folder, **settings):
   """Exports `parts`."""
-  export.save(
-    folder, parts(**settings), input_shape=(16, 16, 3), came_from={'a': 1}
-  )
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, data in _exported(**settings).items():
+    disk.write(folder / name, data)
   return folder
+
+
+@functools.cache
+def _exported(**settings):
+  with tempfile.TemporaryDirectory() as home:
+    given = {'input_shape': (16, 16, 3), 'came_from': {'a': 1}}
+    export.save(home, parts(**settings), **given)
+    return {p.name: p.read_bytes() for p in pathlib.Path(home).iterdir()}

@@ -109,7 +109,8 @@ def test_a_run_starts_from_what_the_best_of_its_audition_has_learned(
   _, config, data, _ = finished
   config = config.copy_and_resolve_references()
   config.train.audition = True
-  config.train.cycles = 2
+  config.train.learning_rate = 1e-3
+  config.train.cycles = 4
   # At a rate at which nothing is learned since.
   found = audition.Audition([1e-3, 2e-3], [2.0, 1.0], 1e-20)
   monkeypatch.setattr(audition, 'hold', lambda *args: (found, 2 * args[2] + 1))
@@ -124,7 +125,7 @@ def test_a_run_starts_from_what_the_best_of_its_audition_has_learned(
     for name in set(start) - {'codebook'}:
       chex.assert_trees_all_close(start[name], expected[name], rtol=1e-5)
   record = json.loads((tmp_path / 'evaluation.json').read_text())['protocol']
-  assert record['images_seen'] == (2 + 100) * 4 * 4
+  assert record['images_seen'] == (4 + 100) * 4 * 4
 
 
 def test_a_folder_that_another_process_writes_is_not_exported_to(
