@@ -12,9 +12,6 @@ if _FLAG not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}=4'
 os.environ['XLA_FLAGS'] += f' {xla.SOONER}'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# What the tests compile, here or in another process, runs for seconds;
-# compiling it took minutes.
-os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 
 from absl import logging  # noqa: E402
 import jax  # noqa: E402
@@ -23,6 +20,10 @@ import pytest  # noqa: E402
 from tests import sweep  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# What the tests compile, here or in another process, runs for seconds;
+# compiling it took minutes.
+jax.config.update('jax_disable_most_optimizations', True)
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 
 
 # What is imported is not looked through for cycles again and again.

@@ -95,7 +95,7 @@ def test_held_out_crops_come_from_other_photographs(workdir):
     crop='random',
     max_scale=3.0,
     seed=_config().data.seed,
-    permuted=0.5,
+    permuted=0.8,
     mirrored=0.5,
   )
   assert data.crops == plan.train
