@@ -1,5 +1,6 @@
 """What a clone learns at one batch: its gradients, and what it saw there."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -53,8 +54,52 @@ def learn(
   comes straight through from the decoder. Taming Transformers sets the former
   by the ratio of two such norms (section 3.1, https://arxiv.org/abs/2012.09841).
   """
-  generator_params = spec.generator_layout.tree(generator_P)
   critic_params = spec.critic_layout.tree(critic_P)
+
+  def score(params: Any, x: jax.Array) -> jax.Array:
+    return spec.critic.apply({'params': params}, x)
+
+  def criticize(x_hat: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
+    (loss, parts), (gradient, by_score) = jax.value_and_grad(
+      losses.critic_loss, argnums=(0, 3), has_aux=True
+    )(
+      *(critic_params, score, x, x_hat, epsilon_B),
+      penalty=spec.wgan.penalty,
+      drift=spec.wgan.drift,
+    )
+    return parts['fake_B'], by_score, (loss, parts, gradient)
+
+  gradient_P, seen, metrics, (critic_loss, critic_parts, critic_gradient) = (
+    generate(generator_P, x, lambda_K, bounds, criticize, ramp, spec=spec)
+  )
+  metrics |= {
+    'critic/loss': critic_loss,
+    'critic/wasserstein': critic_parts['wasserstein'],
+    'critic/penalty': critic_parts['penalty'],
+  }
+  gradients = {
+    'generator': gradient_P,
+    'critic': spec.critic_layout.vector(critic_gradient),
+  }
+  return gradients, seen, metrics
+
+
+def generate(
+  generator_P: jax.Array,
+  x: jax.Array,
+  lambda_K: jax.Array,
+  bounds: Bounds,
+  criticize: Callable[[jax.Array], tuple[jax.Array, jax.Array, Any]],
+  ramp: jax.Array | float,
+  *,
+  spec: state_lib.StepSpec,
+) -> tuple[jax.Array, Seen, Metrics, Any]:
+  """The generator's part of `learn`, whoever criticizes.
+
+  `criticize` tells of reconstructions their scores (B,), what it wants of those
+  in the reconstructions' gradient, and more, which is returned behind the rest.
+  """
+  generator_params = spec.generator_layout.tree(generator_P)
 
   def encode(params: Any) -> tuple[Any, jax.Array]:
     return spec.tokenizer.apply({'params': params}, x, method='quantize')
@@ -62,22 +107,13 @@ def learn(
   def decode(params: Any, q_BxhxwxD: jax.Array) -> jax.Array:
     return spec.tokenizer.apply({'params': params}, q_BxhxwxD, method='decode')
 
-  def score(params: Any, x: jax.Array) -> jax.Array:
-    return spec.critic.apply({'params': params}, x)
-
   codes, to_encoder, tokens = jax.vjp(encode, generator_params, has_aux=True)
   x_hat, to_decoder = jax.vjp(decode, generator_params, codes.q_BxhxwxD)
-  (critic_loss, critic_parts), (critic_gradient, by_score) = jax.value_and_grad(
-    losses.critic_loss, argnums=(0, 3), has_aux=True
-  )(
-    *(critic_params, score, x, x_hat, epsilon_B),
-    penalty=spec.wgan.penalty,
-    drift=spec.wgan.drift,
-  )
+  fake_B, by_score, more = criticize(x_hat)
 
   def objective(x_hat: jax.Array, codes: Any):
     terms_K, varentropy_B = losses.terms(
-      *(x, x_hat, codes, critic_parts['fake_B']),
+      *(x, x_hat, codes, fake_B),
       names=spec.terms,
       commitment=spec.loss.commitment,
       temperature=spec.loss.temperature,
@@ -93,7 +129,7 @@ def learn(
   by_decoder, by_q = to_decoder(by_rest + ramp * scale * by_adv)
   # Straight through: what the decoder asks of a code is asked of the encoding.
   by_z = by_codes.z_BxhxwxD + by_q
-  shares = {'loss/adv_share': held}
+  metrics = {'loss': terms_K, 'loss/total': total, 'loss/adv_share': held}
   if 'vq' in spec.terms:
     commitment = lambda_K[spec.terms.index('vq')] * losses.commitment_gradient(
       codes, commitment=spec.loss.commitment
@@ -102,9 +138,9 @@ def learn(
       commitment, by_q, least=bounds.least_vq, most=bounds.most_vq
     )
     by_z += (scale - 1) * commitment
-    shares['loss/vq_share'] = held
+    metrics['loss/vq_share'] = held
   (by_encoder,) = to_encoder(by_codes._replace(z_BxhxwxD=by_z))
-  generator_gradient = jax.tree.map(jnp.add, by_decoder, by_encoder)
+  gradient = jax.tree.map(jnp.add, by_decoder, by_encoder)
   seen = Seen(
     terms_K=terms_K,
     adv_share=jnp.maximum(share, 1e-4),  # the PID takes its log
@@ -114,19 +150,7 @@ def learn(
       jnp.int32
     ),
   )
-  metrics = {
-    'loss': terms_K,
-    'loss/total': total,
-    **shares,
-    'critic/loss': critic_loss,
-    'critic/wasserstein': critic_parts['wasserstein'],
-    'critic/penalty': critic_parts['penalty'],
-  }
-  gradients = {
-    'generator': spec.generator_layout.vector(generator_gradient),
-    'critic': spec.critic_layout.vector(critic_gradient),
-  }
-  return gradients, seen, metrics
+  return spec.generator_layout.vector(gradient), seen, metrics, more
 
 
 def bound_share(

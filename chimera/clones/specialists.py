@@ -59,7 +59,6 @@ def create_missions(
   # They import JAX, for which those who want the weights alone need not wait.
   from chimera.agents import pid as pid_lib
   from chimera.agents import q_learning
-  from chimera.clones import learning
   from chimera.clones import terms as terms_lib
 
   c = config
@@ -88,20 +87,25 @@ def create_missions(
           high=_float32(block.q.high if c.q.enabled else 1.0),
         ),
         rate=_float32(rate),
-        bounds=learning.Bounds(*map(_float32, _bounds(c, block))),
+        bounds=bounds(c, block),
       )
     )
   return missions
 
 
-def _bounds(
-  config: ml_collections.ConfigDict, block: ml_collections.ConfigDict
-) -> tuple[float, float, float]:
-  """In the order of `learning.Bounds`."""
+def bounds(
+  config: ml_collections.ConfigDict,
+  block: ml_collections.ConfigDict | None = None,
+) -> 'learning.Bounds':
+  """Within what a specialist's block, or nobody's, holds the shares."""
+  from chimera.clones import learning
+
   if not (config.pid.enabled and config.pid.bounded):
-    return 1.0, 0.0, 1.0
-  most_adv = block.pid.target.adv * math.exp(config.pid.limit)
-  return min(1.0, most_adv), *config.pid.vq_share
+    return learning.Bounds(*map(_float32, (1.0, 0.0, 1.0)))
+  most_adv = 1.0
+  if block:
+    most_adv = min(1.0, block.pid.target.adv * math.exp(config.pid.limit))
+  return learning.Bounds(*map(_float32, (most_adv, *config.pid.vq_share)))
 
 
 def _float32(x: Any) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 Some rates far apart are tried side by side, then as many about the best of
 them. Each is tried by a learner with the batch of one clone, on the same
-samples from the same weights, by the base weights and without a critic; it
-rises and falls to almost nothing within CYCLES. Without the fall the lowest
+samples from the same weights, by the base weights and without a critic, and is
+judged by how images come back; it rises and falls to almost nothing within CYCLES. Without the fall the lowest
 rate would win: its noise is the least, and what it has not learned shows later
 (short-horizon bias: Wu et al. 2018, https://arxiv.org/abs/1803.02021). What is
 left of that bias is a factor, HORIZON. The run starts from the weights of the
@@ -24,7 +24,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from chimera.clones import losses
+from chimera.clones import learning, specialists, terms
 from chimera.clones import state as state_lib
 from chimera.meld import optimizer
 from chimera.optics import poincare
@@ -134,13 +134,14 @@ def hold(
   """
   given = config.train.learning_rate
   weight_K = jnp.array([config.loss[t] for t in spec.terms])
+  bounds = specialists.bounds(config)
   rng = np.random.default_rng(config.seed)
   rows_X = rng.integers(len(paths_NxHxWxC), size=cycles * spec.batch_size)
   # Sorted: a memory map is read forward. What order it has is by lot too.
   sorted_X, back_X = np.unique(rows_X, return_inverse=True)
   x = np.asarray(paths_NxHxWxC[sorted_X], np.float32)[back_X]
   x = x.reshape(cycles, spec.batch_size, *x.shape[1:])
-  stage = _Stage(spec, weight_K, generator_P, x, devices)
+  stage = _Stage(spec, weight_K, bounds, generator_P, x, devices)
   tried: dict[float, float] = {}
   least, best_P = math.inf, generator_P
   for number in (1, 2):
@@ -225,6 +226,7 @@ class _Stage:
     self,
     spec: state_lib.StepSpec,
     weight_K: jax.Array,
+    bounds: learning.Bounds,
     generator_P: np.ndarray,
     x_NxBxHxWxC: np.ndarray,
     devices: Sequence[jax.Device],
@@ -232,6 +234,13 @@ class _Stage:
     self._cycles = len(x_NxBxHxWxC)
     devices = devices[: math.gcd(_RATES, len(devices))]
     self._slots = _RATES // len(devices)  # learners a device
+    # What is asked of the codes, too, is learned, but by how images come back
+    # a rate is judged: codes that collapse ask the least.
+    is_of_images_K = [
+      t not in ('adv', *terms.KINDS[spec.tokenizer.quantizer.kind].terms)
+      for t in spec.terms
+    ]
+    judged_K = jnp.where(jnp.array(is_of_images_K), weight_K, 0)
     adam = optax.scale_by_adam(
       spec.generator_optimizer.adam_b1, spec.generator_optimizer.adam_b2
     )
@@ -243,24 +252,19 @@ class _Stage:
       decay=0.0,
     )
 
-    def objective(params: jax.Array, x: jax.Array) -> jax.Array:
-      tree = {'params': spec.generator_layout.tree(params)}
-      x_hat, codes, _ = spec.tokenizer.apply(tree, x)
-      terms_K, _ = losses.terms(
-        *(x, x_hat, codes, jnp.zeros(len(x))),
-        names=spec.terms,
-        commitment=spec.loss.commitment,
-        temperature=spec.loss.temperature,
-      )
-      return losses.base_objective(weight_K, terms_K, spec.adv)
+    def nobody(x_hat: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+      return jnp.zeros(len(x_hat)), jnp.zeros_like(x_hat), None
 
     def cycle(state: Any, step: jax.Array, rate: jax.Array, x: jax.Array):
       params, moments = jax.tree.map(lambda leaf: leaf[0], state)
-      x_BxHxWxC = poincare.normalize(x[step])
-      loss, gradient = jax.value_and_grad(objective)(params, x_BxHxWxC)
+      gradient, seen, *_ = learning.generate(
+        *(params, poincare.normalize(x[step]), weight_K, bounds, nobody, 0.0),
+        spec=spec,
+      )
       update, moments = adam.update(gradient, moments)
       params -= rate[0] * schedule(step) * update
       state = params, moments
+      loss = jnp.vdot(judged_K, seen.terms_K)
       return jax.tree.map(lambda leaf: leaf[None], (state, loss))
 
     mesh = jax.sharding.Mesh(np.array(devices), ('devices',))

@@ -40,9 +40,12 @@ def held(config, devices=1, cycles=CYCLES):
   return audition.hold(*args, cycles=cycles)[0]
 
 
+FREE = {'pid.bounded': False}  # a plain learner holds no share
+
+
 @pytest.fixture(scope='module')
 def outcome():
-  config = config_of()
+  config = config_of(**FREE)
   spec, start_P = start_of(config)
   args = config, spec, start_P, PATHS, jax.devices()[:1]
   return audition.hold(*args, cycles=CYCLES)
@@ -130,11 +133,18 @@ def plain_learner():
     )
     return sum(
       w * t for w, t, n in zip(weights, terms_K, spec.terms) if n != 'adv'
-    )
+    ), terms_K
 
   @jax.jit
   def step(params, moments, i, rate, x):
-    loss, gradient = jax.value_and_grad(loss_of)(params, x)
+    (_, terms_K), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+      params, x
+    )
+    loss = sum(
+      w * t
+      for w, t, n in zip(weights, terms_K, spec.terms)
+      if n not in ('adv', 'vq', 'varentropy')
+    )
     update, moments = adam.update(gradient, moments)
     ahead = jax.tree.map(lambda u: -rate * schedule(i + 1) * u, update)
     return optax.apply_updates(params, ahead), moments, loss
@@ -170,7 +180,7 @@ def test_what_the_best_has_learned_is_kept(outcome, plain_learner):
 
 @pytest.mark.parametrize('devices', [2, 3, 4])
 def test_every_layout_hears_the_same(first, devices):
-  there = held(config_of(), devices)
+  there = held(config_of(**FREE), devices)
   np.testing.assert_allclose(there.rates, first.rates)
   # From the rate on that is best rounding grows, in the end without a bound.
   np.testing.assert_allclose(there.losses[:3], first.losses[:3], rtol=1e-4)
@@ -206,6 +216,20 @@ def test_losses_that_are_not_finite_are_none_and_an_edge_is_warned_of(warnings):
 
 BEST_P = np.arange(5, dtype=np.float32)
 GIVEN_P = -BEST_P
+
+
+def test_what_is_asked_of_codes_judges_no_rate():
+  # Where nothing is learned.
+  low, high = (held(config_of(1e-9, **{'loss.vq': w})) for w in (0.5, 50.0))
+  np.testing.assert_allclose(high.losses, low.losses, rtol=1e-5)
+
+
+def test_a_weight_of_the_commitment_that_is_wrong_does_little_harm():
+  free, bound = (
+    held(config_of(**{'loss.vq': 500.0, 'pid.bounded': is_bound}), cycles=40)
+    for is_bound in (False, True)
+  )
+  assert min(bound.losses) < 0.95 * min(free.losses)
 
 
 def find(config, workdir, bound=None):
