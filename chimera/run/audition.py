@@ -3,11 +3,12 @@
 Some rates far apart are tried side by side, then as many about the best of
 them. Each is tried by a learner with the batch of one clone, on the same
 samples from the same weights, by the base weights and without a critic, and is
-judged by how images come back; it rises and falls to almost nothing within CYCLES. Without the fall the lowest
-rate would win: its noise is the least, and what it has not learned shows later
-(short-horizon bias: Wu et al. 2018, https://arxiv.org/abs/1803.02021). What is
-left of that bias is a factor, HORIZON. The run starts from the weights of the
-learner that has come farthest: an audition is no time lost.
+judged by how images come back. It rises and falls to almost nothing within
+CYCLES. Without the fall the lowest rate would win: its noise is the least, and
+what it has not learned shows later (short-horizon bias: Wu et al. 2018,
+https://arxiv.org/abs/1803.02021). What is left of that bias is a factor,
+HORIZON. The run starts from the weights of the best learner: an audition is no
+time lost.
 """
 
 from collections.abc import Sequence
