@@ -24,7 +24,13 @@ def _pictures(count=6, size=16, seed=0):
 @functools.cache
 def _create(radius='contrast', seed=0):
   model = optics.Optics(cell=4, width=8, radius=radius, blocks=1)
-  return model, model.init(jax.random.key(seed), _pictures())
+  return model, jax.jit(model.init)(jax.random.key(seed), _pictures())
+
+
+# Compiled as one, instead of one by one.
+@functools.partial(jax.jit, static_argnames=('model', 'method'))
+def _apply(model, variables, x, method=None):
+  return model.apply(variables, x, method=method)
 
 
 def _scaled(variables, factor):
@@ -120,7 +126,7 @@ def test_the_local_radius_is_that_of_the_neighborhood_alone():
   busy = flat.copy()
   busy[:, :, 64:] = np.random.default_rng(0).uniform(-1, 1, (1, 128, 64, 3))
   near, far = (
-    np.asarray(model.apply(variables, x, method='encode'))[0]
+    np.asarray(_apply(model, variables, x, method='encode'))[0]
     for x in (flat, busy)
   )
   reach = model.reach[0]
@@ -132,7 +138,7 @@ def test_neighbors_lie_to_either_side_of_the_local_radius():
   # Where z is one number, two neighbors' mean radius is the local one.
   model, variables = _create('local')
   flat = jnp.full((1, 64, 64, 3), 0.3)
-  radius = model.apply(variables, flat, method='encode')[0, ..., 2]
+  radius = _apply(model, variables, flat, method='encode')[0, ..., 2]
   pairs = (radius[:, 0::2] + radius[:, 1::2]) / 2
   np.testing.assert_allclose(
     pairs, np.full_like(pairs, optics.LOW * math.pi / 2), rtol=1e-4
@@ -144,7 +150,7 @@ def test_of_a_flat_picture_nothing_of_the_carrier_is_painted():
   # Also where nothing was learned yet: each cell is painted alike.
   model, variables = _create('local')
   flat = jnp.full((1, 128, 128, 3), -0.4)
-  cells = model.apply(variables, flat).reshape(32, 4, 32, 4, 3)
+  cells = _apply(model, variables, flat).reshape(32, 4, 32, 4, 3)
   np.testing.assert_allclose(
     cells, np.broadcast_to(cells[:1, :, :1], cells.shape), atol=1e-5
   )
@@ -191,7 +197,9 @@ def test_gradient_of_the_pinned_pattern_equals_finite_differences():
 @pytest.mark.parametrize('factor', [1.0, 100.0])
 def test_paths_stay_within_the_sphere(radius, factor):
   model, variables = _create(radius)
-  paths = model.apply(_scaled(variables, factor), _pictures(), method='encode')
+  paths = _apply(
+    model, _scaled(variables, factor), _pictures(), method='encode'
+  )
   assert paths.shape == (6, 4, 4, 3)
   assert np.abs(paths[..., 0]).max() <= math.pi + 1e-6
   assert np.abs(paths[..., 1]).max() <= math.pi / 4 + 1e-6
@@ -202,7 +210,9 @@ def test_paths_stay_within_the_sphere(radius, factor):
 @pytest.mark.parametrize('factor', [1.0, 100.0])
 def test_a_more_complex_picture_has_a_larger_mean_radius(factor):
   model, variables = _create()
-  paths = model.apply(_scaled(variables, factor), _pictures(), method='encode')
+  paths = _apply(
+    model, _scaled(variables, factor), _pictures(), method='encode'
+  )
   mean = np.mean(paths[..., 2], axis=(1, 2))
   np.testing.assert_allclose(mean, optics.mean_radius(_pictures()), atol=1e-4)
   assert np.all(np.diff(mean) > 0.01)
@@ -210,7 +220,7 @@ def test_a_more_complex_picture_has_a_larger_mean_radius(factor):
 
 def test_a_more_complex_picture_has_a_larger_local_radius():
   model, variables = _create('local')
-  paths = model.apply(variables, _pictures(), method='encode')
+  paths = _apply(model, variables, _pictures(), method='encode')
   assert np.all(np.diff(np.mean(paths[..., 2], axis=(1, 2))) > 0.01)
 
 
@@ -221,7 +231,7 @@ def test_a_flat_picture_can_have_any_signal():
   apart = []
   for color in (-0.8, 0.8):
     flat = jnp.full((1, 64, 64, 3), color)
-    radius = model.apply(variables, flat, method='encode')[0, 4:-4, 4:-4, 2]
+    radius = _apply(model, variables, flat, method='encode')[0, 4:-4, 4:-4, 2]
     np.testing.assert_allclose(radius[0::2, 0::2], radius[4, 4], atol=1e-5)
     np.testing.assert_allclose(radius[0::2, 1::2], radius[4, 5], atol=1e-5)
     apart.append(float(radius[4, 4] - radius[4, 5]))
@@ -230,13 +240,13 @@ def test_a_flat_picture_can_have_any_signal():
 
 def test_no_radius_of_a_free_encoder_is_computed():
   model, variables = _create('free')
-  mean = model.apply(variables, _pictures(), method='encode')[..., 2].mean()
+  mean = _apply(model, variables, _pictures(), method='encode')[..., 2].mean()
   assert abs(mean - math.pi / 4) < 0.2
 
 
 def test_decoded_pictures_stay_within_the_color_range():
   model, variables = _create()
-  pictures = model.apply(_scaled(variables, 100.0), _pictures())
+  pictures = _apply(model, _scaled(variables, 100.0), _pictures())
   assert pictures.shape == (6, 16, 16, 3)
   assert np.abs(pictures).max() <= 1
 
@@ -248,8 +258,8 @@ def test_each_cell_paints_its_own_pixels():
   variables = model.init(jax.random.key(0), paths, method='decode')
   other = paths.at[0, 1, 5].set(0.1)
   changed = np.any(
-    model.apply(variables, paths, method='decode')
-    != model.apply(variables, other, method='decode'),
+    _apply(model, variables, paths, method='decode')
+    != _apply(model, variables, other, method='decode'),
     axis=(0, 3),
   )
   rows, columns = np.nonzero(changed)
@@ -264,7 +274,7 @@ def test_gradients_are_finite_on_flat_and_on_wild_pictures():
   wild = jnp.sign(_pictures(seed=1) + 1e-3)
   pictures = jnp.concatenate([jnp.zeros((1, 16, 16, 3)), wild])
   grads = jax.grad(
-    lambda v: jnp.mean((model.apply(v, pictures) - pictures) ** 2)
+    lambda v: jnp.mean((_apply(model, v, pictures) - pictures) ** 2)
   )(variables)
   assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
 
@@ -274,7 +284,7 @@ def test_unknown_radius_and_uneven_size_are_refused():
     _create('large')
   model, variables = _create()
   with pytest.raises(ValueError, match=r'--config\.data\.image_size'):
-    model.apply(variables, jnp.zeros((1, 18, 18, 3)))
+    _apply(model, variables, jnp.zeros((1, 18, 18, 3)))
 
 
 def test_of_unknown_size_an_image_is_mirrored_as_of_a_known_one():
