@@ -73,16 +73,25 @@ def test_the_exported_tokenizer_is_the_master(finished):
   )
 
 
-def test_a_run_learns_at_the_rate_that_was_found_to_its_end(
-  finished, tmp_path, monkeypatch
-):
+def auditioned(finished, monkeypatch, rate):
+  """(config, data) of four cycles, whose audition finds that rate.
+
+  Its best learner's weights are 2 w + 1, where those at birth are w.
+  """
   _, config, data, _ = finished
   config = config.copy_and_resolve_references()
   config.train.audition = True
   config.train.learning_rate = 1e-3
   config.train.cycles = 4
-  found = audition.Audition([1e-3, 2e-3], [2.0, 1.0], 3e-3)
-  monkeypatch.setattr(audition, 'hold', lambda *args: (found, args[2]))
+  found = audition.Audition([1e-3, 2e-3], [2.0, 1.0], rate)
+  monkeypatch.setattr(audition, 'hold', lambda *args: (found, 2 * args[2] + 1))
+  return config, data
+
+
+def test_a_run_learns_at_the_rate_that_was_found_to_its_end(
+  finished, tmp_path, monkeypatch
+):
+  config, data = auditioned(finished, monkeypatch, 3e-3)
   train.train(config, str(tmp_path), data)
   # Its checkpoint knows it, whatever becomes of the file.
   (tmp_path / audition.NAME).unlink()
@@ -106,14 +115,8 @@ def test_a_run_learns_at_the_rate_that_was_found_to_its_end(
 def test_a_run_starts_from_what_the_best_of_its_audition_has_learned(
   finished, tmp_path, monkeypatch
 ):
-  _, config, data, _ = finished
-  config = config.copy_and_resolve_references()
-  config.train.audition = True
-  config.train.learning_rate = 1e-3
-  config.train.cycles = 4
   # At a rate at which nothing is learned since.
-  found = audition.Audition([1e-3, 2e-3], [2.0, 1.0], 1e-20)
-  monkeypatch.setattr(audition, 'hold', lambda *args: (found, 2 * args[2] + 1))
+  config, data = auditioned(finished, monkeypatch, 1e-20)
   train.train(config, str(tmp_path), data)
   bins = train.prepare_curriculum(config, str(tmp_path), data)
   spec, born = train.newborn(config, data, bins)
