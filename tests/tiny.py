@@ -136,11 +136,19 @@ OLDER = {'norm': 'group', 'radius': 'contrast'}
 
 @functools.cache
 def parts(
-  *, seed=0, codes=16, downsample=2, norm='layer', radius='local', **quantizer
+  *,
+  seed=0,
+  codes=16,
+  downsample=2,
+  norm='layer',
+  border='zeros',
+  radius='local',
+  **quantizer,
 ):
   """A tokenizer as it is born: 16 x 16 images have 2 x 2 tokens."""
   module = models.create_tokenizer(
-    **{'width': 8, 'blocks': 1, 'downsample': downsample, 'norm': norm},
+    **{'width': 8, 'blocks': 1, 'downsample': downsample},
+    **{'norm': norm, 'border': border},
     **{'codes': codes, 'code_dim': 4, **quantizer},
   )
   model = optics.Optics(cell=4, width=8, radius=radius)

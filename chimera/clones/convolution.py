@@ -17,12 +17,13 @@ their derivatives are the same three again; so they are written down here, and
 
 from collections.abc import Callable
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 from jax import lax
 from jax.custom_batching import custom_vmap
+import jax.numpy as jnp
 
 from chimera.system import axes
 
@@ -95,12 +96,35 @@ def _correlate(side: int) -> Callable[..., jax.Array]:
   return axes.one_by_one(f)
 
 
-def _as_flax_calls_it(
-  x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any
-) -> jax.Array:
-  del options  # as they are where nothing is said
-  assert (set(strides), padding) == ({1}, 'SAME'), (strides, padding)
-  return convolve(x, kernel)
+class Framed(NamedTuple):
+  """Images, and of what one color everything beyond their border is."""
+
+  image_BxHxWxC: jax.Array
+  beyond_Bx1x1xC: jax.Array
 
 
-Conv = functools.partial(nn.Conv, conv_general_dilated=_as_flax_calls_it)
+class Conv(nn.Module):
+  """As `flax.linen.Conv`, its parameters' names too; of images, or framed ones.
+
+  Of framed ones, whose border is no longer seen where they are of one color:
+  the convolution of what differs from the color beyond, and of that color.
+  """
+
+  features: int
+  kernel_size: tuple[int, int]
+
+  @nn.compact
+  def __call__(self, x: jax.Array | Framed) -> jax.Array | Framed:
+    channels = jax.tree.leaves(x)[0].shape[-1]
+    kernel_KxKxCxD = self.param(
+      'kernel',
+      nn.initializers.lecun_normal(),
+      (*self.kernel_size, channels, self.features),
+    )
+    bias_D = self.param('bias', nn.initializers.zeros, (self.features,))
+    bias_1x1x1xD = bias_D[None, None, None]
+    if not isinstance(x, Framed):
+      return convolve(x, kernel_KxKxCxD) + bias_1x1x1xD
+    image, beyond = x
+    flat = beyond @ jnp.sum(kernel_KxKxCxD, (0, 1)) + bias_1x1x1xD
+    return Framed(convolve(image - beyond, kernel_KxKxCxD) + flat, flat)

@@ -5,7 +5,8 @@ and Ommer, Taming Transformers, 2021, https://arxiv.org/abs/2012.09841).
 
 Another encoder or decoder goes in the place of these two, here in `Tokenizer`:
 
-  encoder  x (B, H, W, 3) in [-1, 1] -> z (B, H / n, W / n, D), not bounded
+  encoder  x (B, H, W, 3) in [-1, 1] -> z (B, H / n, W / n, D), not bounded;
+           mean (B, 1, 1, 3), that of the whole of which x is a part, or None
   decoder  q (B, h, w, D) -> x_hat (B, n h, n w, 3) in [-1, 1]
 
 where n is `downsample`, and D what the quantizer asks for. Both take any number
@@ -24,13 +25,28 @@ import jax.numpy as jnp
 from chimera.clones import convolution, layer_norm
 from chimera.clones import quantizer as quantizer_lib
 
+Features = jax.Array | convolution.Framed
+
+
+def _swish(x: Features) -> Features:
+  return jax.tree.map(nn.swish, x)
+
+
+def _folded(x: Features) -> Features:
+  """Of half the height and width, four times the channels."""
+  if isinstance(x, convolution.Framed):
+    return convolution.Framed(_folded(x[0]), jnp.tile(x[1], (1, 1, 1, 4)))
+  return dm_pix.space_to_depth(x, 2)
+
 
 class ResidualBlock(nn.Module):
+  """Of images, or of framed ones."""
+
   width: int
   norm: str  # 'layer' or 'group', see `Tokenizer`
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Features) -> Features:
     y = x
     norm = layer_norm.LayerNorm
     if self.norm == 'group':
@@ -39,9 +55,9 @@ class ResidualBlock(nn.Module):
       groups = next(n for n in range(most, 0, -1) if self.width % n == 0)
       norm = functools.partial(nn.GroupNorm, num_groups=groups)
     for _ in range(2):
-      y = nn.swish(norm()(y))
+      y = _swish(jax.tree.map(norm(), y))
       y = convolution.Conv(self.width, (3, 3))(y)
-    return x + y
+    return jax.tree.map(jnp.add, x, y)
 
 
 class Encoder(nn.Module):
@@ -50,18 +66,24 @@ class Encoder(nn.Module):
   downsample: int
   dim: int
   norm: str
+  border: str
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, mean: jax.Array | None = None) -> jax.Array:
+    if is_framed := self.border == 'mean':
+      if mean is None:
+        mean = jnp.mean(x, (1, 2), keepdims=True)
+      x = convolution.Framed(x, mean)
     x = convolution.Conv(self.width, (3, 3))(x)
     for _ in range(self.downsample.bit_length() - 1):
       x = ResidualBlock(self.width, self.norm)(x)
       # Instead of a stride of 2, whose gradients are dilated convolutions,
       # which XLA runs without a library on the CPU.
-      x = convolution.Conv(self.width, (3, 3))(dm_pix.space_to_depth(x, 2))
+      x = convolution.Conv(self.width, (3, 3))(_folded(x))
     for _ in range(self.blocks):
       x = ResidualBlock(self.width, self.norm)(x)
-    return convolution.Conv(self.dim, (1, 1))(nn.swish(x))
+    z = convolution.Conv(self.dim, (1, 1))(_swish(x))
+    return z[0] if is_framed else z
 
 
 class Decoder(nn.Module):
@@ -92,6 +114,9 @@ class Tokenizer(nn.Module):
   # In the residual blocks: 'layer', of each cell for itself, or 'group', of the
   # whole image, so that a token depends on all of it.
   norm: str = 'group'
+  # What the encoder takes to lie beyond an image's border: 'zeros', or its
+  # 'mean', for which an image of one color has tokens of one kind.
+  border: str = 'zeros'
 
   @property
   def codes(self) -> int:
@@ -103,7 +128,8 @@ class Tokenizer(nn.Module):
     """How far encoder and decoder see, in cells; None is all of the image.
 
     From the side of a token to the farthest cell that it depends on, and from a
-    cell to the side of the farthest token.
+    cell to the side of the farthest token. What lies beyond the border, an
+    image's mean, is not counted: it is handed in where a part is looked at.
     """
     if self.norm == 'group':
       return None
@@ -118,20 +144,25 @@ class Tokenizer(nn.Module):
   def setup(self):
     self.encoder = Encoder(
       *(self.width, self.blocks, self.downsample),
-      *(self.quantizer.dim, self.norm),
+      *(self.quantizer.dim, self.norm, self.border),
     )
     self.decoder = Decoder(self.width, self.blocks, self.downsample, self.norm)
     nn.share_scope(self, self.quantizer)
 
   def quantize(
-    self, x_BxHxWxC: jax.Array
+    self, x_BxHxWxC: jax.Array, mean_Bx1x1xC: jax.Array | None = None
   ) -> tuple[quantizer_lib.Codes, jax.Array]:
-    """Codes and tokens_Bxhxw int32 of normalized path_params."""
-    return self.quantizer(self.encoder(x_BxHxWxC))
+    """Codes and tokens_Bxhxw int32 of normalized path_params.
 
-  def tokenize(self, x_BxHxWxC: jax.Array) -> jax.Array:
-    """tokens_Bxhxw int32 of normalized path_params."""
-    return self.quantize(x_BxHxWxC)[1]
+    Of parts of larger ones, whose mean is that.
+    """
+    return self.quantizer(self.encoder(x_BxHxWxC, mean_Bx1x1xC))
+
+  def tokenize(
+    self, x_BxHxWxC: jax.Array, mean_Bx1x1xC: jax.Array | None = None
+  ) -> jax.Array:
+    """tokens_Bxhxw int32, of what `quantize` takes."""
+    return self.quantize(x_BxHxWxC, mean_Bx1x1xC)[1]
 
   def decode(self, q_BxhxwxD: jax.Array) -> jax.Array:
     """Normalized path_params (B, H, W, 3), in [-1, 1], of codes."""
@@ -160,12 +191,13 @@ def create_tokenizer(
   downsample: int,
   quantizer: str = 'vq',
   norm: str = 'group',
+  border: str = 'zeros',
   **settings,
 ) -> Tokenizer:
   """The tokenizer of config.model, or of an exported tokenizer.json.
 
-  One from before there was a choice has VQ, or groups; the settings are the
-  quantizer's.
+  One from before there was a choice has VQ, groups, or zeros; the settings are
+  the quantizer's.
   """
   between = quantizer_lib.create(quantizer, **settings)
-  return Tokenizer(width, blocks, downsample, between, norm)
+  return Tokenizer(width, blocks, downsample, between, norm, border)

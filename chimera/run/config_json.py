@@ -19,6 +19,7 @@ LATER = {
   'model.quantizer': 'vq',
   'model.levels': [8, 5, 5, 5],
   'model.norm': 'group',
+  'model.border': 'zeros',
   'data.permuted': 0.0,
   'data.mirrored': 0.0,
   'optics.finish': 0,

@@ -33,7 +33,7 @@ FREE = (
 STAGE_1 = ('seed', 'init_from', 'data.', 'optics.')
 # What a run shares with the one that it starts from: of all, and of a workdir.
 _OPTICS = ('optics.cell', 'optics.width', 'optics.radius')
-_MODEL = ('width', 'blocks', 'downsample', 'quantizer', 'norm')
+_MODEL = ('width', 'blocks', 'downsample', 'quantizer', 'norm', 'border')
 _AGENTS = (
   *('clone_names', 'model.critic_width', 'q.window', 'q.actions'),
   *('meld.enabled', 'meld.outer_momentum'),
@@ -217,7 +217,8 @@ def _architecture(folder: str) -> dict[str, Any]:
   if is_exported:
     path = home / 'tokenizer.json'
     # It may be from before there was a choice.
-    values = {'model.quantizer': terms.kind_of({}), 'model.norm': 'group'}
+    values = {'model.quantizer': terms.kind_of({})}
+    values |= {k: config_json.LATER[k] for k in ('model.norm', 'model.border')}
     for key, value in config_json.flat(path).items():
       block, dot, name = key.partition('.')
       values[f'{"model" if block == "tokenizer" else block}{dot}{name}'] = value

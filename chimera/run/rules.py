@@ -235,6 +235,7 @@ RULES = {
   'model.blocks': whole(0, 1000),
   'model.downsample': Rule('a power of 2, at most 16384', _is_power),
   'model.norm': one_of('layer', 'group'),
+  'model.border': one_of('mean', 'zeros'),
   'model.quantizer': one_of(*terms.KINDS),
   'model.levels': Rule(
     'a tuple of whole numbers from 2 on, whose product is below 2^31',

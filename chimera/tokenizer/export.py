@@ -71,22 +71,29 @@ def look(parts: Parts, x_BxHxWxC: jax.Array) -> jax.Array:
   return parts.optics.apply(parts.variables, _to_float(x_BxHxWxC))
 
 
-def encode(parts: Parts, x_BxHxWxC: jax.Array) -> jax.Array:
+def see(parts: Parts, x_BxHxWxC: jax.Array) -> jax.Array:
+  """Normalized path_params of images, or of path_params."""
+  x_BxHxWxC = _to_float(x_BxHxWxC)
+  if parts.optics is not None:
+    x_BxHxWxC = parts.optics.apply(parts.variables, x_BxHxWxC, method='encode')
+  return poincare.normalize(x_BxHxWxC)
+
+
+def encode(
+  parts: Parts, x_BxHxWxC: jax.Array, mean_Bx1x1xC: jax.Array | None = None
+) -> jax.Array:
   """tokens_Bxhxw, int32, of RGB images, uint8 or float in [-1, 1].
 
   Without optics, of path_params. Tokens of an image that is not finite or out
-  of range are -1.
+  of range are -1. Of parts of larger images, the mean is that of what `see`
+  makes of those.
   """
-  given_BxHxWxC = x_BxHxWxC = _to_float(x_BxHxWxC)
-  if parts.optics is not None:
-    x_BxHxWxC = parts.optics.apply(parts.variables, x_BxHxWxC, method='encode')
-  x_BxHxWxC = poincare.normalize(x_BxHxWxC)
-  if parts.optics is None:
-    given_BxHxWxC = x_BxHxWxC
+  seen_BxHxWxC = see(parts, x_BxHxWxC)
+  given_BxHxWxC = _to_float(x_BxHxWxC) if parts.optics else seen_BxHxWxC
   # Fused across this line, rounding and with it a token in a million differed.
-  x_BxHxWxC = jax.lax.optimization_barrier(x_BxHxWxC)
+  seen_BxHxWxC = jax.lax.optimization_barrier(seen_BxHxWxC)
   tokens_Bxhxw = parts.tokenizer.apply(
-    {'params': parts.params}, x_BxHxWxC, method='tokenize'
+    {'params': parts.params}, seen_BxHxWxC, mean_Bx1x1xC, method='tokenize'
   )
   # Nor may what is asked of the images change how their tokens are computed.
   tokens_Bxhxw, given_BxHxWxC = jax.lax.optimization_barrier(
@@ -147,7 +154,7 @@ class Tokenizer:
     # are of one language.
     self.codebook_digest = meta['codebook_digest']
     self._reach = reach(parts)
-    self._encode, self._decode, self._look = _compiled(
+    self._encode, self._decode, self._look, self._see = _compiled(
       parts.tokenizer, parts.optics
     )
     self._arrays = jax.tree.map(jnp.asarray, (parts.params, parts.variables))
@@ -166,7 +173,8 @@ class Tokenizer:
     path_params, floats in their own ranges.
 
     What is large is worked on in windows, which changes no token but where two
-    codes are equally near. Not so with norm = 'group' or radius = 'contrast',
+    codes are equally near (with border = 'mean' in two rounds: the first one
+    sees the whole's mean). Not so with norm = 'group' or radius = 'contrast',
     of which each token depends on the whole image.
 
     Floats in a JAX array are waited for, to be looked at. In `jit` and `vmap`
@@ -178,7 +186,13 @@ class Tokenizer:
     """
     enter = door.images if self.parts.optics else door.path_params
     x = enter(images_BxHxWx3, self.side)
-    return self._run(self._encode, x, 4, self.side, 1, self._reach[0])
+    reach, known = self._reach[0], ()
+    is_framed = self.parts.tokenizer.border == 'mean'
+    if is_framed and self._is_large(x, 4, self.side, reach):
+      cells = self.parts.tokenizer.downsample
+      seen = self._run(self._see, x, 4, self.side, cells, reach)
+      known = (jnp.mean(seen, (-3, -2), keepdims=True).reshape(-1, 1, 1, 3),)
+    return self._run(self._encode, x, 4, self.side, 1, reach, *known)
 
   def decode(self, tokens_Bxhxw: Any) -> jax.Array:
     """Images (B, H, W, 3), float32 in [-1, 1], of any integers in [0, codes).
@@ -228,6 +242,15 @@ class Tokenizer:
         'decode.'
       )
 
+  def _is_large(self, x: Any, rank: int, side: int, reach: int | None) -> bool:
+    """Whether it is worked on in windows."""
+    height, width = (x.shape if x.ndim == rank else (1, *x.shape))[1:3]
+    return (
+      not isinstance(x, jax.core.Tracer)
+      and reach is not None
+      and max(height, width) > _window(reach) * side
+    )
+
   def _run(
     self,
     f: Callable[..., jax.Array],
@@ -236,25 +259,34 @@ class Tokenizer:
     side: int,
     to_side: int,
     reach: int | None,
+    *known: jax.Array,
   ) -> jax.Array:
-    """f of a batch x of that rank, or of one; in windows where it is large."""
+    """f of a batch x of that rank, or of one; in windows where it is large.
+
+    And of what is known of the whole.
+    """
     batch = x if x.ndim == rank else x[None]
-    f = functools.partial(f, *self._arrays)
-    window = max(_WINDOW, 4 * (reach or 0))
-    is_small = max(batch.shape[1:3]) <= window * side
-    if isinstance(x, jax.core.Tracer) or reach is None or is_small:
-      y = f(batch)
-    else:
+
+    def of(part: Any) -> jax.Array:
+      return f(*self._arrays, part, *known)
+
+    if self._is_large(x, rank, side, reach):
       sides = {'side': side, 'to_side': to_side}
       # Two cells are what the optics' carrier repeats in.
       period = 2 if self.parts.tokenizer.downsample == 1 else 1
-      how = {'window': window, 'reach': reach, 'period': period}
-      y = jnp.asarray(windows.apply(f, batch, **sides, **how))
+      how = {'window': _window(reach), 'reach': reach, 'period': period}
+      y = jnp.asarray(windows.apply(of, batch, **sides, **how))
+    else:
+      y = of(batch)
     return y if x.ndim == rank else y[0]
 
 
+def _window(reach: int) -> int:
+  return max(_WINDOW, 4 * reach)
+
+
 class _Program:
-  """A function of (params, variables, x), compiled for each shape of x.
+  """A function of (params, variables, x, *known), compiled for each shape of x.
 
   A folder may hold images of hundreds of sizes, and each program takes some 130
   of the 65530 memory maps that Linux gives a process. XLA dies without them.
@@ -264,27 +296,29 @@ class _Program:
     self._f = jax.jit(f)
     self._seen = set()
 
-  def __call__(self, params: Any, variables: Any, x: Any) -> jax.Array:
+  def __call__(
+    self, params: Any, variables: Any, x: Any, *known: jax.Array
+  ) -> jax.Array:
     if not isinstance(x, jax.core.Tracer):
       if len(self._seen) >= _PROGRAMS and x.shape not in self._seen:
         self._f.clear_cache()
         self._seen.clear()
       self._seen.add(x.shape)
-    return self._f(params, variables, x)
+    return self._f(params, variables, x, *known)
 
 
 @functools.cache
 def _compiled(
   tokenizer: models.Tokenizer, model: optics.Optics | None
 ) -> tuple[_Program, ...]:
-  """`encode`, `decode`, `look`."""
+  """`encode`, `decode`, `look`, `see`."""
   return tuple(
     _Program(
-      lambda params, variables, x, f=f: f(
-        Parts(tokenizer, params, model, variables), x
+      lambda params, variables, *x, f=f: f(
+        Parts(tokenizer, params, model, variables), *x
       )
     )
-    for f in (encode, decode, look)
+    for f in (encode, decode, look, see)
   )
 
 

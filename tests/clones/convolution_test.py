@@ -94,3 +94,36 @@ def test_flax_s_layer_is_the_same_layer():
   np.testing.assert_allclose(
     ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-5, atol=1e-6
   )
+
+
+def test_it_is_flax_s_with_its_parameters():
+  x = np.random.default_rng(0).normal(size=(2, 5, 4, 3)).astype(np.float32)
+  ours, theirs = (
+    jax.jit(kind(6, (3, 3)).init_with_output)(jax.random.key(1), x)
+    for kind in (convolution.Conv, nn.Conv)
+  )
+  np.testing.assert_allclose(ours[0], theirs[0], atol=1e-5)
+  for a, b in zip(
+    *(jax.tree.leaves_with_path(y[1]) for y in (ours, theirs)), strict=True
+  ):
+    assert a[0] == b[0]
+    np.testing.assert_array_equal(a[1], b[1])
+
+
+@pytest.mark.parametrize('side', [1, 3])
+def test_beyond_a_framed_image_lies_the_color_of_its_frame(side):
+  rng = np.random.default_rng(2)
+  x = rng.normal(size=(2, 5, 4, 3)).astype(np.float32)
+  beyond = rng.normal(size=(2, 1, 1, 3)).astype(np.float32)
+  conv = convolution.Conv(6, (side, side))
+  params = jax.jit(conv.init)(jax.random.key(1), x)
+  params['params']['bias'] = rng.normal(size=6).astype(np.float32)
+  image, flat = jax.jit(conv.apply)(params, convolution.Framed(x, beyond))
+  wide = np.broadcast_to(beyond, (2, 9, 8, 3)).copy()
+  wide[:, 2:-2, 2:-2] = x
+  expected = np.asarray(jax.jit(conv.apply)(params, wide))
+  np.testing.assert_allclose(image, expected[:, 2:-2, 2:-2], atol=1e-5)
+  alone = np.asarray(
+    jax.jit(conv.apply)(params, np.broadcast_to(beyond, (2, 3, 3, 3)))
+  )
+  np.testing.assert_allclose(flat, alone[:, 1:2, 1:2], atol=1e-5)

@@ -1,5 +1,7 @@
 """The tokenizer, against brute force and identities."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -102,7 +104,7 @@ def test_straight_through_the_encoder_gets_the_decoder_s_gradient(params):
   @jax.jit
   def by_hand(encoder):
     def encode(encoder):
-      half = models.Encoder(8, 1, 2, DIM, 'layer')
+      half = models.Encoder(8, 1, 2, DIM, 'layer', 'zeros')
       return quantizer.unit(half.apply({'params': encoder}, x))
 
     def decode(q):
@@ -240,6 +242,42 @@ def test_the_reach_is_the_sum_of_what_the_convolutions_see(
   settings = SETTINGS | {'downsample': downsample, 'blocks': blocks}
   made = models.create_tokenizer(**settings, norm='layer')
   assert made.reach == reach
+
+
+def test_a_part_is_told_the_mean_of_the_whole():
+  """With that, its middle has the encodings that it has in the whole."""
+  tokenizer = TOKENIZER.clone(border='mean')
+  rng = np.random.default_rng(1)
+  whole = rng.uniform(-1, 1, (1, 8, 64, 3)).astype(np.float32)
+  params = jax.jit(tokenizer.init)(jax.random.key(0), whole)
+  params = jax.tree.map(lambda p: p + rng.normal(0, 0.1, p.shape), params)
+  run = jax.jit(functools.partial(tokenizer.apply, method='quantize'))
+  mean = whole.mean((1, 2), keepdims=True)
+  z, told, alone = (
+    np.asarray(run(params, *args)[0].z_BxhxwxD)
+    for args in ((whole,), (whole[:, :, :48], mean), (whole[:, :, :48],))
+  )
+  reach = -(-tokenizer.reach[0] // 2)
+  keep = 24 - reach
+  assert keep > 10
+  np.testing.assert_allclose(told[:, :, :keep], z[:, :, :keep], atol=1e-4)
+  assert np.abs(alone[:, :, :keep] - z[:, :, :keep]).max() > 0.01
+
+
+def test_a_flat_image_has_tokens_of_one_kind_where_the_border_is_the_mean():
+  tokenizer = TOKENIZER.clone(border='mean')
+  flat = jnp.broadcast_to(jnp.array([0.4, -0.3, 0.1]), (1, 16, 16, 3))
+  params = jax.jit(tokenizer.init)(jax.random.key(0), flat)
+  rng = np.random.default_rng(2)
+  params = jax.tree.map(lambda p: p + rng.normal(0, 0.1, p.shape), params)
+  kinds = {}
+  for border in ('mean', 'zeros'):
+    run = jax.jit(
+      functools.partial(tokenizer.clone(border=border).apply, method='tokenize')
+    )
+    kinds[border] = len(np.unique(run(params, flat)))
+  assert kinds['mean'] == 1
+  assert kinds['zeros'] > 1
 
 
 def _groups(width):

@@ -20,7 +20,7 @@ BINS, PATHS = tiny.bins_and_paths()
 CYCLES = 10
 
 
-def config_of(rate=0.02, **changes):
+def config_of(rate=0.005, **changes):
   config = tiny.get_config()
   config.train.audition = True
   config.train.learning_rate = rate
@@ -189,7 +189,7 @@ def test_every_layout_hears_the_same(first, devices):
 
 def test_given_rates_that_are_apart_by_900_come_together():
   found = [
-    held(config_of(0.02 * k), devices=2, cycles=60).found
+    held(config_of(0.005 * k), devices=2, cycles=60).found
     for k in (1 / 30, 1, 30)
   ]
   assert max(found) / min(found) < 3

@@ -437,6 +437,7 @@ def _exported(folder, **changes):
       'codes': 1024,
       'code_dim': 8,
       'norm': 'layer',
+      'border': 'mean',
     },
     'optics': {'cell': 4, 'width': 48, 'radius': 'local', 'blocks': 3},
   }
@@ -465,6 +466,7 @@ def test_a_run_starts_from_its_own_kind(tmp_path, make):
     ('optics__cell', 4, 2),
     ('optics__radius', "'local'", "'free'"),
     ('model__norm', "'layer'", "'group'"),
+    ('model__border', "'mean'", "'zeros'"),
   ):
     value = here.strip("'") if isinstance(here, str) else here
     with pytest.raises(ValueError, match='must be as in') as e:
@@ -480,7 +482,7 @@ def test_a_run_starts_from_its_own_kind(tmp_path, make):
 
 def test_a_tokenizer_from_before_there_was_a_norm_has_groups(tmp_path):
   network = {'width': 64, 'blocks': 2, 'downsample': 2}
-  network |= {'codes': 1024, 'code_dim': 8}
+  network |= {'codes': 1024, 'code_dim': 8, 'border': 'mean'}
   older = _exported(tmp_path / 'older', tokenizer=network)
   with pytest.raises(ValueError, match=r"norm must be .*'group', got 'layer'"):
     preflight.check_init_from(_config(init_from=older), 'w')
@@ -488,7 +490,8 @@ def test_a_tokenizer_from_before_there_was_a_norm_has_groups(tmp_path):
 
 
 def test_a_run_starts_from_an_elder_of_its_own_quantizer(tmp_path):
-  network = {'width': 64, 'blocks': 2, 'downsample': 2, 'norm': 'layer'}
+  network = {'width': 64, 'blocks': 2, 'downsample': 2}
+  network |= {'norm': 'layer', 'border': 'mean'}
   fsq = {'model__quantizer': 'fsq', 'model__levels': (4, 5)}
   for elder in (
     _exported(

@@ -229,7 +229,8 @@ def test_a_tokenizer_from_before_there_was_a_choice_is_read(
 ):
   old = shutil.copytree(older, tmp_path / 'old')
   meta = disk.read_sealed(old / export.META)
-  del meta['tokenizer']['quantizer'], meta['tokenizer']['norm']
+  for later in ('quantizer', 'norm', 'border'):
+    del meta['tokenizer'][later]
   disk.write_sealed(old / export.META, meta)
   assert meta['tokenizer'] == {
     'width': 8,
@@ -441,10 +442,15 @@ def _photograph(height, width, seed=0):
   return np.clip(128 + smooth + wild, 0, 255).astype(np.uint8)
 
 
-@pytest.fixture(scope='module', params=[1, 2], ids=['token=4', 'token=8'])
+@pytest.fixture(
+  scope='module',
+  params=[(1, 'zeros'), (2, 'zeros'), (2, 'mean')],
+  ids=['token=4', 'token=8', 'framed'],
+)
 def wide(request):
   """A tokenizer; a picture of more than its window, its tokens and pixels."""
-  loaded = _loaded(downsample=request.param)
+  downsample, border = request.param
+  loaded = _loaded(downsample=downsample, border=border)
   side = loaded.side
   picture = _photograph(38 * side, 55 * side)
   with pytest.MonkeyPatch.context() as patch:
@@ -506,7 +512,9 @@ def _seen(parts, tokens_along, axis):
   def encode(x):
     paths = parts.optics.apply(parts.variables, x, method='encode')
     codes, _ = parts.tokenizer.apply(
-      {'params': parts.params}, poincare.normalize(paths), method='quantize'
+      {'params': parts.params},
+      *(poincare.normalize(paths), jnp.zeros((1, 1, 1, 3))),
+      method='quantize',
     )
     return codes.z_BxhxwxD
 
