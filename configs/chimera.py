@@ -121,9 +121,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.model = ml_collections.ConfigDict()
   c.model.width = 64  # channels
   c.model.norm = 'layer'  # of a cell's channels; 'group' is of the whole image
-  c.model.border = (
-    'mean'  # beyond an image the encoder sees its mean; or 'zeros'
-  )
+  c.model.border = 'mean'  # what an encoder sees beyond an image; or 'zeros'
   c.model.blocks = 2  # residual blocks at the token grid, each side
   c.model.downsample = 2  # cells a side of one token: 1, 2, 4, ...
   c.model.quantizer = 'vq'  # a learned codebook; or 'fsq', which has none
