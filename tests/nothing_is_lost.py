@@ -289,10 +289,16 @@ def kills(home, count, rng):
   last = run.committed()
   whole = until_saved(Run(home / 'whole', setting), last)
   same(whole.workdir, workdir, last)
+  rows = [
+    [row for row in history_of(w) if row[0] <= last]
+    for w in (whole.workdir, workdir)
+  ]
+  check(rows[0] == rows[1], f'the history differs: {rows}')
   print(
     f'{count} kills, {tally["in a save"]} of them in a save, '
     f'{tally["before its first step"]} before a first step: each time from the '
-    f'last committed step; cycle {last} bit for bit as never killed'
+    f'last committed step; cycle {last} bit for bit as never killed, as are '
+    f'{len(rows[0])} rows of history'
   )
 
 
@@ -393,9 +399,9 @@ def signals(home, count, rng):
   slowest, lost_most, expected = 0.0, 0, 0
   for i in range(count):
     moment = moments[i % len(moments)]
-    # Compiled anew, it takes its time; the first of each is all its own.
+    # Compiled anew, it takes its time; one of either is all its own.
     cache = str(home / f'cache{i}') if moment == 'compiling' else None
-    run = Run(home / 'stopped', setting, fresh=i < 2, cache=cache)
+    run = Run(home / 'stopped', setting, fresh=i in (0, 6), cache=cache)
     if moment == 'melding':
       check(run.wait_for('stepped'), tail(run))
       # The next step melds.

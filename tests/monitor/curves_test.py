@@ -20,8 +20,18 @@ def rows(cycles=(2, 4, 6), **values):
   return [*seen, history.Row(6, 0.0, {}, {'eval/path_l1': 0.1})]
 
 
-def draw(seen, figures=FIGURES):
-  return dict(curves.draw(seen, {'master': figures}, COLORS, BASE))
+def draw(seen, figures=FIGURES, colors=COLORS):
+  """Each picture is drawn when it comes to it."""
+  return curves.draw(seen, {'master': figures}, colors, BASE)
+
+
+def picture(title, seen, figures=FIGURES, colors=COLORS):
+  return next(svg for t, svg in draw(seen, figures, colors) if t == title)
+
+
+@pytest.fixture(scope='module')
+def pictures():
+  return list(draw(rows()))
 
 
 def texts(svg):
@@ -65,13 +75,11 @@ def test_any_number_of_clones_is_drawn(count):
   ]
   seen.append(history.Row(2, 0.0, {}, {'eval/path_l1': 0.1}))
   colors = curves.palette(names)
-  pictures = dict(curves.draw(seen, {'master': FIGURES}, colors, BASE))
-  drawn = sum(len(lines(pictures['Losses'], c)) for c in set(colors.values()))
-  assert drawn == count
+  svg = picture('Losses', seen, colors=colors)
+  assert sum(len(lines(svg, c)) for c in set(colors.values())) == count
 
 
-def test_each_figure_is_drawn_once_under_its_title():
-  pictures = list(curves.draw(rows(), {'master': FIGURES}, COLORS, BASE))
+def test_each_figure_is_drawn_once_under_its_title(pictures):
   assert [title for title, _ in pictures] == [
     'Losses',
     'Loss terms, unweighted',
@@ -87,13 +95,13 @@ def test_each_figure_is_drawn_once_under_its_title():
     assert texts(svg)[-1] == title
 
 
-def test_no_picture_tells_when_it_was_drawn():
-  for svg in draw(rows()).values():
+def test_no_picture_tells_when_it_was_drawn(pictures):
+  for _, svg in pictures:
     assert b'<dc:date>' not in svg
 
 
 def test_a_lambda_is_drawn_in_multiples_of_its_base():
-  svg = draw(rows(lambda__l1=1.0, lambda__vq=1.0))[LAMBDAS]
+  svg = picture(LAMBDAS, rows(lambda__l1=1.0, lambda__vq=1.0))
   l1, vq = lines(svg, COLORS['one'])
   mark_l1, mark_vq = lines(svg, '#888888')
   # At its base it lies on the mark; at twice its base above it.
@@ -102,34 +110,34 @@ def test_a_lambda_is_drawn_in_multiples_of_its_base():
 
 
 def test_a_term_that_is_off_has_no_lambda():
-  pictures = draw(rows(lambda__l1=1.0, lambda__vq=1.0, lambda__adv=0.0))
-  assert 'adv' in texts(pictures['Loss terms, unweighted'])
-  assert 'adv' not in texts(pictures[LAMBDAS])
+  seen = rows(lambda__l1=1.0, lambda__vq=1.0, lambda__adv=0.0)
+  assert 'adv' in texts(picture('Loss terms, unweighted', seen))
+  assert 'adv' not in texts(picture(LAMBDAS, seen))
 
 
 def test_what_is_not_finite_is_a_gap_in_its_curve():
   seen = rows((2, 4, 6, 8, 10))
   for row, value in zip(seen, (1.0, 2.0, float('nan'), 4.0, 5.0)):
     row.clones['one'] = {'loss/base': value, 'loss/total': float('inf')}
-  svg = draw(seen)['Losses']
+  svg = picture('Losses', seen)
   assert [len(line) for line in lines(svg, COLORS['one'])] == [2, 2]
   assert points(svg, COLORS['one']) == 4
 
 
 @pytest.mark.parametrize(('count', 'marked'), [(30, 30), (31, 0)])
 def test_the_points_of_a_curve_are_marked_where_they_are_few(count, marked):
-  svg = draw(rows(range(1, count + 1), loss__base=1.0))['Losses']
+  svg = picture('Losses', rows(range(1, count + 1), loss__base=1.0))
   assert points(svg, COLORS['one']) == marked
 
 
 def test_who_has_no_values_has_no_curve():
-  svg = draw(rows(loss__base=1.0))['Losses']
+  svg = picture('Losses', rows(loss__base=1.0))
   assert len(lines(svg, COLORS['one'])) == 1
   assert lines(svg, COLORS['two']) == []
 
 
-def test_only_bins_that_were_evaluated_have_a_panel():
-  svg = draw(rows())['Held out, by bin: L1 of path_params']
+def test_only_bins_that_were_evaluated_have_a_panel(pictures):
+  svg = dict(pictures)['Held out, by bin: L1 of path_params']
   assert [text for text in texts(svg) if text.startswith('bin')] == [
     'bin 3',
     'bin 4',
@@ -138,11 +146,11 @@ def test_only_bins_that_were_evaluated_have_a_panel():
 
 def test_where_there_are_photographs_the_bins_are_judged_by_psnr():
   figures = {**FIGURES, 'psnr': 20.0, 'psnr_bin_0': 21.0}
-  assert 'Held out, by bin: PSNR (dB)' in draw(rows(), figures)
+  assert picture('Held out, by bin: PSNR (dB)', rows(), figures)
 
 
-def test_the_last_evaluation_goes_from_easy_to_hard():
-  svg = draw(rows())['Held out, by bin, at the last evaluation']
+def test_the_last_evaluation_goes_from_easy_to_hard(pictures):
+  svg = dict(pictures)['Held out, by bin, at the last evaluation']
   (((x3, y3), (x4, y4)),) = lines(svg, curves.MASTER)
   assert x3 < x4
   assert y3 > y4  # 0.1 lies below 0.2
