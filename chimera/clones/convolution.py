@@ -17,6 +17,7 @@ their derivatives are the same three again; so they are written down here, and
 
 from collections.abc import Callable
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -97,17 +98,17 @@ def _correlate(side: int) -> Callable[..., jax.Array]:
 
 
 class Framed(NamedTuple):
-  """Images, and of what one color everything beyond their border is."""
+  """Images, and the P x P cells, from (0, 0) on, that repeat beyond them."""
 
   image_BxHxWxC: jax.Array
-  beyond_Bx1x1xC: jax.Array
+  beyond_BxPxPxC: jax.Array
 
 
 class Conv(nn.Module):
   """As `flax.linen.Conv`, its parameters' names too; of images, or framed ones.
 
-  Of framed ones, whose border is no longer seen where they are of one color:
-  the convolution of what differs from the color beyond, and of that color.
+  Of framed ones, whose border is not seen where they are but what lies beyond:
+  the convolution of what differs from that, and of that.
   """
 
   features: int
@@ -125,6 +126,31 @@ class Conv(nn.Module):
     bias_1x1x1xD = bias_D[None, None, None]
     if not isinstance(x, Framed):
       return convolve(x, kernel_KxKxCxD) + bias_1x1x1xD
-    image, beyond = x
-    flat = beyond @ jnp.sum(kernel_KxKxCxD, (0, 1)) + bias_1x1x1xD
-    return Framed(convolve(image - beyond, kernel_KxKxCxD) + flat, flat)
+    beyond = _endless(x.beyond_BxPxPxC, kernel_KxKxCxD) + bias_1x1x1xD
+    rest = _everywhere(jnp.subtract, *x)
+    return Framed(
+      _everywhere(jnp.add, convolve(rest, kernel_KxKxCxD), beyond), beyond
+    )
+
+
+def _everywhere(
+  f: Callable[..., jax.Array], image_BxHxWxC: jax.Array, x_BxPxPxC: jax.Array
+) -> jax.Array:
+  """f of images and of what repeats all over them."""
+  b, h, w, c = image_BxHxWxC.shape
+  p = x_BxPxPxC.shape[1]
+  parts = image_BxHxWxC.reshape(b, h // p, p, w // p, p, c)
+  return f(parts, x_BxPxPxC[:, None, :, None]).reshape(b, h, w, c)
+
+
+def _endless(x_BxPxPxC: jax.Array, kernel_KxKxCxD: jax.Array) -> jax.Array:
+  """(B, P, P, D): the correlation of what repeats without an end."""
+  period, middle = x_BxPxPxC.shape[1], len(kernel_KxKxCxD) // 2
+  y = 0
+  for down, right in itertools.product(range(period), repeat=2):
+    below, beside = (
+      slice((middle + n) % period, None, period) for n in (down, right)
+    )
+    taps_CxD = jnp.sum(kernel_KxKxCxD[below, beside], (0, 1))
+    y += jnp.roll(x_BxPxPxC, (-down, -right), (1, 2)) @ taps_CxD
+  return y

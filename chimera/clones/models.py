@@ -6,7 +6,7 @@ and Ommer, Taming Transformers, 2021, https://arxiv.org/abs/2012.09841).
 Another encoder or decoder goes in the place of these two, here in `Tokenizer`:
 
   encoder  x (B, H, W, 3) in [-1, 1] -> z (B, H / n, W / n, D), not bounded;
-           mean (B, 1, 1, 3), that of the whole of which x is a part, or None
+           mean, `mean_of` the whole of which x is a part, or None
   decoder  q (B, h, w, D) -> x_hat (B, n h, n w, 3) in [-1, 1]
 
 where n is `downsample`, and D what the quantizer asks for. Both take any number
@@ -34,9 +34,22 @@ def _swish(x: Features) -> Features:
 
 def _folded(x: Features) -> Features:
   """Of half the height and width, four times the channels."""
-  if isinstance(x, convolution.Framed):
-    return convolution.Framed(_folded(x[0]), jnp.tile(x[1], (1, 1, 1, 4)))
-  return dm_pix.space_to_depth(x, 2)
+  if not isinstance(x, convolution.Framed):
+    return dm_pix.space_to_depth(x, 2)
+  image, beyond = x
+  if beyond.shape[1] == 1:
+    return convolution.Framed(_folded(image), jnp.tile(beyond, (1, 1, 1, 4)))
+  return convolution.Framed(_folded(image), _folded(beyond))
+
+
+def mean_of(x_BxHxWxC: jax.Array, downsample: int) -> jax.Array:
+  """(B, P, P, C): the mean, that of two cells by two, for each of the four.
+
+  The optics' carrier repeats in two cells. Where a token is of one, P is 1.
+  """
+  b, h, w, c = x_BxHxWxC.shape
+  p = min(downsample, 2)
+  return jnp.mean(x_BxHxWxC.reshape(b, h // p, p, w // p, p, c), (1, 3))
 
 
 class ResidualBlock(nn.Module):
@@ -72,7 +85,7 @@ class Encoder(nn.Module):
   def __call__(self, x: jax.Array, mean: jax.Array | None = None) -> jax.Array:
     if is_framed := self.border == 'mean':
       if mean is None:
-        mean = jnp.mean(x, (1, 2), keepdims=True)
+        mean = mean_of(x, self.downsample)
       x = convolution.Framed(x, mean)
     x = convolution.Conv(self.width, (3, 3))(x)
     for _ in range(self.downsample.bit_length() - 1):
@@ -150,19 +163,19 @@ class Tokenizer(nn.Module):
     nn.share_scope(self, self.quantizer)
 
   def quantize(
-    self, x_BxHxWxC: jax.Array, mean_Bx1x1xC: jax.Array | None = None
+    self, x_BxHxWxC: jax.Array, mean_BxPxPxC: jax.Array | None = None
   ) -> tuple[quantizer_lib.Codes, jax.Array]:
     """Codes and tokens_Bxhxw int32 of normalized path_params.
 
-    Of parts of larger ones, whose mean is that.
+    Of parts of larger ones, of which that is `mean_of`.
     """
-    return self.quantizer(self.encoder(x_BxHxWxC, mean_Bx1x1xC))
+    return self.quantizer(self.encoder(x_BxHxWxC, mean_BxPxPxC))
 
   def tokenize(
-    self, x_BxHxWxC: jax.Array, mean_Bx1x1xC: jax.Array | None = None
+    self, x_BxHxWxC: jax.Array, mean_BxPxPxC: jax.Array | None = None
   ) -> jax.Array:
     """tokens_Bxhxw int32, of what `quantize` takes."""
-    return self.quantize(x_BxHxWxC, mean_Bx1x1xC)[1]
+    return self.quantize(x_BxHxWxC, mean_BxPxPxC)[1]
 
   def decode(self, q_BxhxwxD: jax.Array) -> jax.Array:
     """Normalized path_params (B, H, W, 3), in [-1, 1], of codes."""

@@ -80,20 +80,20 @@ def see(parts: Parts, x_BxHxWxC: jax.Array) -> jax.Array:
 
 
 def encode(
-  parts: Parts, x_BxHxWxC: jax.Array, mean_Bx1x1xC: jax.Array | None = None
+  parts: Parts, x_BxHxWxC: jax.Array, mean_BxPxPxC: jax.Array | None = None
 ) -> jax.Array:
   """tokens_Bxhxw, int32, of RGB images, uint8 or float in [-1, 1].
 
   Without optics, of path_params. Tokens of an image that is not finite or out
-  of range are -1. Of parts of larger images, the mean is that of what `see`
-  makes of those.
+  of range are -1. Of parts of larger images, the mean is `models.mean_of`
+  what `see` makes of those.
   """
   seen_BxHxWxC = see(parts, x_BxHxWxC)
   given_BxHxWxC = _to_float(x_BxHxWxC) if parts.optics else seen_BxHxWxC
   # Fused across this line, rounding and with it a token in a million differed.
   seen_BxHxWxC = jax.lax.optimization_barrier(seen_BxHxWxC)
   tokens_Bxhxw = parts.tokenizer.apply(
-    {'params': parts.params}, seen_BxHxWxC, mean_Bx1x1xC, method='tokenize'
+    {'params': parts.params}, seen_BxHxWxC, mean_BxPxPxC, method='tokenize'
   )
   # Nor may what is asked of the images change how their tokens are computed.
   tokens_Bxhxw, given_BxHxWxC = jax.lax.optimization_barrier(
@@ -191,7 +191,7 @@ class Tokenizer:
     if is_framed and self._is_large(x, 4, self.side, reach):
       cells = self.parts.tokenizer.downsample
       seen = self._run(self._see, x, 4, self.side, cells, reach)
-      known = (jnp.mean(seen, (-3, -2), keepdims=True).reshape(-1, 1, 1, 3),)
+      known = (models.mean_of(seen.reshape(-1, *seen.shape[-3:]), cells),)
     return self._run(self._encode, x, 4, self.side, 1, reach, *known)
 
   def decode(self, tokens_Bxhxw: Any) -> jax.Array:

@@ -110,20 +110,21 @@ def test_it_is_flax_s_with_its_parameters():
     np.testing.assert_array_equal(a[1], b[1])
 
 
+@pytest.mark.parametrize('period', [1, 2])
 @pytest.mark.parametrize('side', [1, 3])
-def test_beyond_a_framed_image_lies_the_color_of_its_frame(side):
+def test_beyond_a_framed_image_its_frame_goes_on(side, period):
   rng = np.random.default_rng(2)
-  x = rng.normal(size=(2, 5, 4, 3)).astype(np.float32)
-  beyond = rng.normal(size=(2, 1, 1, 3)).astype(np.float32)
+  x = rng.normal(size=(2, 6, 4, 3)).astype(np.float32)
+  beyond = rng.normal(size=(2, period, period, 3)).astype(np.float32)
   conv = convolution.Conv(6, (side, side))
   params = jax.jit(conv.init)(jax.random.key(1), x)
   params['params']['bias'] = rng.normal(size=6).astype(np.float32)
-  image, flat = jax.jit(conv.apply)(params, convolution.Framed(x, beyond))
-  wide = np.broadcast_to(beyond, (2, 9, 8, 3)).copy()
+  image, frame = jax.jit(conv.apply)(params, convolution.Framed(x, beyond))
+  wide = np.tile(beyond, (1, 10 // period, 8 // period, 1))
+  alone = np.asarray(jax.jit(conv.apply)(params, wide))
+  np.testing.assert_allclose(
+    frame, alone[:, 2 : 2 + period, 2 : 2 + period], atol=1e-5
+  )
   wide[:, 2:-2, 2:-2] = x
   expected = np.asarray(jax.jit(conv.apply)(params, wide))
   np.testing.assert_allclose(image, expected[:, 2:-2, 2:-2], atol=1e-5)
-  alone = np.asarray(
-    jax.jit(conv.apply)(params, np.broadcast_to(beyond, (2, 3, 3, 3)))
-  )
-  np.testing.assert_allclose(flat, alone[:, 1:2, 1:2], atol=1e-5)

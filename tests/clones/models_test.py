@@ -252,7 +252,7 @@ def test_a_part_is_told_the_mean_of_the_whole():
   params = jax.jit(tokenizer.init)(jax.random.key(0), whole)
   params = jax.tree.map(lambda p: p + rng.normal(0, 0.1, p.shape), params)
   run = jax.jit(functools.partial(tokenizer.apply, method='quantize'))
-  mean = whole.mean((1, 2), keepdims=True)
+  mean = models.mean_of(whole, tokenizer.downsample)
   z, told, alone = (
     np.asarray(run(params, *args)[0].z_BxhxwxD)
     for args in ((whole,), (whole[:, :, :48], mean), (whole[:, :, :48],))
@@ -264,18 +264,22 @@ def test_a_part_is_told_the_mean_of_the_whole():
   assert np.abs(alone[:, :, :keep] - z[:, :, :keep]).max() > 0.01
 
 
-def test_a_flat_image_has_tokens_of_one_kind_where_the_border_is_the_mean():
-  tokenizer = TOKENIZER.clone(border='mean')
-  flat = jnp.broadcast_to(jnp.array([0.4, -0.3, 0.1]), (1, 16, 16, 3))
-  params = jax.jit(tokenizer.init)(jax.random.key(0), flat)
+@pytest.mark.parametrize('downsample', [2, 4])
+def test_what_repeats_in_two_cells_has_tokens_of_one_kind(downsample):
+  """What the optics make of an image of one color, by a border of its mean."""
   rng = np.random.default_rng(2)
+  x = np.tile(rng.uniform(-1, 1, (1, 2, 2, 3)), (1, 16, 16, 1))
+  made = models.create_tokenizer(
+    **{**SETTINGS, 'downsample': downsample}, norm='layer'
+  )
+  params = jax.jit(made.init)(jax.random.key(0), x)
   params = jax.tree.map(lambda p: p + rng.normal(0, 0.1, p.shape), params)
   kinds = {}
   for border in ('mean', 'zeros'):
     run = jax.jit(
-      functools.partial(tokenizer.clone(border=border).apply, method='tokenize')
+      functools.partial(made.clone(border=border).apply, method='tokenize')
     )
-    kinds[border] = len(np.unique(run(params, flat)))
+    kinds[border] = len(np.unique(run(params, x)))
   assert kinds['mean'] == 1
   assert kinds['zeros'] > 1
 

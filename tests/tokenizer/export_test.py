@@ -497,6 +497,17 @@ def test_what_is_seen_of_the_whole_image_is_not_cut(older, monkeypatch):
   assert export.reach(tiny.parts(norm='group')) == (None, None)
 
 
+def test_an_image_of_one_color_has_tokens_of_one_kind():
+  """Whatever the optics' carrier makes of it."""
+  kinds = {}
+  for border in ('mean', 'zeros'):
+    loaded = _loaded(border=border)
+    gray = np.full((12 * loaded.side, 10 * loaded.side, 3), 90, np.uint8)
+    kinds[border] = len(np.unique(loaded.encode(gray)))
+  assert kinds['mean'] == 1
+  assert kinds['zeros'] > 1
+
+
 def _seen(parts, tokens_along, axis):
   """By distance in tokens: what a pixel changes, and what a token changes.
 
@@ -513,7 +524,7 @@ def _seen(parts, tokens_along, axis):
     paths = parts.optics.apply(parts.variables, x, method='encode')
     codes, _ = parts.tokenizer.apply(
       {'params': parts.params},
-      *(poincare.normalize(paths), jnp.zeros((1, 1, 1, 3))),
+      *(poincare.normalize(paths), jnp.zeros((1, 2, 2, 3))),
       method='quantize',
     )
     return codes.z_BxhxwxD
