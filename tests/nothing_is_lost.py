@@ -711,7 +711,7 @@ def main():
     f'--xla_llvm_disable_expensive_passes=true {xla.SOONER}',
   )
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
-  os.environ['JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('jobs', nargs='+', metavar='JOB[=COUNT]', type=_job)
   parser.add_argument('--seed', type=int, default=0)
