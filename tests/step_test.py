@@ -516,6 +516,9 @@ def test_fsq_takes_the_same_way_on_any_layout_and_weighs_nine_terms():
     'model__levels': (4, 5),
     'clone_names': ('perceptual', 'adversarial'),  # sooner compiled than four
     'q__history': 'total',
+    # Born of seed 0, one bias has a gradient so small that it is rounding which
+    # Adam makes a whole step of.
+    'seed': 1,
   }
   one, two = (
     Program(get_config(**fsq, model__revive_after=revive_after), devices)
