@@ -24,6 +24,8 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 # compiling it took minutes.
 jax.config.update('jax_disable_most_optimizations', True)
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+# Nor is it compiled by every file of tests that needs it.
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 # What is imported is not looked through for cycles again and again.

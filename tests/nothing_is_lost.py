@@ -24,7 +24,6 @@ import pathlib
 import random
 import resource
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -245,24 +244,28 @@ def flags(home, **changes):
 def kills(home, count, rng):
   """More than half of them between a save's first byte and its commit."""
   setting = flags(home, train__eval_every=20)
-  seconds = life(home.parent)
-  print(
-    f'a life: {seconds["first_step"]:.1f} s to its first step, then', end=''
-  )
-  print(f' {seconds["save"] * 1000:.0f} ms a save', flush=True)
+  save = life(home.parent)
   workdir = home / 'killed'
   expected, tally = 0, collections.Counter()
   for i in range(count):
     fresh = i % 20 == 10  # one in twenty with its imports
-    run = Run(workdir, setting, fresh=fresh)
+    run, start = Run(workdir, setting, fresh=fresh), time.monotonic()
+    if not i:
+      check(run.wait_for('stepped'), tail(run))
+      first_step = time.monotonic() - start
+      print(
+        f'a life: {first_step:.1f} s to its first step, then {save * 1000:.0f} '
+        'ms a save',
+        flush=True,
+      )
     # Three of five in a save; where that is over too soon, in the next one.
     saves = rng.randint(1, 3) if i % 5 < 3 else 0
     while True:
       if saves:
         check(run.wait_for('saving', saves), tail(run))
-        stop = time.monotonic() + rng.uniform(0, seconds['save'])
+        stop = time.monotonic() + rng.uniform(0, save)
       else:
-        stop = time.monotonic() + rng.uniform(0, seconds['first_step'] + 1.5)
+        stop = time.monotonic() + rng.uniform(0, first_step + 1.5)
       while (left := stop - time.monotonic()) > 0:
         check(run.listen(left), tail(run))
       run.listen(0)
@@ -304,23 +307,17 @@ def kills(home, count, rng):
 
 @functools.cache
 def life(home):
-  """Seconds to the first step and for a save, once all is compiled."""
+  """Seconds for a save, once all is compiled, the evaluation too."""
   workdir = home / 'lives' / 'first'
-  workdir.parent.mkdir()
-  setting = flags(workdir.parent, train__eval_every=20)
-  for saves in (5, 1):  # the evaluation, too, is compiled once
-    run, start = Run(workdir, setting), time.monotonic()
-    check(run.wait_for('stepped'), tail(run))
-    first_step = time.monotonic() - start
-    check(run.wait_for('saving'), tail(run))
-    start = time.monotonic()
-    check(run.wait_for('saved'), tail(run))
-    save = time.monotonic() - start
-    check(run.wait_for('saved', saves), tail(run))
-    run.send(signal.SIGKILL)
-    run.end()
-    shutil.rmtree(workdir)
-  return {'first_step': first_step, 'save': save}
+  workdir.parent.mkdir(exist_ok=True)
+  run = Run(workdir, flags(workdir.parent, train__eval_every=20))
+  check(run.wait_for('saved', 4), tail(run))
+  check(run.wait_for('saving', 5), tail(run))
+  start = time.monotonic()
+  check(run.wait_for('saved', 5), tail(run))
+  run.send(signal.SIGKILL)
+  run.end()
+  return time.monotonic() - start
 
 
 def cuts(home, count, rng):
@@ -436,18 +433,15 @@ def signals(home, count, rng):
 
 def flips(home, count, rng):
   """A damage at a time, over everything that is read again."""
-  setting = flags(home, train__cycles=8, train__eval_every=8)
-  run = Run(home / 'damaged', setting)
-  check(run.end() == 0, tail(run))
-  forked(lambda: _flips(home, setting, count, rng))
+  workdir, setting = limited(home.parent)
+  forked(lambda: _flips(workdir, setting, count, rng))
 
 
-def _flips(home, setting, count, rng):
+def _flips(workdir, setting, count, rng):
   from chimera import main, train
   from chimera.optics import stage_1
   from chimera.tokenizer import export
 
-  workdir = home / 'damaged'
   _, job = main.parse(
     ['chimera', f'--config={ROOT / "tests" / "tiny.py"}']
     + [f'--config.{k}={v}' for k, v in setting.items()]
@@ -457,7 +451,7 @@ def _flips(home, setting, count, rng):
   bins = train.prepare_curriculum(config, str(workdir), data)
   _, target = train.newborn(config, data, bins)
   checkpoints = checkpoint.open_steps(config, str(workdir))
-  check(checkpoints.steps() == [4, 8], checkpoints.steps())
+  check(checkpoints.steps() == [4, 12], checkpoints.steps())
   lines = []
   handler = std_logging.Handler(std_logging.WARNING)
   handler.emit = lambda record: lines.append(record.getMessage())
@@ -481,7 +475,7 @@ def _flips(home, setting, count, rng):
     return refused
 
   readers = {
-    'checkpoints/8': restores,
+    'checkpoints/12': restores,
     'latents': refuses(lambda: stage_1.prepare(config, str(workdir))),
     'curriculum': refuses(
       lambda: train.prepare_curriculum(config, str(workdir), data)
@@ -489,7 +483,7 @@ def _flips(home, setting, count, rng):
     'tokenizer': refuses(lambda: export.load(workdir / 'tokenizer')),
   }
   files = {
-    'checkpoints/8': sorted((workdir / 'checkpoints' / '8').rglob('*')),
+    'checkpoints/12': sorted((workdir / 'checkpoints' / '12').rglob('*')),
     'latents': [
       workdir / 'latents.npy',
       *sorted((workdir / 'optics').iterdir()),
@@ -528,7 +522,7 @@ def _flips(home, setting, count, rng):
       tally[f'{kind} in {place}'] += 1
   lines.clear()
   check(
-    checkpoints.restore(checkpoint.saved(target))[0] == 8 and not lines,
+    checkpoints.restore(checkpoint.saved(target))[0] == 12 and not lines,
     'not fixed',
   )
   for what, times in sorted(tally.items()):
@@ -546,8 +540,16 @@ def means_the_same(a, b):
 
 def limits(home, count, rng):
   """A checkpoint that cannot be written, or read back, costs itself alone."""
-  setting = flags(home, train__cycles=12)
-  run = Run(home / 'limited', setting, limit={'short': [8], 'dropped': [12]})
+  limited(home.parent)
+
+
+@functools.cache
+def limited(home):
+  """(workdir, its flags) of a run that lost checkpoints and ended well."""
+  workdir = home / 'lives' / 'limited'
+  workdir.parent.mkdir(exist_ok=True)
+  setting = flags(workdir.parent, train__cycles=12)
+  run = Run(workdir, setting, limit={'short': [8], 'dropped': [12]})
   check(run.end() == 2, tail(run))
   check(said(run, ' Cycles 5 to 8 are not saved') == 1, tail(run))
   check(said(run, 'Error: Cycles 5 to 12 are not saved') == 1, tail(run))
@@ -561,6 +563,7 @@ def limits(home, count, rng):
   check(said(run, '/checkpoints/8 cannot be read back') == 1, tail(run))
   check(steps(run) == ['12', '4'], steps(run))
   print('one that is dropped: one warning, then on from 4 to 12')
+  return workdir, setting
 
 
 def disk(home, count, rng):

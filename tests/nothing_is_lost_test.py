@@ -11,8 +11,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 _JOBS = {
   'kills=2': 'bit for bit as never killed, as are ',
   'signals=2': 'dispatches lost',
-  'flips=24': 'noticed, in one line each',
   'limits': 'then on from 4 to 12',
+  'flips=24': 'noticed, in one line each',
   'soak=24': 'SIGTERM while saving',
 }
 

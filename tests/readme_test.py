@@ -32,7 +32,8 @@ UNSHIPPED = re.compile(r'DESIGN|STYLE\.md|design_card|project_chimera_design')
 def home(tmp_path_factory):
   """A folder with what the README's examples open."""
   home = tmp_path_factory.mktemp('home')
-  tokenizer = tiny.save_tokenizer(home / 'runs' / 'chimera' / 'tokenizer')
+  tokenizer = home / 'runs' / 'chimera' / 'tokenizer'
+  tiny.save_tokenizer(tokenizer, artefacts=True)
   rng = np.random.default_rng(0)
   photographs = home / 'photographs'
   photographs.mkdir()

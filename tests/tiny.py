@@ -8,6 +8,7 @@ import tempfile
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from chimera import step as step_lib
 from chimera.clones import models, specialists, terms
@@ -169,17 +170,24 @@ def grown(parts, seed=0, scale=0.1):
   return parts._replace(params=params, variables=variables)
 
 
-def save_tokenizer(folder, **settings):
-  """Exports `parts`."""
+def save_tokenizer(folder, *, artefacts=False, **settings):
+  """Exports `parts`; the artefacts, which take their time, may be empty."""
   folder.mkdir(parents=True, exist_ok=True)
-  for name, data in _exported(**settings).items():
+  for name, data in _exported(artefacts, **settings).items():
     disk.write(folder / name, data)
   return folder
 
 
 @functools.cache
-def _exported(**settings):
-  with tempfile.TemporaryDirectory() as home:
+def _exported(artefacts, **settings):
+  with tempfile.TemporaryDirectory() as home, pytest.MonkeyPatch.context() as p:
+    if not artefacts:
+      p.setattr(export, '_lower', no_artefacts)
     given = {'input_shape': (16, 16, 3), 'came_from': {'a': 1}}
     export.save(home, parts(**settings), **given)
     return {p.name: p.read_bytes() for p in pathlib.Path(home).iterdir()}
+
+
+def no_artefacts(_):
+  """In the place of `export._lower`."""
+  return [b'' for _ in export.ARTEFACTS]

@@ -25,14 +25,15 @@ from tests import tiny
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  return tiny.save_tokenizer(tmp_path_factory.mktemp('export') / 'tokenizer')
+  home = tmp_path_factory.mktemp('export') / 'tokenizer'
+  return tiny.save_tokenizer(home, artefacts=True)
 
 
 @pytest.fixture(scope='module')
 def older(tmp_path_factory):
   """From before pictures were of any size."""
   home = tmp_path_factory.mktemp('older') / 'tokenizer'
-  return tiny.save_tokenizer(home, **tiny.OLDER)
+  return tiny.save_tokenizer(home, artefacts=True, **tiny.OLDER)
 
 
 @pytest.fixture(scope='module')
@@ -71,7 +72,8 @@ FSQ = {'quantizer': 'fsq', 'levels': (16, 15)}
 def test_codes_are_identical_in_trainer_export_and_artefact(
   tmp_path, pictures, quantizer
 ):
-  folder = tiny.save_tokenizer(tmp_path / 'tokenizer', **quantizer)
+  folder = tmp_path / 'tokenizer'
+  tiny.save_tokenizer(folder, artefacts=True, **quantizer)
   loaded = export.load(folder)
   encode, decode = _artefacts(folder)
   tokens = np.asarray(loaded.encode(pictures))
@@ -252,7 +254,7 @@ def test_a_tokenizer_from_before_there_was_a_choice_is_read(
   'name', [export.META, export.WEIGHTS, *export.ARTEFACTS]
 )
 def test_a_flipped_bit_anywhere_is_noticed(tmp_path, name):
-  folder = tiny.save_tokenizer(tmp_path / 'tokenizer')
+  folder = tiny.save_tokenizer(tmp_path / 'tokenizer', artefacts=True)
   path = folder / name
   whole = path.read_bytes()
   rng = np.random.default_rng(0)
@@ -303,7 +305,8 @@ def _spoilt(pictures):
 def test_in_jit_and_artefact_what_is_no_image_has_no_tokens(
   tmp_path, pictures, quantizer
 ):
-  folder = tiny.save_tokenizer(tmp_path / 'tokenizer', **quantizer)
+  folder = tmp_path / 'tokenizer'
+  tiny.save_tokenizer(folder, artefacts=True, **quantizer)
   loaded = export.load(folder)
   x = _spoilt(pictures)
   expected = np.array(loaded.encode(pictures))
@@ -326,7 +329,8 @@ def test_in_jit_and_artefact_what_is_no_image_has_no_tokens(
 def test_in_jit_and_artefact_what_is_no_token_has_no_pixels(
   tmp_path, quantizer
 ):
-  folder = tiny.save_tokenizer(tmp_path / 'tokenizer', **quantizer)
+  folder = tmp_path / 'tokenizer'
+  tiny.save_tokenizer(folder, artefacts=True, **quantizer)
   loaded, v = export.load(folder), export.load(folder).codes
   tokens = np.arange(20).reshape(5, 2, 2) % v
   whole = np.asarray(loaded.decode(tokens))
