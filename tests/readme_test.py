@@ -95,7 +95,7 @@ def test_the_generator_learns_and_draws(home):
   program = _example('chimera/tokenizer/generator.md')
   lines = [line for line in program.splitlines() if line.strip()]
   assert len(lines) < 60
-  short, count = re.subn(r'adamw\(1e-3\), 300', 'adamw(1e-2), 60', program)
+  short, count = re.subn(r'adamw\(1e-3\), 300', 'adamw(1e-2), 30', program)
   assert count == 1
   done = _run(home, short)
   assert done.returncode == 0, done.stderr

@@ -393,13 +393,22 @@ def test_three_cycles_in_one_dispatch_are_three_dispatches():
   assert_close(metrics, expected_metrics)
 
 
-def test_the_rate_is_the_schedule_without_q_and_every_fourth_cycle_melds():
-  program = Program(get_config(q__enabled=False, meld__every=4))
-  rows = program.run(8)
+@pytest.fixture(scope='module')
+def without():
+  """(spec, rows) of 8 cycles without Q and School, of which two meld."""
+  switches = {'q__enabled': False, 'school__enabled': False, 'meld__every': 4}
+  program = Program(get_config(**switches))
+  return program.spec, program.run(8)
+
+
+def test_the_rate_is_the_schedule_without_q_and_every_fourth_cycle_melds(
+  without,
+):
+  spec, rows = without
   for step, (before, metrics, state) in enumerate(rows):
     assert_finite((metrics, state))
     np.testing.assert_array_equal(state.q.lr_scale, 1)
-    rate = program.spec.schedule(step)
+    rate = spec.schedule(step)
     # float32 has seven digits, and a fused product rounds once.
     np.testing.assert_allclose(metrics['agent/lr'], rate, rtol=3e-7)
     assert alike(state.master)
@@ -413,8 +422,8 @@ def test_the_rate_is_the_schedule_without_q_and_every_fourth_cycle_melds():
       assert_close(state.master.params, before.master.params, 0)
 
 
-def test_without_the_school_lessons_come_from_everything():
-  rows = Program(get_config(school__enabled=False)).run(8)
+def test_without_the_school_lessons_come_from_everything(without):
+  _, rows = without
   drawn = np.concatenate([m['lesson_B'] for _, m, _ in rows], axis=1)
   for i, ids in enumerate(drawn):
     assert len(np.unique(ids // 12)) > 3, f'clone {i}'
