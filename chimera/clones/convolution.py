@@ -107,8 +107,8 @@ class Framed(NamedTuple):
 class Conv(nn.Module):
   """As `flax.linen.Conv`, its parameters' names too; of images, or framed ones.
 
-  Of framed ones, whose border is not seen where they are but what lies beyond:
-  the convolution of what differs from that, and of that.
+  Of framed ones it is that of what differs from what lies beyond, with zeros
+  there, and that of what lies beyond.
   """
 
   features: int

@@ -85,8 +85,8 @@ def encode(
   """tokens_Bxhxw, int32, of RGB images, uint8 or float in [-1, 1].
 
   Without optics, of path_params. Tokens of an image that is not finite or out
-  of range are -1. Of parts of larger images, the mean is `models.mean_of`
-  what `see` makes of those.
+  of range are -1. Parts of larger images need the mean of those: by
+  `models.mean_of`, of what `see` makes of them.
   """
   seen_BxHxWxC = see(parts, x_BxHxWxC)
   given_BxHxWxC = _to_float(x_BxHxWxC) if parts.optics else seen_BxHxWxC
