@@ -84,18 +84,6 @@ def test_with_kernels_of_their_own_each_clone_has_one_and_none_is_grouped():
   assert convolutions((0, 0)) == [2, 2, 2, 2]
 
 
-def test_flax_s_layer_is_the_same_layer():
-  x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
-  ours, theirs = convolution.Conv(4, (3, 3)), nn.Conv(4, (3, 3))
-  variables = theirs.init(jax.random.key(1), x)
-  assert jax.tree.structure(ours.init(jax.random.key(1), x)) == (
-    jax.tree.structure(variables)
-  )
-  np.testing.assert_allclose(
-    ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-5, atol=1e-6
-  )
-
-
 def test_it_is_flax_s_with_its_parameters():
   x = np.random.default_rng(0).normal(size=(2, 5, 4, 3)).astype(np.float32)
   ours, theirs = (
