@@ -215,7 +215,9 @@ def run(
       try:
         if name in RIVALS:
           bins = train.prepare_curriculum(config, str(workdir), data)
-          devices = engine.choose_devices(0, len(config.clone_names))
+          devices = engine.choose_devices(
+            0, len(config.clone_names), config.train.batch_size
+          )
           figures = rivals.train(name, config, data, bins, devices)
         else:
           figures = train.train(config, str(workdir), data)

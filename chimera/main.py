@@ -209,7 +209,8 @@ def _run(command: str, job: Job) -> int:
     # Before stage 1, which takes minutes.
     from chimera.run import engine
 
-    engine.check_devices(job.config.devices, len(job.config.clone_names))
+    c = job.config
+    engine.check_devices(c.devices, len(c.clone_names), c.train.batch_size)
   if job.dry_run:
     _dry_run(job)
     return 0

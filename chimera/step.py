@@ -50,7 +50,7 @@ def train_step(
   # The fourth is not used: without it the fifth would be another.
   rngs = jax.random.split(jax.random.fold_in(cycle_rng, mission.clone), 5)
 
-  # Assign: this clone's lesson, from its own shard.
+  # Assign: this clone's lesson, from its own shard; of replicas, a part each.
   ids_B, x = _draw(rngs[0], state.school, shard, spec)
 
   # The agents act.
@@ -67,9 +67,11 @@ def train_step(
     lambda_K,
     mission.bounds,
     spec.loss.ramp(step),
-    jax.random.uniform(rngs[2], (spec.batch_size,)),
+    axes.part(jax.random.uniform(rngs[2], (spec.batch_size,))),
     spec=spec,
+    pool=axes.total_of_parts,
   )
+  gradients, seen, metrics = learning.of_all_parts(gradients, seen, metrics)
   base_loss = losses.base_objective(mission.pid.base_K, seen.terms_K, spec.adv)
   learned = descend(
     *(state, health, origin, start, gradients, base_loss, learning_rate),
@@ -367,6 +369,7 @@ def make_train_step(
   *,
   cycles: int = 1,
   resident: bool = True,
+  replicas: int = 1,
 ) -> Callable[..., tuple[state_lib.CloneState, learning.Metrics]]:
   """Compiles `cycles` cycles of all clones: (state, mission, shard) -> ...
 
@@ -375,16 +378,18 @@ def make_train_step(
 
   Args:
     spec: the constants.
-    devices: whose number divides that of the clones.
+    devices: whose number divides that of the clones, or is `replicas` times it.
     cycles: in one dispatch. More than one spare the host on an accelerator;
       on a CPU, XLA's loops are several times slower than what they hold.
     resident: whether a device's clones share one shard, which then has no
       axis of clones.
+    replicas: the devices of each clone, which stand side by side; a divisor of
+      the batch size.
   """
-  all_clones = jax.vmap(
+  all_clones = axes.along(
     functools.partial(train_step, spec=spec),
     in_axes=(0, 0, None if resident else 0),
-    axis_name='clones',
+    replicas=replicas,
   )
 
   def dispatch(state, mission, shard):
@@ -409,7 +414,7 @@ def _draw(rng, school, shard, spec) -> tuple[jax.Array, jax.Array]:
   ids_B, paths = lessons_lib.draw_lesson(
     rng, school, shard, batch_size=spec.batch_size, mix=spec.school.mix
   )
-  return ids_B, poincare.normalize(paths)
+  return ids_B, poincare.normalize(axes.part(paths))
 
 
 def _of_agents(pid: pid_lib.State, q: q_learning.State) -> learning.Metrics:

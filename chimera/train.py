@@ -70,7 +70,9 @@ def train(
   """
   watch = watch or preemption.Watch()
   bins = prepare_curriculum(config, workdir, data)
-  devices = engine_lib.choose_devices(config.devices, len(config.clone_names))
+  devices = engine_lib.choose_devices(
+    config.devices, len(config.clone_names), config.train.batch_size
+  )
   spec, born = newborn(config, data, bins)
   checkpointer = checkpoint.Checkpointer(config, workdir, bins)
   rollbacks = rollbacks_lib.Rollbacks(workdir, config.train.rollbacks)
@@ -143,7 +145,7 @@ def train(
         deferred.enter_context(watch.deferred())
         is_new = False
       if done % config.train.log_every == 0 or is_last:
-        seen = engine_lib.fetch(metrics)
+        seen = engine.fetch(metrics)
         observers.saw(done, seen)
         if has_diverged(config, done, seen, rollbacks):
           done, host, _ = set_out(config, checkpointer, rollbacks, born)
@@ -160,18 +162,18 @@ def train(
         if watch.signum is None:
           with watch.interruptible():
             exam = evaluate(
-              done, engine_lib.fetch((engine.state.master, specialists))
+              done, engine.fetch((engine.state.master, specialists))
             )
       if watch.signum is not None or checkpointer.is_due(done):
         with observers.during('saving'):
           checkpointer.save(
-            done, *engine_lib.fetch((engine.state, specialists)), watch
+            done, *engine.fetch((engine.state, specialists)), watch
           )
       watch.stop(
         f'Stopped at cycle {done}, saved: the same command goes on from here.'
       )
     if not is_over:
-      host = engine_lib.fetch(engine.state)
+      host = engine.fetch(engine.state)
   rows = checkpointer.extra['rows']
   subject = report.Subject(
     tokenizer=spec.tokenizer,

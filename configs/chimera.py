@@ -73,7 +73,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.basename = 'chimera'  # names the workdir runs/{basename} and the curriculum
   c.init_from = ''  # an exported tokenizer or a workdir, to fine-tune it
   c.seed = 0
-  c.devices = 0  # how many train; 0 = the most there are that divide the clones
+  # How many train; 0 = the most there are that divide the clones, or that give
+  # each clone as many, by whose number train.batch_size can be divided.
+  c.devices = 0
   # Who learns, and in which order: each has its block in `specialists`. Names
   # of folders and of rows, so no two differ by capitals alone.
   c.clone_names = ('perceptual', 'structural', 'adversarial', 'latent_purity')

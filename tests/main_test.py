@@ -157,7 +157,7 @@ def test_more_devices_than_there_are_are_refused_before_stage_1(
     assert _main(CONFIG, '--workdir=w', '--config.devices=4', *dry) == 2
     error = capfd.readouterr().err
     assert error.count('\n') == 1
-    assert 'one of 1, for 4 clones on at most 1, got devices = 4' in error
+    assert 'one of 1, for 4 clones with batches of 8 on at most 1, got' in error
   assert len(ran) == 1
   assert not pathlib.Path('w').exists()
 

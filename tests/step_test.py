@@ -30,6 +30,7 @@ class Program:
     self.config = config
     self.spec = state_lib.create_spec(config)
     self.devices = jax.devices()[:devices]
+    self.replicas = engine.replicas(self.devices, len(config.clone_names))
     self.traces = 0
     body = step_lib.train_step
 
@@ -40,7 +41,9 @@ class Program:
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(step_lib, 'train_step', counted)
       make = step_lib.make_train_step.__wrapped__  # not what others had made
-      self.step = make(self.spec, tuple(self.devices), **keywords)
+      self.step = make(
+        self.spec, tuple(self.devices), replicas=self.replicas, **keywords
+      )
     self.born, self.mission, self.shard = tiny.on_devices(
       config, self.spec, BINS, PATHS, self.devices
     )
@@ -50,7 +53,7 @@ class Program:
     return engine.put(tiny.vectors(self.spec, state), self.devices)
 
   def host(self, tree):
-    return tiny.trees(self.spec, host(tree))
+    return tiny.trees(self.spec, host(tree, self.replicas))
 
   def run(self, cycles, state=None, mission=None):
     """[(state before, metrics, state after)], on the host."""
@@ -73,9 +76,9 @@ class Program:
     )
 
 
-def host(tree):
+def host(tree, replicas=1):
   """A copy: a view of a device's buffer would keep it from being donated."""
-  return jax.tree.map(np.array, engine.fetch(tree))
+  return jax.tree.map(np.array, engine.fetch(tree, replicas))
 
 
 def get_config(**overrides):

@@ -386,15 +386,15 @@ def test_a_checkpoint_of_4_devices_goes_to_1_2_and_4_and_back(
   bins = train.prepare_curriculum(config, workdir, data)
   _, target = train.newborn(config, data, bins)
   _, whole, _ = checkpoint.restore(config, workdir, target, bins)
-  on_4 = engine.put(whole, engine.choose_devices(4, 4))
+  on_4 = engine.put(whole, engine.choose_devices(4, 4, 8))
   for count in (1, 2, 4):
     checkpoints = steps_lib.Steps(tmp_path / str(count), keep=2)
     checkpoints.save(1, engine.fetch(on_4), {})
     _, there, _ = checkpoints.restore(target)
-    there = engine.put(there, engine.choose_devices(count, 4))
+    there = engine.put(there, engine.choose_devices(count, 4, 8))
     checkpoints.save(2, engine.fetch(there), {})
     _, back, _ = checkpoints.restore(target)
-    on_4 = engine.put(back, engine.choose_devices(4, 4))
+    on_4 = engine.put(back, engine.choose_devices(4, 4, 8))
     for a, b in zip(
       jax.tree.leaves(engine.fetch(on_4)), jax.tree.leaves(whole)
     ):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from chimera.clones import losses
 from chimera.clones import state as state_lib
+from chimera.system import axes
 
 Metrics = dict[str, jax.Array]
 
@@ -42,8 +43,12 @@ def learn(
   epsilon_B: jax.Array,
   *,
   spec: state_lib.StepSpec,
+  pool: Callable[[jax.Array], jax.Array] = lambda x: x,
 ) -> tuple[dict[str, jax.Array], Seen, Metrics]:
   """The gradients of generator and critic at one batch, and what was seen.
+
+  Where others learn from other parts of the batch, `pool` is the sum over all
+  of them; gradients and terms are of this part's mean.
 
   Both are taken where the cycle began, from one forward pass; so they can be
   averaged over devices before either is applied. Vectors, as the parameters.
@@ -70,7 +75,11 @@ def learn(
     return parts['fake_B'], by_score, (loss, parts, gradient)
 
   gradient_P, seen, metrics, (critic_loss, critic_parts, critic_gradient) = (
-    generate(generator_P, x, lambda_K, bounds, criticize, ramp, spec=spec)
+    generate(
+      *(generator_P, x, lambda_K, bounds, criticize, ramp),
+      spec=spec,
+      pool=pool,
+    )
   )
   metrics |= {
     'critic/loss': critic_loss,
@@ -84,6 +93,20 @@ def learn(
   return gradients, seen, metrics
 
 
+def of_all_parts(
+  gradients: dict[str, jax.Array], seen: Seen, metrics: Metrics
+) -> tuple[dict[str, jax.Array], Seen, Metrics]:
+  """What `learn` returns of a replica's part, of its clone's whole batch."""
+  seen = seen._replace(
+    terms_K=axes.mean_of_parts(seen.terms_K),
+    adv_share=axes.mean_of_parts(seen.adv_share),
+    varentropy_B=axes.gather_parts(seen.varentropy_B),
+    z_XxD=axes.gather_parts(seen.z_XxD),
+    counts_V=axes.total_of_parts(seen.counts_V),
+  )
+  return axes.mean_of_parts(gradients), seen, axes.mean_of_parts(metrics)
+
+
 def generate(
   generator_P: jax.Array,
   x: jax.Array,
@@ -93,6 +116,7 @@ def generate(
   ramp: jax.Array | float,
   *,
   spec: state_lib.StepSpec,
+  pool: Callable[[jax.Array], jax.Array] = lambda x: x,
 ) -> tuple[jax.Array, Seen, Metrics, Any]:
   """The generator's part of `learn`, whoever criticizes.
 
@@ -125,7 +149,9 @@ def generate(
   )(x_hat, codes)
   # The generator wants of a score the opposite of what the critic wants of it.
   by_adv = -lambda_K[spec.adv] * by_score
-  share, held, scale = bound_share(by_adv, by_rest, most=bounds.most_adv)
+  share, held, scale = bound_share(
+    by_adv, by_rest, most=bounds.most_adv, pool=pool
+  )
   by_decoder, by_q = to_decoder(by_rest + ramp * scale * by_adv)
   # Straight through: what the decoder asks of a code is asked of the encoding.
   by_z = by_codes.z_BxhxwxD + by_q
@@ -135,7 +161,10 @@ def generate(
       codes, commitment=spec.loss.commitment
     )
     _, held, scale = bound_share(
-      commitment, by_q, least=bounds.least_vq, most=bounds.most_vq
+      *(commitment, by_q),
+      least=bounds.least_vq,
+      most=bounds.most_vq,
+      pool=pool,
     )
     by_z += (scale - 1) * commitment
     metrics['loss/vq_share'] = held
@@ -159,12 +188,13 @@ def bound_share(
   *,
   least: jax.Array | float = 0.0,
   most: jax.Array | float = 1.0,
+  pool: Callable[[jax.Array], jax.Array] = lambda x: x,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """The share of a part of a gradient, by norms; within bounds; its scale then.
 
-  What is nothing stays so.
+  What is nothing stays so. The squares of the norms are pooled.
   """
-  a, b = (jnp.linalg.norm(x.ravel()) for x in (part, rest))
+  a, b = (jnp.sqrt(pool(jnp.sum(x**2))) for x in (part, rest))
   share = a / (a + b + 1e-12)
   held = jnp.where(a > 0, jnp.clip(share, least, most), share)
   scale = held * b / jnp.maximum((1 - held) * a, 1e-12)

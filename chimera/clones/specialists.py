@@ -93,6 +93,16 @@ def create_missions(
   return missions
 
 
+def fitting_devices(clones: int, batch_size: int) -> list[int]:
+  """Numbers of devices: as many clones on each, or as many devices for each.
+
+  Of the latter each has as large a part of its clone's batch.
+  """
+  shared = [n for n in range(1, clones) if clones % n == 0]
+  parts = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+  return shared + [clones * n for n in parts]
+
+
 def bounds(
   config: ml_collections.ConfigDict,
   block: ml_collections.ConfigDict | None = None,

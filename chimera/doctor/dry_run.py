@@ -66,7 +66,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   _say('Lessons', *_lessons(config, spec, bins))
   host = state_lib.stack(state_lib.create_states(c, spec, bins, found.grid))
   _say('Parameters', *_parameters(config, host))
-  devices = engine.choose_devices(c.devices, len(c.clone_names))
+  clones = len(c.clone_names)
+  devices = engine.choose_devices(c.devices, clones, c.train.batch_size)
+  replicas = engine.replicas(devices, clones)
   shards = engine.Shards(config, _stand_ins(found), devices)
   shard = shards.deal(host.school.enrolled_L, 0)
   missions, state = (
@@ -77,17 +79,25 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   start = time.perf_counter()
   n = c.train.cycles_per_dispatch
   step = step_lib.make_train_step(
-    spec, tuple(devices), cycles=n, resident=shards.resident
+    spec,
+    tuple(devices),
+    cycles=n,
+    resident=shards.resident,
+    replicas=replicas,
   )
   compiled = step.lower(state, missions, shard).compile()
   compiled_in = progress.format_seconds(time.perf_counter() - start)
   parts = memory(compiled, shard, len(devices))
   if limit := (devices[0].memory_stats() or {}).get('bytes_limit'):
     parts['of'] = limit
+  shared = (
+    f'{replicas} for each clone'
+    if replicas > 1
+    else f'{clones // len(devices)} clone(s) on each'
+  )
   _say(
     'Memory',
-    f'{len(devices)} {devices[0].device_kind} device(s), '
-    f'{len(c.clone_names) // len(devices)} clone(s) on each, which holds',
+    f'{len(devices)} {devices[0].device_kind} device(s), {shared}, which holds',
     *(f'{name:12} {size / 2**20:9,.0f} MiB' for name, size in parts.items()),
   )
   seconds = []

@@ -21,10 +21,16 @@ _FULL = ('RESOURCE_EXHAUSTED', 'DNN library initialization failed')
 
 
 def put(tree: Any, devices: Sequence[jax.Device]) -> Any:
-  """Host arrays (M, ...) onto the devices as (devices, M / devices, ...)."""
-  return _put(
-    tree, devices, lambda x, n: x.reshape(n, len(x) // n, *x.shape[1:])
-  )
+  """Host arrays (M, ...) onto the devices as (devices, M / devices, ...).
+
+  Onto R M devices as (devices, 1, ...), each row R times.
+  """
+
+  def lay(x: np.ndarray, n: int) -> np.ndarray:
+    x = np.repeat(x, max(1, n // len(x)), axis=0)
+    return x.reshape(n, len(x) // n, *x.shape[1:])
+
+  return _put(tree, devices, lay)
 
 
 def put_shared(tree: Any, devices: Sequence[jax.Device]) -> Any:
@@ -40,10 +46,15 @@ def _put(tree: Any, devices: Sequence[jax.Device], lay: Callable) -> Any:
   return jax.device_put(laid, jax.sharding.NamedSharding(mesh, spec))
 
 
-def fetch(tree: Any) -> Any:
-  """Device arrays (devices, M / devices, ...) as host arrays (M, ...)."""
-  tree = jax.device_get(tree)
-  return jax.tree.map(lambda x: np.reshape(x, (-1, *x.shape[2:])), tree)
+def fetch(tree: Any, replicas: int = 1) -> Any:
+  """Device arrays (devices, M / devices, ...) as host arrays (M, ...).
+
+  Of a clone's replicas the first one's.
+  """
+  return jax.tree.map(
+    lambda x: np.reshape(x, (-1, *x.shape[2:]))[::replicas],
+    jax.device_get(tree),
+  )
 
 
 class Engine:
@@ -62,18 +73,27 @@ class Engine:
     rate: float = 1.0,
   ):
     self.cycles = config.train.cycles_per_dispatch
+    self._replicas = replicas(devices, len(config.clone_names))
     self._devices = devices
     missions = specialists.create_missions(config, bins, rate)
     self._missions = put(state_lib.stack(missions), devices)
     self._shards = Shards(config, paths_NxHxWxC, devices)
     self._step = step_lib.make_train_step(
-      spec, tuple(devices), cycles=self.cycles, resident=self._shards.resident
+      spec,
+      tuple(devices),
+      cycles=self.cycles,
+      resident=self._shards.resident,
+      replicas=self._replicas,
     )
 
   def place(self, host: state_lib.CloneState, done: int) -> None:
     """Puts the clones on the devices, with the shards of their cycle."""
     self._shard = self._shards.deal(host.school.enrolled_L, done)
     self.state = put(host, self._devices)
+
+  def fetch(self, tree: Any) -> Any:
+    """What the step returns as host arrays (M, ...)."""
+    return fetch(tree, self._replicas)
 
   def trace(self) -> jax.stages.Lowered:
     """Traces the step; whoever compiles that hands it back by `use`."""
@@ -96,7 +116,7 @@ class Engine:
   def deal_if_due(self, done: int) -> None:
     """Other shards, where they rotated or others are enrolled by now."""
     if self._shards.are_due(done, self.cycles):
-      enrolled = fetch(self.state.school.enrolled_L)
+      enrolled = self.fetch(self.state.school.enrolled_L)
       self._shard = self._shards.deal(enrolled, done)
 
 
@@ -143,8 +163,15 @@ class Shards:
     return bool(enrols or cycle // c.rotate_every != before // c.rotate_every)
 
 
-def choose_devices(count: int, clones: int) -> list[jax.Device]:
-  """The first `count` devices; of 0, the most that divide the clones.
+def replicas(devices: Sequence[jax.Device], clones: int) -> int:
+  """How many of the devices are a clone's."""
+  return max(1, len(devices) // clones)
+
+
+def choose_devices(
+  count: int, clones: int, batch_size: int
+) -> list[jax.Device]:
+  """The first `count` devices; of 0, the most that fit.
 
   It is logged where 0 leaves some of them idle.
 
@@ -152,18 +179,18 @@ def choose_devices(count: int, clones: int) -> list[jax.Device]:
     ValueError: `check_devices` says so.
   """
   there = jax.local_devices()
-  chosen = check_devices(count, clones)
+  chosen = check_devices(count, clones, batch_size)
   if not count and chosen < len(there):
     logging.info(
       '%d of %d devices train, the others idle: their number must divide the '
-      '%d clones. With a multiple of %d in clone_names none would idle; '
-      '--config.devices chooses fewer.',
-      *(chosen, len(there), clones, len(there)),
+      '%d clones, or be a multiple of it whose factor divides '
+      'train.batch_size = %d. --config.devices chooses fewer.',
+      *(chosen, len(there), clones, batch_size),
     )
   return there[:chosen]
 
 
-def check_devices(count: int, clones: int) -> int:
+def check_devices(count: int, clones: int, batch_size: int) -> int:
   """How many devices train, where `count` are asked for, or 0.
 
   Raises:
@@ -181,12 +208,16 @@ def check_devices(count: int, clones: int) -> int:
   if there[0].platform == 'cpu' != asked:
     for accelerator in _ACCELERATORS:
       _check_seen(accelerator)
-  fit = [n for n in range(1, len(there) + 1) if clones % n == 0]
+  fit = [
+    n
+    for n in specialists.fitting_devices(clones, batch_size)
+    if n <= len(there)
+  ]
   if count not in (0, *fit):
     raise ValueError(
       f'devices must be one of {", ".join(map(str, fit))}, for {clones} clones '
-      f'on at most {len(there)}, got devices = {count}: fix --config.devices '
-      '(0 chooses).'
+      f'with batches of {batch_size} on at most {len(there)}, got devices = '
+      f'{count}: fix --config.devices (0 chooses).'
     )
   return count or fit[-1]
 

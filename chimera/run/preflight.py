@@ -312,10 +312,10 @@ def _check_together(
 ) -> None:
   """Rules between keys; `values` are the config's, by dotted key."""
   c, block, clones = config, config.specialists, len(config.clone_names)
-  divisors = (n for n in range(1, clones + 1) if clones % n == 0)
+  devices = specialists.fitting_devices(clones, c.train.batch_size)
   dispatch, n = 'train.cycles_per_dispatch', c.train.cycles_per_dispatch
   together = [
-    ('devices', rules.one_of(0, *divisors)),
+    ('devices', rules.one_of(0, *devices)),
     ('q.epsilon_end', _at_most('q.epsilon =', c.q.epsilon)),
     *(
       (f'specialists.{k}.q.low', _at_most('its q.high =', block[k].q.high))

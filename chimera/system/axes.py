@@ -1,7 +1,9 @@
-"""The two axes that the clones lie along, and what goes along them.
+"""The axes that the clones lie along, and what goes along them.
 
-`jax.pmap` runs over the devices, `jax.vmap` over the clones that share one:
-both are there on every layout, so the step has one body.
+`jax.pmap` runs over the devices, `jax.vmap` over the clones that share one.
+Where there are more devices than clones, R devices side by side are one
+clone's replicas: each learns from its own part of the clone's batch, and holds
+all else alike. Every layout has all axes, so the step has one body.
 """
 
 from collections.abc import Callable
@@ -14,13 +16,24 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 import jax.numpy as jnp
 
-AXES = ('devices', 'clones')
+
+def along(
+  f: Callable[..., Any], in_axes: Any = 0, *, replicas: int = 1
+) -> Callable[..., Any]:
+  """f of one clone, for all that share a device; to run over 'devices'.
+
+  The axis of replicas maps nothing: it only tells f how many there are.
+  """
+  of_clones = jax.vmap(f, in_axes, axis_name='clones')
+  return jax.vmap(
+    of_clones, None, None, axis_name='replicas', axis_size=replicas
+  )
 
 
 def gather(x: jax.Array) -> jax.Array:
   """All clones' rows (M B, ...) of each clone's (B, ...), in their order."""
-  for axis in reversed(AXES):
-    x = lax.all_gather(x, axis)
+  x = lax.all_gather(x, 'clones')
+  x = lax.all_gather(x, 'devices', axis_index_groups=_one_of_each())
   return x.reshape(-1, *x.shape[3:])
 
 
@@ -30,9 +43,54 @@ def total(tree: Any) -> Any:
   def of(x: jax.Array) -> jax.Array:
     # Those on a device one by one: XLA is slow to reduce a short first axis.
     here = functools.reduce(operator.add, lax.all_gather(x, 'clones'))
-    return lax.psum(here, 'devices')
+    return lax.psum(here, 'devices', axis_index_groups=_one_of_each())
 
   return jax.tree.map(of, tree)
+
+
+def part(x: jax.Array) -> jax.Array:
+  """A replica's rows (B / R, ...) of its clone's (B, ...)."""
+  replicas = lax.axis_size('replicas')
+  if replicas == 1:
+    return x
+  rows = len(x) // replicas
+  at = lax.axis_index('devices') % replicas * rows
+  return lax.dynamic_slice_in_dim(x, at, rows)
+
+
+def gather_parts(x: jax.Array) -> jax.Array:
+  """A clone's rows (B, ...) of its replicas' (B / R, ...), in their order."""
+  if lax.axis_size('replicas') == 1:
+    return x
+  x = lax.all_gather(x, 'devices', axis_index_groups=_of_one_clone())
+  return x.reshape(-1, *x.shape[2:])
+
+
+def total_of_parts(tree: Any) -> Any:
+  """The sum over a clone's replicas."""
+  if lax.axis_size('replicas') == 1:
+    return tree
+  return lax.psum(tree, 'devices', axis_index_groups=_of_one_clone())
+
+
+def mean_of_parts(tree: Any) -> Any:
+  """The mean over a clone's replicas, of floats."""
+  replicas = lax.axis_size('replicas')
+  return jax.tree.map(lambda x: x / replicas, total_of_parts(tree))
+
+
+def _of_one_clone() -> list[list[int]]:
+  """The devices, by their clone."""
+  count, replicas = map(lax.axis_size, ('devices', 'replicas'))
+  return [list(range(i, i + replicas)) for i in range(0, count, replicas)]
+
+
+def _one_of_each() -> list[list[int]] | None:
+  """The devices, by which part of their clone's batch they learn from."""
+  count, replicas = map(lax.axis_size, ('devices', 'replicas'))
+  if replicas == 1:
+    return None
+  return [list(range(i, count, replicas)) for i in range(replicas)]
 
 
 def where(condition: jax.Array, a: Any, b: Any) -> Any:

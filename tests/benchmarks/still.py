@@ -19,6 +19,9 @@ class Still:
   def place(self, host, done):
     self.state = engine.put(host, self._devices)
 
+  def fetch(self, tree):
+    return engine.fetch(tree)
+
   def dispatch(self):
     self._step(self.state.step)
     clones = self.state.step.size

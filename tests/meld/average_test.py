@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from chimera.meld import average as meld
+from chimera.system import axes
 
 M = 4
 
@@ -22,7 +23,7 @@ def clones(seed=0):
 def brain_mean(tree, weight_M, fallback=None):
   """The mean as each of the clones receives it."""
   one = fallback or jax.tree.map(lambda x: np.full_like(x[0], 7.0), tree)
-  of_clones = jax.vmap(lambda x, w: meld.mean(x, w, one), axis_name='clones')
+  of_clones = axes.along(lambda x, w: meld.mean(x, w, one))
   return jax.tree.map(
     lambda x: x[0],
     jax.vmap(of_clones, axis_name='devices')(

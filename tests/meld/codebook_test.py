@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from chimera.meld import codebook
+from chimera.system import axes
 
 
 class Quantizer:
@@ -31,9 +32,7 @@ def tend(unused_V, revive_after):
     )
 
   z_MxXxD = jnp.array([[[5.0, 6.0]], [[7.0, 8.0]]])
-  return jax.vmap(jax.vmap(one, axis_name='clones'), axis_name='devices')(
-    z_MxXxD[None]
-  )
+  return jax.vmap(axes.along(one), axis_name='devices')(z_MxXxD[None])
 
 
 def test_a_dead_code_goes_to_an_encoding_of_any_clone_and_counts_anew():

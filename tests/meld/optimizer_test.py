@@ -101,15 +101,12 @@ def pooled(mode, weight_M):
     _, state = descent.update(
       params,
       descent.init(params),
-      mean_grads=jax.tree.map(lambda g: jax.lax.pmean(g, axes.AXES), params),
+      mean_grads=jax.tree.map(lambda g: axes.total(g) / M, params),
       learning_rate=1.0,
     )
     return optimizer.pool(params, state, weight, fallback=fallback, spec=spec)
 
-  def all_clones(params, weight):
-    return jax.vmap(one, axis_name='clones')(params, weight)
-
-  return jax.vmap(all_clones, axis_name='devices')(
+  return jax.vmap(axes.along(one), axis_name='devices')(
     jax.tree.map(lambda x: x[None], clones()),
     jnp.asarray(weight_M, jnp.float32)[None],
   )

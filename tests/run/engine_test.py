@@ -41,16 +41,27 @@ def test_shards_are_dealt_at_rotations_and_enrolments():
   assert [c for c in range(1, 13) if shards.are_due(c, 1)] == [6, 12]
 
 
-# Of the four there are.
+# Of the four there are, with batches of 3.
 @pytest.mark.parametrize(
-  ('clones', 'fit'), [(1, '1'), (3, '1, 3'), (5, '1'), (8, '1, 2, 4')]
+  ('clones', 'fit'),
+  [(1, '1, 3'), (2, '1, 2'), (3, '1, 3'), (5, '1'), (8, '1, 2, 4')],
 )
-def test_devices_divide_the_clones_and_none_told_are_the_most(clones, fit):
-  assert len(engine.choose_devices(0, clones)) == int(fit[-1])
-  wrong = {5: 5, 8: 8}.get(clones, 2)
+def test_devices_divide_the_clones_or_their_batch_and_none_told_are_the_most(
+  clones, fit
+):
+  assert len(engine.choose_devices(0, clones, 3)) == int(fit[-1])
+  wrong = {3: 2, 5: 5, 8: 8}.get(clones, 4)
   with pytest.raises(ValueError, match=r'fix --config\.devices') as e:
-    engine.choose_devices(wrong, clones)
-  assert f'one of {fit}, for {clones} clones' in str(e.value)
+    engine.choose_devices(wrong, clones, 3)
+  assert f'one of {fit}, for {clones} clones with batches of 3' in str(e.value)
+
+
+def test_what_is_put_onto_more_devices_than_clones_lies_on_each_of_a_clone():
+  tree = {'x': np.arange(6.0).reshape(2, 3)}
+  there = engine.put(tree, jax.devices()[:4])
+  assert engine.replicas(jax.devices()[:4], 2) == 2
+  np.testing.assert_array_equal(there['x'][:, 0, 0], [0, 0, 3, 3])
+  np.testing.assert_array_equal(engine.fetch(there, 2)['x'], tree['x'])
 
 
 def _machine(monkeypatch, *, devices=1, platform='cpu', asked=None, files=()):
@@ -69,25 +80,27 @@ def _machine(monkeypatch, *, devices=1, platform='cpu', asked=None, files=()):
     monkeypatch.delenv(name, raising=False)
 
 
+# Batches of 2.
 @pytest.mark.parametrize(
-  ('devices', 'clones', 'train'), [(3, 4, 2), (8, 4, 4), (6, 9, 3), (3, 2, 2)]
+  ('devices', 'clones', 'train'),
+  [(3, 4, 2), (9, 4, 8), (6, 9, 3), (3, 2, 2), (6, 2, 4)],
 )
 def test_that_devices_idle_is_said_once_and_how_to_use_them(
   monkeypatch, said, devices, clones, train
 ):
   _machine(monkeypatch, devices=devices, platform='tpu')
-  assert engine.check_devices(0, clones) == train
+  assert engine.check_devices(0, clones, 2) == train
   assert said == []
-  assert len(engine.choose_devices(0, clones)) == train
+  assert len(engine.choose_devices(0, clones, 2)) == train
   [line] = said
   assert line.startswith(f'{train} of {devices} devices train, the others idle')
-  assert f'With a multiple of {devices} in clone_names none would idle' in line
+  assert f'must divide the {clones} clones, or be a multiple' in line
 
 
 def test_that_none_idles_or_some_were_told_to_is_not_said(monkeypatch, said):
   _machine(monkeypatch, devices=4)
-  assert len(engine.choose_devices(0, 8)) == 4
-  assert len(engine.choose_devices(2, 8)) == 2
+  assert len(engine.choose_devices(0, 8, 8)) == 4
+  assert len(engine.choose_devices(2, 8, 8)) == 2
   assert said == []
 
 
@@ -98,26 +111,26 @@ def test_an_accelerator_that_jax_cannot_have_is_no_silent_cpu(
   for file in ('/dev/accel', '/dev/vfio/'):
     _machine(monkeypatch, asked=asked, files=[file])
     with pytest.raises(ValueError, match='a TPU is here, but JAX sees the CPU'):
-      engine.check_devices(0, 4)
+      engine.check_devices(0, 4, 8)
   # Without the modules it was never meant.
   _machine(monkeypatch, asked=asked, files=['/dev/nvidia'])
-  assert engine.check_devices(0, 4) == 1
+  assert engine.check_devices(0, 4, 8) == 1
   monkeypatch.setattr(
     engine.importlib.util, 'find_spec', lambda name: 'cuda12' in name or None
   )
   with pytest.raises(ValueError, match='XLA_PYTHON_CLIENT_MEM_FRACTION'):
-    engine.check_devices(0, 4)
+    engine.check_devices(0, 4, 8)
   monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
-  assert engine.check_devices(0, 4) == 1
+  assert engine.check_devices(0, 4, 8) == 1
 
 
 def test_whoever_asks_for_the_cpu_gets_it_and_a_tpu_that_is_seen_is_used(
   monkeypatch,
 ):
   _machine(monkeypatch, asked='cpu', files=['/dev/accel'])
-  assert engine.check_devices(0, 4) == 1
+  assert engine.check_devices(0, 4, 8) == 1
   _machine(monkeypatch, devices=4, platform='tpu', files=['/dev/accel'])
-  assert engine.check_devices(0, 4) == 4
+  assert engine.check_devices(0, 4, 8) == 4
 
 
 def test_a_tpu_that_another_program_has_is_one_line(monkeypatch):
@@ -131,7 +144,7 @@ def test_a_tpu_that_another_program_has_is_one_line(monkeypatch):
   with pytest.raises(
     ValueError, match=r'JAX has no device: .* pid 7.* End what'
   ):
-    engine.check_devices(0, 4)
+    engine.check_devices(0, 4, 8)
 
 
 @pytest.mark.parametrize(

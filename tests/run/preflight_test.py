@@ -217,9 +217,14 @@ def test_a_name_without_a_block_is_refused_and_a_block_without_a_name_ignored():
 
 @pytest.mark.parametrize(
   ('names', 'fit'),
-  [(1, '0, 1'), (2, '0, 1, 2'), (3, '0, 1, 3'), (8, '0, 1, 2, 4, 8')],
+  [
+    (1, '0, 1, 2, 4, 8'),
+    (2, '0, 1, 2, 4, 8, 16'),
+    (3, '0, 1, 3, 6, 12, 24'),
+    (8, '0, 1, 2, 4, 8, 16, 32, 64'),
+  ],
 )
-def test_devices_must_divide_the_clones(names, fit):
+def test_devices_must_divide_the_clones_or_their_batch_of_eight(names, fit):
   config = _config()
   config.clone_names = tuple('abcdefgh'[:names])
   for name in config.clone_names:

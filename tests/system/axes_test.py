@@ -13,9 +13,7 @@ from chimera.system import axes
 @pytest.mark.parametrize('devices', [1, 2, 4])
 def test_rows_are_gathered_in_the_order_of_the_clones(devices):
   x = jnp.arange(16.0).reshape(devices, 4 // devices, 2, 2)
-  gathered = jax.vmap(
-    jax.vmap(axes.gather, axis_name='clones'), axis_name='devices'
-  )(x)
+  gathered = jax.vmap(axes.along(axes.gather), axis_name='devices')(x)
   for received in np.asarray(gathered).reshape(4, 8, 2):
     np.testing.assert_array_equal(received, np.arange(16.0).reshape(8, 2))
 
@@ -33,11 +31,35 @@ def test_written_out_one_by_one_a_function_gives_what_its_vmap_gives():
 @pytest.mark.parametrize('devices', [1, 2, 4])
 def test_a_total_is_of_all_clones(devices):
   x = jnp.arange(8.0).reshape(devices, 4 // devices, 2)
-  total = jax.vmap(
-    jax.vmap(axes.total, axis_name='clones'), axis_name='devices'
-  )(x)
+  total = jax.vmap(axes.along(axes.total), axis_name='devices')(x)
   for received in np.asarray(total).reshape(4, 2):
     np.testing.assert_array_equal(received, [0 + 2 + 4 + 6, 1 + 3 + 5 + 7])
+
+
+def test_of_replicas_one_counts_and_each_has_its_part():
+  """Two clones, with two devices each."""
+
+  def f(x, batch):
+    part = axes.part(batch)
+    return {
+      'total': axes.total(x),
+      'gathered': axes.gather(x[None]),
+      'part': part,
+      'whole': axes.gather_parts(part),
+      'sum': axes.total_of_parts(part.sum()),
+      'mean': axes.mean_of_parts(part.mean()),
+    }
+
+  x = jnp.array([5.0, 5.0, 7.0, 7.0])[:, None]
+  batch = jnp.array([[0.0, 1, 2, 3]] * 2 + [[4.0, 5, 6, 7]] * 2)[:, None]
+  got = jax.pmap(axes.along(f, replicas=2), 'devices')(x, batch)
+  got = jax.tree.map(lambda leaf: np.asarray(leaf)[:, 0], got)
+  np.testing.assert_array_equal(got['total'], [12] * 4)
+  np.testing.assert_array_equal(got['gathered'], [[5, 7]] * 4)
+  np.testing.assert_array_equal(got['part'], [[0, 1], [2, 3], [4, 5], [6, 7]])
+  np.testing.assert_array_equal(got['whole'], batch[:, 0])
+  np.testing.assert_array_equal(got['sum'], [6, 6, 22, 22])
+  np.testing.assert_array_equal(got['mean'], [1.5, 1.5, 5.5, 5.5])
 
 
 def test_what_is_in_common_is_worked_out_once():
