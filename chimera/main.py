@@ -9,6 +9,7 @@ FILE is configs/chimera.py where none is named. COMMAND, before or after flags:
 
 from collections.abc import Callable, Sequence
 import errno
+import importlib.metadata
 import logging as std_logging
 import os
 import re
@@ -21,7 +22,15 @@ from ml_collections import config_flags
 
 from chimera.monitor import live, writers
 from chimera.run import config_json, default_config, preflight
-from chimera.system import compiled, cpus, disk, preemption, streams
+from chimera.system import (
+  compiled,
+  cpus,
+  disk,
+  hosts,
+  preemption,
+  provenance,
+  streams,
+)
 
 _HOME = os.path.dirname(os.path.abspath(__file__))
 
@@ -38,7 +47,9 @@ class Job(NamedTuple):
   out: str  # where the results go; '' is the command's own place
   tokenizer: str  # the folder of an exported one
   dry_run: bool  # only says what the training would take
+  place: hosts.Place | None  # of this host among several
   watch: preemption.Watch  # of the signals that end it
+  team: hosts.Team | None = None  # the hosts, once they are joined
 
 
 def _prepare(job: Job) -> Any:
@@ -53,7 +64,7 @@ def _train(job: Job) -> None:
   """prepares what is missing, trains, resumes what it finds (the default)"""
   from chimera import train
 
-  train.train(job.config, job.workdir, _prepare(job), job.watch)
+  train.train(job.config, job.workdir, _prepare(job), job.watch, job.team)
 
 
 def _dry_run(job: Job) -> None:
@@ -153,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   The exit code is 0; 1 where the doctor found something; 2 where the user can
   fix it; 128 + the signal that ended it: 130 (SIGINT), 143 (SIGTERM), 129
-  (SIGHUP).
+  (SIGHUP); 134 where another host is gone.
   """
   with streams.spoken():
     return _main(sys.argv if argv is None else argv)
@@ -170,9 +181,11 @@ def _main(argv: Sequence[str]) -> int:
     if command in _OF_CHECKPOINTS:
       preflight.adopt(job.config, job.workdir, job.named)
     preflight.check_config(job.config)
+    if job.place and not hosts.is_guarded():
+      return hosts.guard(argv[1:], job.place)
     cpus.split(len(job.config.clone_names))
     with job.watch, compiled.kept():
-      return _run(command, job)
+      return _run_on_all(job) if job.place else _run(command, job)
   except (ValueError, OSError, flags.Error, FloatingPointError) as e:
     if debug:
       raise
@@ -181,6 +194,12 @@ def _main(argv: Sequence[str]) -> int:
       line += ': make room, then give the same command again.'
     sys.stderr.write(f'Error: {line}\n')
     return 2
+  except hosts.GoneError as e:
+    if debug:
+      raise
+    sys.stderr.write(f'Error: {e}\n')
+    sys.stderr.flush()
+    os._exit(hosts.GONE_CODE)  # JAX would wait for the host that is gone
   except RuntimeError as e:
     from chimera.run import engine
 
@@ -197,6 +216,26 @@ def _main(argv: Sequence[str]) -> int:
   except preemption.Stopped as e:
     sys.stderr.write(f'{e}\n')
     return 128 + e.signum
+
+
+def _run_on_all(job: Job) -> int:
+  """Trains as the first host, or as one that follows it."""
+  hosts.end_with_the_guard()
+  values = preflight.binding(config_json.keys(job.config))
+  hosts.meet(
+    job.place,
+    {
+      'code': provenance.commit(),
+      'config': provenance.digest(values),
+      'jax': importlib.metadata.version('jax'),
+    },
+  )
+  with hosts.Team(job.place) as team:
+    if team.is_first:
+      return _run('train', job._replace(team=team))
+    from chimera.run import follow
+
+    return follow.follow(job.config, team, job.watch)
 
 
 def _run(command: str, job: Job) -> int:
@@ -291,6 +330,12 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
     )
   if values['dry-run'].value and command != 'train':
     raise ValueError(f'--dry-run is of train, got {command}.')
+  place = hosts.find(values.coordinator, values.hosts, values.host)
+  if place and (command != 'train' or values['dry-run'].value):
+    raise ValueError(
+      f'Several hosts train; {"--dry-run" if command == "train" else command} '
+      'is of one: leave out --coordinator, --hosts and --host.'
+    )
   for flag in ('workdir', 'out', 'tokenizer'):
     disk.check_folder(values[flag].value, f'--{flag}')
   if command == 'detokenize':
@@ -304,6 +349,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
     out=values.out,
     tokenizer=values.tokenizer or os.path.join(workdir, 'tokenizer'),
     dry_run=values['dry-run'].value,
+    place=place,
     watch=preemption.Watch(),
   )
 
@@ -330,6 +376,9 @@ def _create_flags(argv: Sequence[str]) -> flags.FlagValues:
     (flags.DEFINE_string, 'workdir', '', 'All that a run writes.'),
     (flags.DEFINE_string, 'out', '', 'Where the results of a command go.'),
     (flags.DEFINE_string, 'tokenizer', '', 'An exported tokenizer.'),
+    (flags.DEFINE_string, 'coordinator', '', "The first host's address."),
+    (flags.DEFINE_integer, 'hosts', 0, 'How many there are.'),
+    (flags.DEFINE_integer, 'host', -1, 'Which of them this is, from 0.'),
     (flags.DEFINE_bool, 'dry-run', False, 'Only say what train would take.'),
     (flags.DEFINE_bool, 'debug', False, 'Show tracebacks.'),
   ):

@@ -22,7 +22,7 @@ from chimera.run import audition, checkpoint, init_from, results
 from chimera.run import engine as engine_lib
 from chimera.run import rollbacks as rollbacks_lib
 from chimera.school import curriculum, curriculum_file
-from chimera.system import disk, lock, preemption, provenance
+from chimera.system import disk, hosts, lock, preemption, provenance
 
 
 def prepare_curriculum(
@@ -54,6 +54,7 @@ def train(
   workdir: str,
   data: stage_1.Prepared,
   watch: preemption.Watch | None = None,
+  team: hosts.Team | None = None,
 ) -> dict[str, float]:
   """Trains to the last cycle, from wherever the workdir stands.
 
@@ -124,7 +125,8 @@ def train(
       if not done:
         with observers.during('auditioning learning rates'):
           rate, start_P = find_rate(
-            *(config, workdir, spec, host.master.params[0], paths, devices),
+            *(config, workdir, spec, host.master.params[0], paths),
+            engine_lib.local(devices),
             checkpointer.bound,
           )
         host, born = (state_lib.begun(x, start_P) for x in (host, born))
@@ -132,12 +134,14 @@ def train(
       # Of a run of before there were auditions there is none.
       rate = checkpointer.extra.get('rate', 1.0)
       logging.info('Learning rate: %.2g.', rate * config.train.learning_rate)
-      engine = engine_lib.Engine(config, spec, bins, paths, devices, rate)
+      engine = engine_lib.Engine(config, spec, bins, paths, devices, rate, team)
       engine.place(host, done)
       observers.compiling(len(devices))
       is_new = True
     while done < cycles:
-      metrics, specialists = engine.dispatch()
+      engine.dispatch()
+      if team:
+        watch.heed(team.signum)
       done += engine.cycles
       is_last = done == cycles
       if is_new:
@@ -145,7 +149,7 @@ def train(
         deferred.enter_context(watch.deferred())
         is_new = False
       if done % config.train.log_every == 0 or is_last:
-        seen = engine.fetch(metrics)
+        (seen,) = engine.fetch('seen')
         observers.saw(done, seen)
         if has_diverged(config, done, seen, rollbacks):
           done, host, _ = set_out(config, checkpointer, rollbacks, born)
@@ -161,19 +165,15 @@ def train(
         checkpointer.extra['is_evaluated'] = False
         if watch.signum is None:
           with watch.interruptible():
-            exam = evaluate(
-              done, engine.fetch((engine.state.master, specialists))
-            )
+            exam = evaluate(done, engine.fetch('master', 'specialists'))
       if watch.signum is not None or checkpointer.is_due(done):
         with observers.during('saving'):
-          checkpointer.save(
-            done, *engine.fetch((engine.state, specialists)), watch
-          )
+          checkpointer.save(done, *engine.fetch('state', 'specialists'), watch)
       watch.stop(
         f'Stopped at cycle {done}, saved: the same command goes on from here.'
       )
     if not is_over:
-      host = engine.fetch(engine.state)
+      (host,) = engine.fetch('state')
   rows = checkpointer.extra['rows']
   subject = report.Subject(
     tokenizer=spec.tokenizer,

@@ -151,8 +151,8 @@ def test_more_devices_than_there_are_are_refused_before_stage_1(
   ran, capfd, monkeypatch
 ):
   assert _main(CONFIG, '--config.devices=4') == 0
-  first = jax.local_devices()[:1]
-  monkeypatch.setattr(jax, 'local_devices', lambda: first)
+  first = jax.devices()[:1]
+  monkeypatch.setattr(jax, 'devices', lambda: first)
   for dry in ((), ('--dry-run',)):
     assert _main(CONFIG, '--workdir=w', '--config.devices=4', *dry) == 2
     error = capfd.readouterr().err

@@ -1,6 +1,7 @@
 """The compiled step on its devices: what it works on there, and where."""
 
 from collections.abc import Callable, Sequence
+import contextlib
 import glob
 import importlib.util
 import os
@@ -15,6 +16,7 @@ from chimera import step as step_lib
 from chimera.clones import specialists
 from chimera.clones import state as state_lib
 from chimera.school import lessons
+from chimera.system import hosts
 
 # How XLA and cuDNN say that there is no memory left.
 _FULL = ('RESOURCE_EXHAUSTED', 'DNN library initialization failed')
@@ -23,7 +25,8 @@ _FULL = ('RESOURCE_EXHAUSTED', 'DNN library initialization failed')
 def put(tree: Any, devices: Sequence[jax.Device]) -> Any:
   """Host arrays (M, ...) onto the devices as (devices, M / devices, ...).
 
-  Onto R M devices as (devices, 1, ...), each row R times.
+  Onto R M devices as (devices, 1, ...), each row R times. Of several hosts'
+  devices each host puts what its own shall hold.
   """
 
   def lay(x: np.ndarray, n: int) -> np.ndarray:
@@ -40,27 +43,42 @@ def put_shared(tree: Any, devices: Sequence[jax.Device]) -> Any:
 
 def _put(tree: Any, devices: Sequence[jax.Device], lay: Callable) -> Any:
   """As the step returns it: else it would compile twice and donate nothing."""
-  mesh = jax.sharding.Mesh(np.array(devices), ('devices',))
+  here = [i for i, d in enumerate(devices) if d in local(devices)]
+  mesh = jax.sharding.Mesh(np.array(local(devices)), ('devices',))
   spec = jax.sharding.PartitionSpec('devices')
-  laid = jax.tree.map(lambda x: lay(np.asarray(x), len(devices)), tree)
+  laid = jax.tree.map(
+    lambda x: lay(np.asarray(x), len(devices))[here[0] : here[-1] + 1], tree
+  )
   return jax.device_put(laid, jax.sharding.NamedSharding(mesh, spec))
 
 
-def fetch(tree: Any, replicas: int = 1) -> Any:
+def local(devices: Sequence[jax.Device]) -> list[jax.Device]:
+  """Those of this host."""
+  return [d for d in devices if d.process_index == jax.process_index()]
+
+
+def fetch(tree: Any, replicas: int = 1, team: hosts.Team | None = None) -> Any:
   """Device arrays (devices, M / devices, ...) as host arrays (M, ...).
 
-  Of a clone's replicas the first one's.
+  Of a clone's replicas the first one's; of a team the devices of all hosts.
   """
+  with team.answering() if team else contextlib.nullcontext():
+    there = jax.device_get(tree)
   return jax.tree.map(
     lambda x: np.reshape(x, (-1, *x.shape[2:]))[::replicas],
-    jax.device_get(tree),
+    team.gather(there) if team else there,
   )
 
 
 class Engine:
-  """The compiled step, `cycles` a dispatch, and the clones' `state` there.
+  """The compiled step, `cycles` a dispatch, and what it works on.
 
-  The clones learn at `rate` times the config's learning rate.
+  `state` is the clones', `seen` the metrics of the last cycle, `specialists`
+  the clones as they were before its meld. They learn at `rate` times the
+  config's learning rate.
+
+  Of several hosts each has an engine. What the first one's does it tells the
+  others, whose engines do the same: `follow.py`.
   """
 
   def __init__(
@@ -71,7 +89,12 @@ class Engine:
     paths_NxHxWxC: np.ndarray,
     devices: list[jax.Device],
     rate: float = 1.0,
+    team: hosts.Team | None = None,
   ):
+    self._team = team
+    self._tell('open', bins, rate)
+    if team:
+      paths_NxHxWxC = team.share_rows(paths_NxHxWxC)
     self.cycles = config.train.cycles_per_dispatch
     self._replicas = replicas(devices, len(config.clone_names))
     self._devices = devices
@@ -88,12 +111,27 @@ class Engine:
 
   def place(self, host: state_lib.CloneState, done: int) -> None:
     """Puts the clones on the devices, with the shards of their cycle."""
+    self._tell('place', host, done)
     self._shard = self._shards.deal(host.school.enrolled_L, done)
     self.state = put(host, self._devices)
 
-  def fetch(self, tree: Any) -> Any:
-    """What the step returns as host arrays (M, ...)."""
-    return fetch(tree, self._replicas)
+  def fetch(self, *names: str) -> list[Any]:
+    """Of `state`, `master`, `seen` and `specialists`: host arrays (M, ...)."""
+    self._tell('fetch', *names)
+    there = {
+      'state': self.state,
+      'master': self.state.master,
+      'seen': self.seen,
+      'specialists': self.specialists,
+    }
+    return self._fetch([there[name] for name in names])
+
+  def _fetch(self, tree: Any) -> Any:
+    return fetch(tree, self._replicas, self._team)
+
+  def _tell(self, order: str, *what: Any) -> None:
+    if self._team:
+      self._team.tell(order, what)
 
   def trace(self) -> jax.stages.Lowered:
     """Traces the step; whoever compiles that hands it back by `use`."""
@@ -103,20 +141,25 @@ class Engine:
     """Takes the step as it was compiled."""
     self._step = program
 
-  def dispatch(self) -> tuple[dict[str, jax.Array], Any]:
-    """Goes on by its cycles: metrics, and the specialists before the meld."""
-    with jax.transfer_guard('disallow'):
-      self.state, metrics = self._step(self.state, self._missions, self._shard)
-    if len(self._devices) > 1 and self._devices[0].platform == 'cpu':
-      # XLA starts the 33rd program of a device when the first is done, in an
-      # order in which several devices that share a CPU can wait for each other.
-      jax.block_until_ready(metrics)
-    return metrics, metrics.pop('specialist')
+  def dispatch(self) -> None:
+    """Goes on by its cycles."""
+    self._tell('dispatch')
+    answering = self._team.answering if self._team else contextlib.nullcontext
+    with answering(), jax.transfer_guard('disallow'):
+      self.state, seen = self._step(self.state, self._missions, self._shard)
+      if len(self._devices) > 1 and self._devices[0].platform == 'cpu':
+        # XLA starts the 33rd program of a device when the first is done, in an
+        # order in which several devices that share a CPU can wait for each
+        # other.
+        jax.block_until_ready(seen)
+    self.specialists = seen.pop('specialist')
+    self.seen = seen
 
   def deal_if_due(self, done: int) -> None:
     """Other shards, where they rotated or others are enrolled by now."""
     if self._shards.are_due(done, self.cycles):
-      enrolled = self.fetch(self.state.school.enrolled_L)
+      self._tell('deal_if_due', done)
+      enrolled = self._fetch(self.state.school.enrolled_L)
       self._shard = self._shards.deal(enrolled, done)
 
 
@@ -173,12 +216,13 @@ def choose_devices(
 ) -> list[jax.Device]:
   """The first `count` devices; of 0, the most that fit.
 
-  It is logged where 0 leaves some of them idle.
+  It is logged where 0 leaves some of them idle. Of several hosts each has as
+  many, and those of one stand side by side.
 
   Raises:
     ValueError: `check_devices` says so.
   """
-  there = jax.local_devices()
+  there = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   chosen = check_devices(count, clones, batch_size)
   if not count and chosen < len(there):
     logging.info(
@@ -187,7 +231,8 @@ def choose_devices(
       'train.batch_size = %d. --config.devices chooses fewer.',
       *(chosen, len(there), clones, batch_size),
     )
-  return there[:chosen]
+  each, share = (n // jax.process_count() for n in (len(there), chosen))
+  return [d for i, d in enumerate(there) if i % each < share]
 
 
 def check_devices(count: int, clones: int, batch_size: int) -> int:
@@ -197,7 +242,7 @@ def check_devices(count: int, clones: int, batch_size: int) -> int:
     ValueError: JAX cannot have those that are here, or `count` do not fit.
   """
   try:
-    there = jax.local_devices()
+    there = jax.devices()
   except RuntimeError as e:
     raise ValueError(
       f'JAX has no device: {e}. End what else uses it; JAX_PLATFORMS=cpu '
@@ -211,8 +256,13 @@ def check_devices(count: int, clones: int, batch_size: int) -> int:
   fit = [
     n
     for n in specialists.fitting_devices(clones, batch_size)
-    if n <= len(there)
+    if n <= len(there) and n % jax.process_count() == 0
   ]
+  if not fit:
+    raise ValueError(
+      f'{clones} clones with batches of {batch_size} cannot be spread evenly '
+      f'over {jax.process_count()} hosts: fix --hosts.'
+    )
   if count not in (0, *fit):
     raise ValueError(
       f'devices must be one of {", ".join(map(str, fit))}, for {clones} clones '

@@ -59,7 +59,12 @@ class Steps:
     self._keep = keep
     self._plan = plan
     self._broken: set[int] = set()  # committed, but found not whole
-    self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+    # Of several hosts the first one alone writes: nobody is waited for.
+    alone = ocp.options.MultiprocessingOptions(active_processes={0})
+    self._orbax = ocp.Checkpointer(
+      ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+      multiprocessing_options=alone,
+    )
     self._thread = concurrent.futures.ThreadPoolExecutor(1)
     self._reading: concurrent.futures.Future | None = None
 

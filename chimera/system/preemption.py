@@ -106,6 +106,10 @@ class Watch:
     if self.signum is not None:
       raise Stopped(self.signum, line)
 
+  def heed(self, signum: int | None) -> None:
+    """Notes a signal that another host had."""
+    self.signum = self.signum or signum
+
   @contextlib.contextmanager
   def interruptible(self) -> Iterator[None]:
     """What can be done again: the first signal leaves the block, and is noted.

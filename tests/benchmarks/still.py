@@ -11,7 +11,7 @@ from tests import tiny
 class Still:
   """An engine that leaves the clones as they are."""
 
-  def __init__(self, config, spec, bins, paths, devices, rate):
+  def __init__(self, config, spec, bins, paths, devices, rate, team):
     self.cycles = 1
     self._devices = devices[:1]
     self._step = jax.jit(lambda x: x + 1)
@@ -19,15 +19,17 @@ class Still:
   def place(self, host, done):
     self.state = engine.put(host, self._devices)
 
-  def fetch(self, tree):
-    return engine.fetch(tree)
+  def fetch(self, *names):
+    there = {'master': self.state.master, **vars(self)}
+    return engine.fetch([there[name] for name in names])
 
   def dispatch(self):
     self._step(self.state.step)
     clones = self.state.step.size
     seen = tiny.metrics(clones)
     seen |= {'sick': np.zeros(clones), 'healthy': np.ones(clones)}
-    return {k: v[None] for k, v in seen.items()}, self.state.generator.params
+    self.seen = {k: v[None] for k, v in seen.items()}
+    self.specialists = self.state.generator.params
 
   def deal_if_due(self, done):
     pass

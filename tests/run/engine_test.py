@@ -64,10 +64,29 @@ def test_what_is_put_onto_more_devices_than_clones_lies_on_each_of_a_clone():
   np.testing.assert_array_equal(engine.fetch(there, 2)['x'], tree['x'])
 
 
+def test_of_several_hosts_each_has_as_many_side_by_side(monkeypatch):
+  _machine(monkeypatch, devices=12, platform='tpu')
+  for i, device in enumerate(jax.devices()):
+    device.process_index = i % 3  # as JAX may number those of a slice
+  monkeypatch.setattr(jax, 'process_count', lambda: 3)
+  monkeypatch.setattr(jax, 'process_index', lambda: 1)
+  chosen = engine.choose_devices(0, 3, 2)
+  assert [d.process_index for d in chosen] == [0, 0, 1, 1, 2, 2]
+  assert [d.id for d in engine.local(chosen)] == [1, 4]
+  assert len(engine.choose_devices(3, 3, 2)) == 3
+  with pytest.raises(ValueError, match='one of 3, 6, for 3 clones'):
+    engine.choose_devices(1, 3, 2)
+  with pytest.raises(ValueError, match=r'4 clones .* evenly over 3 hosts'):
+    engine.choose_devices(0, 4, 2)
+
+
 def _machine(monkeypatch, *, devices=1, platform='cpu', asked=None, files=()):
   """One of that many devices, whose /dev holds these files, with libtpu."""
-  there = [types.SimpleNamespace(platform=platform)] * devices
-  monkeypatch.setattr(jax, 'local_devices', lambda: there)
+  there = [
+    types.SimpleNamespace(platform=platform, process_index=0, id=i)
+    for i in range(devices)
+  ]
+  monkeypatch.setattr(jax, 'devices', lambda: there)
   config = types.SimpleNamespace(jax_platforms=asked)
   monkeypatch.setattr(jax, 'config', config)
   monkeypatch.setattr(
@@ -140,7 +159,7 @@ def test_a_tpu_that_another_program_has_is_one_line(monkeypatch):
       'by process with pid 7. Not attempting to load libtpu.so'
     )
 
-  monkeypatch.setattr(jax, 'local_devices', refuse)
+  monkeypatch.setattr(jax, 'devices', refuse)
   with pytest.raises(
     ValueError, match=r'JAX has no device: .* pid 7.* End what'
   ):
