@@ -330,8 +330,10 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
     )
   if values['dry-run'].value and command != 'train':
     raise ValueError(f'--dry-run is of train, got {command}.')
-  place = hosts.find(values.coordinator, values.hosts, values.host)
-  if place and (command != 'train' or values['dry-run'].value):
+  place = None
+  if command == 'train' and not values['dry-run'].value:
+    place = hosts.find(values.coordinator, values.hosts, values.host)
+  elif values.coordinator not in ('', 'auto'):
     raise ValueError(
       f'Several hosts train; {"--dry-run" if command == "train" else command} '
       'is of one: leave out --coordinator, --hosts and --host.'

@@ -5,6 +5,7 @@
 # Takes over what was uploaded, makes the environment with JAX for TPUs, and
 # starts launch/until_done.sh in the tmux session `chimera`.
 set -euo pipefail
+metadata=http://metadata.google.internal/computeMetadata/v1
 
 fail() {
   echo "Error: $*" >&2
@@ -61,6 +62,12 @@ main() {
   platform=$("$venv/bin/python" -c 'import jax; print(jax.devices()[0].platform, jax.device_count())' | tail -n 1)
   [[ $platform == tpu\ * ]] || fail "JAX sees no TPU here, got $platform: is it a TPU VM, and is no other program using the TPU?"
   echo "JAX sees: $platform" >&2
+
+  # The hosts of a slice find each other; what is shown and fetched is the first's.
+  local others
+  others=$(curl --silent --fail --max-time 5 --header 'Metadata-Flavor: Google' \
+    "$metadata/instance/attributes/worker-network-endpoints" || true)
+  [[ $others != *,* ]] || set -- --coordinator=auto "$@"
 
   # A file keeps the flags out of tmux's own quoting.
   printf 'cd %q && exec bash launch/until_done.sh' "$PWD" > ~/chimera-train.sh

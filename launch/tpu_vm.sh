@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Cloud TPU VM of four chips: bash launch/tpu_vm.sh COMMAND [--flags]
+# A Cloud TPU VM: bash launch/tpu_vm.sh COMMAND [--flags]
 #
 #   create             asks for the VM, waits until it is ACTIVE
 #   run [FLAGS...]     copies the commit that is checked out here to the VM and
@@ -12,8 +12,11 @@
 # Each setting is a flag or a variable:
 #
 #   --zone=ZONE        CHIMERA_TPU_ZONE     where; always needed
-#   --type=TYPE        CHIMERA_TPU_TYPE     v4-8, v5litepod-4 or v6e-4; create
-#                                           needs it
+#   --type=TYPE        CHIMERA_TPU_TYPE     four chips: v4-8, v5litepod-4, v6e-4;
+#                                           of several hosts, which train
+#                                           together: v4-16 (8 chips on 2),
+#                                           v5litepod-16, v6e-16 (16 on 4);
+#                                           create needs it
 #   --name=NAME        CHIMERA_TPU_NAME     default chimera-tpu
 #   --project=PROJECT  CHIMERA_TPU_PROJECT  default: gcloud's own
 #   --spot             CHIMERA_TPU_SPOT=1   create: cheaper, can be taken away
@@ -112,11 +115,11 @@ esac
 [[ $port =~ ^[0-9]+$ ]] || fail "a port is a number, got --port=$port."
 # What Google says to use with JAX: https://cloud.google.com/tpu/docs/runtimes
 case $command:$type in
-  create:v4-8) version=tpu-ubuntu2204-base ;;
-  create:v5litepod-4) version=v2-alpha-tpuv5-lite ;;
-  create:v6e-4) version=v2-alpha-tpuv6e ;;
-  create:) fail 'no type: give --type=v4-8, --type=v5litepod-4 or --type=v6e-4.' ;;
-  create:*) fail "unknown type $type: give --type=v4-8, --type=v5litepod-4 or --type=v6e-4." ;;
+  create:v4-8 | create:v4-16) version=tpu-ubuntu2204-base ;;
+  create:v5litepod-4 | create:v5litepod-16) version=v2-alpha-tpuv5-lite ;;
+  create:v6e-4 | create:v6e-16) version=v2-alpha-tpuv6e ;;
+  create:) fail 'no type: give --type=v4-8, v5litepod-4 or v6e-4; of several hosts v4-16, v5litepod-16 or v6e-16.' ;;
+  create:*) fail "unknown type $type: give --type=v4-8, v5litepod-4 or v6e-4; of several hosts v4-16, v5litepod-16 or v6e-16." ;;
 esac
 [[ $dry_run ]] || command -v gcloud > /dev/null || fail 'no gcloud on the PATH: install the Google Cloud CLI (https://cloud.google.com/sdk/docs/install), or see the commands by --dry-run.'
 
@@ -220,11 +223,11 @@ run_training() {
     run tar -cf "$stage/chimera-resume.tar" -C "$resume" .
     files+=("$stage/chimera-resume.tar")
   fi
-  run "${node[@]}" scp "${files[@]}" "$name:" "${where[@]}"
+  run "${node[@]}" scp "${files[@]}" "$name:" "${where[@]}" --worker=all
   # launch/on_tpu_vm.sh does the rest, there.
   local remote='rm -rf chimera-new && mkdir chimera-new && tar -xzf chimera-code.tar.gz -C chimera-new && bash chimera-new/launch/on_tpu_vm.sh'
   ((${#flags[@]} == 0)) || remote+=$(printf ' %q' "${flags[@]}")
-  run "${node[@]}" ssh "$name" "${where[@]}" "--command=$remote"
+  run "${node[@]}" ssh "$name" "${where[@]}" --worker=all "--command=$remote"
   [[ $dry_run ]] || say 'Training on the VM. Watch it: bash launch/tpu_vm.sh attach. Save it: bash launch/tpu_vm.sh fetch.'
 }
 

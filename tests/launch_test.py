@@ -15,8 +15,11 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 TYPES = {
   'v4-8': 'tpu-ubuntu2204-base',
+  'v4-16': 'tpu-ubuntu2204-base',
   'v5litepod-4': 'v2-alpha-tpuv5-lite',
+  'v5litepod-16': 'v2-alpha-tpuv5-lite',
   'v6e-4': 'v2-alpha-tpuv6e',
+  'v6e-16': 'v2-alpha-tpuv6e',
 }
 QUEUED = ['compute', 'tpus', 'queued-resources']
 NODE = ['compute', 'tpus', 'tpu-vm']
@@ -72,6 +75,11 @@ case "$*" in
   *find*) echo /the/newer/python ;;
 esac
 """
+# Google's metadata: whose hosts a slice has.
+CURL = r"""#!/bin/bash
+[[ "$*" == *'Metadata-Flavor: Google'*/worker-network-endpoints ]] || exit 1
+cat ~/endpoints
+"""
 PYTHON = r"""#!/bin/bash
 echo "$*" >> ~/python
 case "$*" in
@@ -106,6 +114,7 @@ class Desk:
     _script(self.folder / 'bin' / 'gcloud', GCLOUD)
     _script(self.folder / 'vm_bin' / 'tmux', TMUX)
     _script(self.folder / 'vm_bin' / 'python3', PYTHON3)
+    _script(self.folder / 'vm_bin' / 'curl', CURL)
     venv = self.vm / 'chimera' / '.venv'
     _script(venv / 'bin' / 'python', PYTHON)
     (venv / 'requirements.installed').write_text('jax\n')
@@ -239,14 +248,23 @@ def test_run_uploads_the_commit_and_starts_the_training(desk, kind):
   copied, started = desk.calls()
   assert copied[:4] == [*NODE, 'scp']
   assert pathlib.Path(copied[4]).name == 'chimera-code.tar.gz'
-  assert copied[5:] == ['chimera-tpu:', ZONE]
-  assert started[:-1] == [*NODE, 'ssh', 'chimera-tpu', ZONE]
+  assert copied[5:] == ['chimera-tpu:', ZONE, '--worker=all']
+  assert started[:-1] == [*NODE, 'ssh', 'chimera-tpu', ZONE, '--worker=all']
   assert started[-1].endswith('/on_tpu_vm.sh --config.seed=3')
   assert (stale.parent / 'main.py').read_text() == 'new\n'
   assert not stale.exists()
   assert not pathlib.Path(copied[4]).exists()
   assert not (desk.vm / 'chimera-new').exists()
   assert desk.argv() == [str(desk.vm / 'chimera'), '--config.seed=3']
+
+
+def test_the_hosts_of_a_slice_train_together(desk):
+  one = 'unknown:unknown:10.164.0.2'
+  for endpoints, flags in ((one, []), (f'{one},{one}', ['--coordinator=auto'])):
+    (desk.vm / 'endpoints').write_text(endpoints)
+    ran = desk.run('run', ZONE, '--config.seed=3')
+    assert ran.returncode == 0, ran.stderr
+    assert desk.argv()[1:] == [*flags, '--config.seed=3']
 
 
 FLAGS = (
