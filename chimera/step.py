@@ -392,6 +392,7 @@ def make_train_step(
     replicas=replicas,
   )
 
+  @jax.default_matmul_precision(spec.precision)
   def dispatch(state, mission, shard):
     if cycles == 1:
       return all_clones(state, mission, shard)

@@ -290,6 +290,12 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.train.decay = 0.2  # share of the cycles, of 'wsd'
   c.train.adam_b1 = 0.9
   c.train.adam_b2 = 0.99
+  # What the tokenizer's convolutions multiply: 'bfloat16' is faster on a TPU or
+  # GPU. Parameters, moments, codes, losses, critics and the meld are float32.
+  c.train.dtype = 'float32'
+  # Of products of float32: 'default' is the device's, which rounds on a TPU or
+  # by TF32; 'high' and 'highest' are slower.
+  c.train.precision = 'default'
   c.train.cycles_per_dispatch = 1  # on an accelerator 10 spare the host
   c.train.log_every = 50  # cycles; a multiple of cycles_per_dispatch
   c.train.eval_every = 500  # likewise

@@ -387,6 +387,22 @@ def test_one_device_follows_the_same_trajectory_as_four(trajectory):
   assert_close(rows[-1][2], trajectory[-1][2])
 
 
+def test_in_bfloat16_all_but_products_is_float32_and_the_sick_are_left_out():
+  program = Program(get_config(train__dtype='bfloat16'), devices=1)
+  rows = program.run(6)
+  assert_finite([(metrics, state) for _, metrics, state in rows])
+  floats = [x for x in jax.tree.leaves(rows[-1][2]) if x.dtype.kind == 'f']
+  assert {x.dtype for x in floats} == {np.dtype('float32')}
+  # What is exported and judged is of float32.
+  assert program.spec.tokenizer.dtype == 'float32'
+  assert program.spec.dtype == 'bfloat16'
+  bad = poisoned(rows[2][2], [2], 'generator', 'params', np.nan)
+  (_, _, healed), _ = program.run(2, bad)
+  assert_finite(healed)
+  np.testing.assert_array_equal(healed.dropped, [0, 0, 1, 0])
+  assert_close(healed.generator.params, healed.master.params, 0)
+
+
 def test_three_cycles_in_one_dispatch_are_three_dispatches():
   # By 'total': the agent's own probe is told of codes, which flip on rounding.
   config = get_config(q__history='total')

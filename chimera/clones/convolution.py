@@ -29,18 +29,23 @@ import jax.numpy as jnp
 from chimera.system import axes
 
 
-@jax.custom_vjp
-def convolve(x_BxHxWxC: jax.Array, kernel_KxKxCxD: jax.Array) -> jax.Array:
-  """(B, H, W, D): the correlation with the kernel, zeros beyond the border."""
-  return _convolve(x_BxHxWxC, kernel_KxKxCxD)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(
+  x_BxHxWxC: jax.Array, kernel_KxKxCxD: jax.Array, dtype: str = 'float32'
+) -> jax.Array:
+  """(B, H, W, D): the correlation with the kernel, zeros beyond the border.
+
+  Of what is rounded to `dtype`, summed in float32; so are its gradients.
+  """
+  return _convolve(dtype)(x_BxHxWxC, kernel_KxKxCxD)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def correlate(
-  x_BxHxWxC: jax.Array, y_BxHxWxD: jax.Array, side: int
+  x_BxHxWxC: jax.Array, y_BxHxWxD: jax.Array, side: int, dtype: str = 'float32'
 ) -> jax.Array:
   """(K, K, C, D): sum over samples and places of x, moved within K, times y."""
-  return _correlate(side)(x_BxHxWxC, y_BxHxWxD)
+  return _correlate(side, dtype)(x_BxHxWxC, y_BxHxWxD)
 
 
 def _turned(kernel_KxKxCxD: jax.Array) -> jax.Array:
@@ -49,52 +54,62 @@ def _turned(kernel_KxKxCxD: jax.Array) -> jax.Array:
 
 
 convolve.defvjp(
-  lambda x, kernel: (convolve(x, kernel), (x, kernel)),
-  lambda kept, y: (
-    convolve(y, _turned(kept[1])),
-    correlate(kept[0], y, len(kept[1])),
+  lambda x, kernel, dtype: (convolve(x, kernel, dtype), (x, kernel)),
+  lambda dtype, kept, y: (
+    convolve(y, _turned(kept[1]), dtype),
+    correlate(kept[0], y, len(kept[1]), dtype),
   ),
 )
 correlate.defvjp(
-  lambda x, y, side: (correlate(x, y, side), (x, y)),
-  lambda side, kept, kernel: (
-    convolve(kept[1], _turned(kernel)),
-    convolve(kept[0], kernel),
+  lambda x, y, side, dtype: (correlate(x, y, side, dtype), (x, y)),
+  lambda side, dtype, kept, kernel: (
+    convolve(kept[1], _turned(kernel), dtype),
+    convolve(kept[0], kernel, dtype),
   ),
 )
 
 
-def _alone(x_BxHxWxC: jax.Array, kernel_KxKxCxD: jax.Array) -> jax.Array:
-  return lax.conv_general_dilated(
-    *(x_BxHxWxC, kernel_KxKxCxD, (1, 1), 'SAME'),
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-  )
+@functools.cache
+def _convolve(dtype: str) -> Callable[..., jax.Array]:
+  def alone(x_BxHxWxC: jax.Array, kernel_KxKxCxD: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(
+      *_rounded(dtype, x_BxHxWxC, kernel_KxKxCxD),
+      *((1, 1), 'SAME'),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      preferred_element_type=x_BxHxWxC.dtype,
+    )
 
+  one_by_one = axes.one_by_one(alone)
+  convolve_all = custom_vmap(alone)
 
-_one_by_one = axes.one_by_one(_alone)
-_convolve = custom_vmap(_alone)
+  @convolve_all.def_vmap
+  def _(size: int, batched: Any, x: jax.Array, kernel: jax.Array) -> Any:
+    del size
+    if batched[0] and not batched[1]:
+      y = convolve_all(x.reshape(-1, *x.shape[2:]), kernel)
+      return y.reshape(*x.shape[:2], *y.shape[1:]), True
+    mapped = [0 if b else None for b in batched]
+    return jax.vmap(one_by_one, mapped)(x, kernel), True
 
-
-@_convolve.def_vmap
-def _(size: int, batched: Any, x: jax.Array, kernel: jax.Array) -> Any:
-  del size
-  if batched[0] and not batched[1]:
-    y = _convolve(x.reshape(-1, *x.shape[2:]), kernel)
-    return y.reshape(*x.shape[:2], *y.shape[1:]), True
-  mapped = [0 if b else None for b in batched]
-  return jax.vmap(_one_by_one, mapped)(x, kernel), True
+  return convolve_all
 
 
 @functools.cache
-def _correlate(side: int) -> Callable[..., jax.Array]:
+def _correlate(side: int, dtype: str) -> Callable[..., jax.Array]:
   def f(x_BxHxWxC: jax.Array, y_BxHxWxD: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(
-      *(x_BxHxWxC, y_BxHxWxD, (1, 1), [(side // 2, side // 2)] * 2),
+      *_rounded(dtype, x_BxHxWxC, y_BxHxWxD),
+      *((1, 1), [(side // 2, side // 2)] * 2),
       # What is summed over are the samples: they stand where channels stood.
       dimension_numbers=('CHWN', 'IHWO', 'HWNC'),
+      preferred_element_type=x_BxHxWxC.dtype,
     )
 
   return axes.one_by_one(f)
+
+
+def _rounded(dtype: str, *arrays: jax.Array) -> list[jax.Array]:
+  return [x if dtype == 'float32' else x.astype(dtype) for x in arrays]
 
 
 class Framed(NamedTuple):
@@ -113,6 +128,7 @@ class Conv(nn.Module):
 
   features: int
   kernel_size: tuple[int, int]
+  dtype: str = 'float32'  # what is multiplied; parameters are float32
 
   @nn.compact
   def __call__(self, x: jax.Array | Framed) -> jax.Array | Framed:
@@ -125,12 +141,11 @@ class Conv(nn.Module):
     bias_D = self.param('bias', nn.initializers.zeros, (self.features,))
     bias_1x1x1xD = bias_D[None, None, None]
     if not isinstance(x, Framed):
-      return convolve(x, kernel_KxKxCxD) + bias_1x1x1xD
+      return convolve(x, kernel_KxKxCxD, self.dtype) + bias_1x1x1xD
     beyond = _endless(x.beyond_BxPxPxC, kernel_KxKxCxD) + bias_1x1x1xD
     rest = _everywhere(jnp.subtract, *x)
-    return Framed(
-      _everywhere(jnp.add, convolve(rest, kernel_KxKxCxD), beyond), beyond
-    )
+    inside = convolve(rest, kernel_KxKxCxD, self.dtype)
+    return Framed(_everywhere(jnp.add, inside, beyond), beyond)
 
 
 def _everywhere(

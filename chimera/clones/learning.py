@@ -124,12 +124,13 @@ def generate(
   in the reconstructions' gradient, and more, which is returned behind the rest.
   """
   generator_params = spec.generator_layout.tree(generator_P)
+  tokenizer = spec.tokenizer.clone(dtype=spec.dtype)
 
   def encode(params: Any) -> tuple[Any, jax.Array]:
-    return spec.tokenizer.apply({'params': params}, x, method='quantize')
+    return tokenizer.apply({'params': params}, x, method='quantize')
 
   def decode(params: Any, q_BxhxwxD: jax.Array) -> jax.Array:
-    return spec.tokenizer.apply({'params': params}, q_BxhxwxD, method='decode')
+    return tokenizer.apply({'params': params}, q_BxhxwxD, method='decode')
 
   codes, to_encoder, tokens = jax.vjp(encode, generator_params, has_aux=True)
   x_hat, to_decoder = jax.vjp(decode, generator_params, codes.q_BxhxwxD)

@@ -57,6 +57,7 @@ class ResidualBlock(nn.Module):
 
   width: int
   norm: str  # 'layer' or 'group', see `Tokenizer`
+  dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, x: Features) -> Features:
@@ -69,7 +70,7 @@ class ResidualBlock(nn.Module):
       norm = functools.partial(nn.GroupNorm, num_groups=groups)
     for _ in range(2):
       y = _swish(jax.tree.map(norm(), y))
-      y = convolution.Conv(self.width, (3, 3))(y)
+      y = convolution.Conv(self.width, (3, 3), self.dtype)(y)
     return jax.tree.map(jnp.add, x, y)
 
 
@@ -80,6 +81,7 @@ class Encoder(nn.Module):
   dim: int
   norm: str
   border: str
+  dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, x: jax.Array, mean: jax.Array | None = None) -> jax.Array:
@@ -87,15 +89,17 @@ class Encoder(nn.Module):
       if mean is None:
         mean = mean_of(x, self.downsample)
       x = convolution.Framed(x, mean)
-    x = convolution.Conv(self.width, (3, 3))(x)
+    conv = functools.partial(convolution.Conv, dtype=self.dtype)
+    block = functools.partial(ResidualBlock, dtype=self.dtype)
+    x = conv(self.width, (3, 3))(x)
     for _ in range(self.downsample.bit_length() - 1):
-      x = ResidualBlock(self.width, self.norm)(x)
+      x = block(self.width, self.norm)(x)
       # Instead of a stride of 2, whose gradients are dilated convolutions,
       # which XLA runs without a library on the CPU.
-      x = convolution.Conv(self.width, (3, 3))(_folded(x))
+      x = conv(self.width, (3, 3))(_folded(x))
     for _ in range(self.blocks):
-      x = ResidualBlock(self.width, self.norm)(x)
-    z = convolution.Conv(self.dim, (1, 1))(_swish(x))
+      x = block(self.width, self.norm)(x)
+    z = conv(self.dim, (1, 1))(_swish(x))
     return z[0] if is_framed else z
 
 
@@ -104,17 +108,20 @@ class Decoder(nn.Module):
   blocks: int
   downsample: int
   norm: str
+  dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, q: jax.Array) -> jax.Array:
-    x = convolution.Conv(self.width, (3, 3))(q)
+    conv = functools.partial(convolution.Conv, dtype=self.dtype)
+    block = functools.partial(ResidualBlock, dtype=self.dtype)
+    x = conv(self.width, (3, 3))(q)
     for _ in range(self.blocks):
-      x = ResidualBlock(self.width, self.norm)(x)
+      x = block(self.width, self.norm)(x)
     for _ in range(self.downsample.bit_length() - 1):
-      x = dm_pix.depth_to_space(convolution.Conv(4 * self.width, (1, 1))(x), 2)
-      x = ResidualBlock(self.width, self.norm)(x)
+      x = dm_pix.depth_to_space(conv(4 * self.width, (1, 1))(x), 2)
+      x = block(self.width, self.norm)(x)
     # Bounded: an unbounded output is how one seed in three blew up.
-    return jnp.tanh(convolution.Conv(3, (3, 3))(nn.swish(x)))
+    return jnp.tanh(conv(3, (3, 3))(nn.swish(x)))
 
 
 class Tokenizer(nn.Module):
@@ -130,6 +137,8 @@ class Tokenizer(nn.Module):
   # What the encoder takes to lie beyond an image's border: 'zeros', or its
   # 'mean', for which an image of one color has tokens of one kind.
   border: str = 'zeros'
+  # What the convolutions multiply, while it learns: 'float32' or 'bfloat16'.
+  dtype: str = 'float32'
 
   @property
   def codes(self) -> int:
@@ -157,9 +166,11 @@ class Tokenizer(nn.Module):
   def setup(self):
     self.encoder = Encoder(
       *(self.width, self.blocks, self.downsample),
-      *(self.quantizer.dim, self.norm, self.border),
+      *(self.quantizer.dim, self.norm, self.border, self.dtype),
     )
-    self.decoder = Decoder(self.width, self.blocks, self.downsample, self.norm)
+    self.decoder = Decoder(
+      *(self.width, self.blocks, self.downsample, self.norm, self.dtype)
+    )
     nn.share_scope(self, self.quantizer)
 
   def quantize(

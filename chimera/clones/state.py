@@ -63,6 +63,8 @@ class StepSpec:
   tokenizer: models.Tokenizer
   critic: critic_lib.Critic
   batch_size: int
+  dtype: str  # what the tokenizer's convolutions multiply while it learns
+  precision: str  # of products of float32, where a device has several
   school: lessons_lib.Spec
   loss: losses.Spec
   wgan: critic_lib.Spec
@@ -115,6 +117,8 @@ def create_spec(config: ml_collections.ConfigDict) -> StepSpec:
     tokenizer=models.create_tokenizer(**c.model),
     critic=critic_lib.Critic(width=c.model.critic_width),
     batch_size=c.train.batch_size,
+    dtype=c.train.dtype,
+    precision=c.train.precision,
     school=school,
     loss=_made(losses.Spec, c.loss),
     wgan=_made(critic_lib.Spec, c.critic),

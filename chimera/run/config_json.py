@@ -28,6 +28,8 @@ LATER = {
   'tokens.size': [0, 0],
   'train.decay': 0.2,
   'train.audition': False,
+  'train.dtype': 'float32',
+  'train.precision': 'default',
   'eval.features': '',
 }
 

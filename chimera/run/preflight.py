@@ -39,7 +39,7 @@ _AGENTS = (
   *('meld.enabled', 'meld.outer_momentum'),
 )
 # What a run of before they were keys had not.
-_LATER = ('train.audition', 'pid.bounded')
+_LATER = ('train.audition', 'pid.bounded', 'train.dtype', 'train.precision')
 _LEAST_WEIGHT = 1e-12  # of all terms of a clone: the PID divides by their size
 _TRAINED = ('checkpoints/*', 'evaluation.json')
 _PREPARED = ('optics/*', 'latents.npy', 'manifest.csv', 'curriculum_bins_*')
@@ -68,8 +68,9 @@ def binding(values: Mapping[str, Any]) -> dict[str, Any]:
   if values.get('train.schedule') != 'cosine':
     bound.pop('train.cycles', None)
   # A run of before there was one of these is one without.
-  for key in (key for key in _LATER if not values.get(key)):
-    bound.pop(key, None)
+  for key in _LATER:
+    if bound.get(key) == config_json.LATER[key]:
+      bound.pop(key)
   if 'pid.bounded' not in bound:
     bound.pop('pid.vq_share', None)
   return bound

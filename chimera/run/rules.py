@@ -292,6 +292,8 @@ RULES = {
   'train.decay': _SHARE,
   'train.adam_b1': _DECAY,
   'train.adam_b2': _DECAY,
+  'train.dtype': one_of('float32', 'bfloat16'),
+  'train.precision': one_of('default', 'high', 'highest'),
   'train.cycles_per_dispatch': whole(1),
   'train.log_every': whole(1),
   'train.eval_every': whole(1),

@@ -16,6 +16,30 @@ def plain(x, kernel):
   )
 
 
+def test_of_bfloat16_it_multiplies_what_is_rounded_and_sums_in_float32():
+  """So with the gradients: of what is handed back, rounded likewise."""
+  rng = np.random.default_rng(0)
+  x, kernel, y = (
+    rng.normal(size=shape).astype(np.float32)
+    for shape in ((2, 6, 5, 4), (3, 3, 4, 7), (2, 6, 5, 7))
+  )
+
+  def rounded(a):
+    return np.asarray(jnp.asarray(a).astype(jnp.bfloat16), np.float32)
+
+  got, back = jax.vjp(
+    lambda *a: convolution.convolve(*a, 'bfloat16'), x, kernel
+  )
+  assert got.dtype == jnp.float32
+  expected = convolution.convolve(rounded(x), rounded(kernel))
+  np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-5)
+  assert np.abs(got - convolution.convolve(x, kernel)).max() > 1e-3
+  _, plain = jax.vjp(convolution.convolve, rounded(x), rounded(kernel))
+  for mine, theirs in zip(back(y), plain(rounded(y)), strict=True):
+    assert mine.dtype == jnp.float32
+    np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-4)
+
+
 def penalized(convolve):
   """A gradient penalty, and its derivatives: reverse over reverse."""
 
