@@ -168,6 +168,7 @@ def judge_optics(
 
 
 @functools.partial(jax.jit, static_argnums=0)
+@jax.default_matmul_precision('highest')  # as what is exported
 def _reconstruct(tokenizer, params, paths):
   """Figures of each sample, what becomes of it, and counts of the codes."""
   x = poincare.normalize(paths)
@@ -177,6 +178,7 @@ def _reconstruct(tokenizer, params, paths):
 
 
 @functools.partial(jax.jit, static_argnums=0)
+@jax.default_matmul_precision('highest')
 def _paint(eye_model, eye_params, x_BxHxWxC):
   """Pixels in [-1, 1] of normalized path_params."""
   paths = poincare.denormalize(x_BxHxWxC)

@@ -293,7 +293,12 @@ class _Program:
   """
 
   def __init__(self, f: Callable[..., jax.Array]):
-    self._f = jax.jit(f)
+    def exactly(*args: Any) -> jax.Array:
+      # The same tokens where products would be rounded: on a TPU, or by TF32.
+      with jax.default_matmul_precision('highest'):
+        return f(*args)
+
+    self._f = jax.jit(exactly)
     self._seen = set()
 
   def __call__(
@@ -421,7 +426,8 @@ def _lower(parts: Parts) -> list[bytes]:
     def run(x):
       # As if they were arguments: folded constants round otherwise.
       params, variables = jax.lax.optimization_barrier(arrays)
-      return f(Parts(parts.tokenizer, params, parts.optics, variables), x)
+      with jax.default_matmul_precision('highest'):
+        return f(Parts(parts.tokenizer, params, parts.optics, variables), x)
 
     exported = jax.export.export(jax.jit(run), platforms=PLATFORMS)(x)
     return bytes(exported.serialize())
@@ -438,5 +444,5 @@ def _fields(module: Any) -> dict[str, Any]:
   return {
     name: getattr(module, name)
     for name in module.__dataclass_fields__
-    if name not in ('parent', 'name')
+    if name not in ('parent', 'name', 'dtype')  # which is of the training
   }

@@ -5,6 +5,7 @@ import functools
 import json
 import multiprocessing
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -362,6 +363,25 @@ def test_the_door_changes_no_bit_of_the_pixels(folder):
   tokens = np.random.default_rng(0).integers(0, 16, (12, 2, 2)).astype(np.int32)
   back = plain(parts.params, parts.variables, tokens)
   np.testing.assert_array_equal(loaded.decode(tokens), back)
+
+
+def test_products_are_exact_on_any_device(folder, pictures):
+  """A TPU rounds them to bfloat16, and a GPU to TF32, where nothing is said."""
+  loaded = export.load(folder)
+  tokens = loaded.encode(pictures)
+  for f, x in (
+    (loaded.encode, images.to_float(pictures)),
+    (loaded.decode, tokens),
+  ):
+    jaxpr = str(jax.make_jaxpr(f)(jnp.asarray(x)))
+    said = re.findall(r'precision=(\w[\w.]*|\([^)]*\))', jaxpr)
+    assert len(said) > 4
+    assert all('HIGHEST' in word for word in said), set(said)
+  for artefact in _artefacts(folder):
+    text = artefact.mlir_module()
+    found = re.findall(r'stablehlo\.(?:convolution|dot_general).*', text)
+    assert len(found) > 4
+    assert all('HIGHEST' in line for line in found)
 
 
 def test_any_precision_has_the_tokens_of_its_float32(folder, pictures):
