@@ -1,6 +1,8 @@
 """The compiled step against a plain learner, on each layout of devices."""
 
 import argparse
+import math
+import re
 import statistics
 import time
 from typing import Any
@@ -8,16 +10,23 @@ from typing import Any
 import rich.console
 import rich.table
 
+from chimera.clones import specialists
 from chimera.run import default_config
 
+# `%x = (f32[8,2]{1,0}, f32[3]{0}) all-reduce(...)`, or without the brackets.
+_COLLECTIVE = re.compile(
+  r'= (\(.*?\)|\S+) (?:all-reduce|all-gather|reduce-scatter|all-to-all|'
+  r'collective-permute)(-start)?\('
+)
+_ARRAY = re.compile(r'\b(?:f|bf|s|u)(\d+)\[([\d,]*)\]')
 _COLUMNS = (
   'program', 'cycles/s', 'images/s', 'cost of a cycle', 'trace s', 'compile s',
-  'peak MB', 'GFLOP', 'of matmul',
+  'peak MB', 'GFLOP', 'of matmul', 'shared MB',
 )  # fmt: skip
 
 
 def _say(x: Any) -> None:
-  rich.console.Console(width=110).print(x)
+  rich.console.Console(width=120).print(x)
 
 
 def step(args: argparse.Namespace) -> None:
@@ -25,16 +34,18 @@ def step(args: argparse.Namespace) -> None:
 
   The cost of a cycle is the median ratio to the plain learner's step of as many
   images in the same round, and between which two the middle half lies. Peak
-  memory and FLOPs are XLA's own of a device; the last column is the rate of
-  FLOPs over that of a float32 matmul of 2048 x 2048, measured in every round.
+  memory and FLOPs are XLA's own of a device; `of matmul` is the rate of FLOPs
+  over that of a float32 matmul of 2048 x 2048, measured in every round;
+  `shared` is what collectives give a device in a cycle.
   """
   import jax
 
-  clones = len(default_config.get_config(args.variant).clone_names)
+  config = default_config.get_config(args.variant)
+  clones = len(config.clone_names)
   devices = jax.devices()
   _say(f'{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}')
-  for n in range(1, len(devices) + 1):
-    if clones % n == 0 and args.devices in ('', str(n)):
+  for n in specialists.fitting_devices(clones, config.train.batch_size):
+    if n <= len(devices) and args.devices in ('', str(n)):
       _race(args, n)
 
 
@@ -64,7 +75,7 @@ def _race(args: argparse.Namespace, devices: int) -> None:
     rates = [cycles / r[name] for r in rounds]
     ratios = [r[name] / r[programs.PLAIN] for r in rounds]
     rate = statistics.median(rates)
-    trace, compilation, peak, flops = rows[name]
+    trace, compilation, peak, flops, shared = rows[name]
     share = statistics.median(
       devices * flops * x / r['ceiling'] for x, r in zip(rates, rounds)
     )
@@ -79,14 +90,16 @@ def _race(args: argparse.Namespace, devices: int) -> None:
       f'{peak / 1e6:.0f}',
       f'{flops / 1e9:.2f}',
       f'{100 * share:.0f} %',
+      f'{shared / 1e6:.1f}',
     )
   _say(table)
 
 
 def _facts(
   compiled: Any, trace: float, compilation: float
-) -> tuple[float, float, float, float]:
-  """(seconds to trace, to compile, peak bytes, FLOPs a cycle) of a device."""
+) -> tuple[float, float, float, float, float]:
+  """(seconds to trace, to compile; peak bytes, FLOPs and shared bytes a cycle)
+  of a device."""
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
   cost = cost[0] if isinstance(cost, list) else cost
   peak = (
@@ -95,7 +108,23 @@ def _facts(
     + memory.temp_size_in_bytes
     - memory.alias_size_in_bytes
   )
-  return trace, compilation, peak, cost['flops']
+  return trace, compilation, peak, cost['flops'], shared(compiled.as_text())
+
+
+def shared(hlo: str) -> int:
+  """Bytes of the results of a program's collectives, each counted once."""
+  found = 0
+  for line in hlo.splitlines():
+    if of := _COLLECTIVE.search(line):
+      results = sum(
+        math.prod(map(int, dims.split(','))) * int(bits) // 8
+        if dims
+        else int(bits) // 8
+        for bits, dims in _ARRAY.findall(of[1])
+      )
+      # One that is only started names what it takes as well.
+      found += results // 2 if of[2] else results
+  return found
 
 
 def _ceiling(devices: int) -> float:

@@ -8,6 +8,19 @@ from chimera.run import default_config
 from tests import tiny
 
 
+def test_what_collectives_give_a_device_is_counted_once():
+  hlo = """
+  %psum.1 = f32[10,3]{1,0} all-reduce(%x), replica_groups={{0,1}}
+  %pair = (f32[4]{0}, s32[2,2]{1,0}) all-reduce(%a, %b), to_apply=%sum
+  %scalar = f32[] all-reduce(%c), to_apply=%sum
+  %start = (f32[2]{0}, f32[2]{0}) all-gather-start(%d), dimensions={0}
+  %done = f32[2]{0} all-gather-done(%start)
+  %codes = bf16[8]{0} all-gather(%e), dimensions={0}
+  %not = f32[99]{0} add(%all-reduce.9, %y)
+  """
+  assert step.shared(hlo) == 4 * (30 + 4 + 4 + 1 + 2) + 2 * 8
+
+
 def test_it_prints_what_a_cycle_costs_beside_a_plain_learner(
   monkeypatch, capsys
 ):
