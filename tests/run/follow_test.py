@@ -189,16 +189,6 @@ def test_hosts_of_different_configs_are_refused_in_a_line(home):
   assert not (home / 'configs').exists()
 
 
-def test_devices_that_do_not_fit_the_hosts_are_refused_in_a_line(home):
-  two = start(
-    home / 'misfit', clone_names="('structural',)", train__batch_size=3
-  )
-  assert [host.end(60) for host in two] == [2, 2]
-  [line], [same] = (ONE_LINE.findall(host.says()) for host in two)
-  assert 'cannot be spread evenly over 2 hosts' in line
-  assert same == line.replace('Error:', 'Error on the first host:')
-
-
 if __name__ == '__main__':
   # Slower still than the tests: at their rate the rounding of a sum in another
   # order has grown to 3e-5 of a loss by the twelfth cycle.

@@ -1,11 +1,14 @@
 """Hosts meet before JAX joins them: who is let in, and what is said if not."""
 
 import concurrent.futures
+import contextlib
+import re
 import socket
 
+import numpy as np
 import pytest
 
-from chimera.system import hosts
+from chimera.system import hosts, preemption
 
 PAPERS = {'code': 'abc', 'config': '123'}
 
@@ -155,3 +158,111 @@ def test_what_jax_says_past_all_streams_is_noise():
   words = ['Error: no such file', '08:41:12 Cycle 50 of 1000', 'Figure 12: x']
   assert all(hosts._NOISE.match(line) for line in noise)
   assert not any(hosts._NOISE.match(line) for line in words)
+
+
+class _Wire(hosts.Team):
+  """A team of two whose collectives are lists; only one of them is played."""
+
+  def __init__(self, number, said=()):
+    self.number, self.count = number, 2
+    self.signum, self._is_telling = None, False
+    self.said = list(said)
+
+  def _all(self, x):
+    if self.is_first:
+      self.said.append(x)
+      return np.stack([x, x])
+    return np.stack([self.said.pop(0), x])
+
+  def _share(self, part):
+    if self.is_first:
+      self.said.append(part)
+      return part
+    assert len(self.said[0]) == len(part)
+    return self.said.pop(0)
+
+
+def test_what_the_first_host_tells_the_others_hear(monkeypatch):
+  monkeypatch.setattr(hosts, '_PART', 16)
+  what = {'x': np.arange(30.0), 'names': ('a', 'b')}
+  first = _Wire(0)
+  first.tell('place', what)
+  other = _Wire(1, first.said)
+  order, heard = other.hear(None)
+  assert order == 'place'
+  np.testing.assert_array_equal(heard['x'], what['x'])
+  assert heard['names'] == what['names']
+  assert other.said == []
+  # Nobody else tells.
+  other.tell('end')
+  assert other.said == []
+
+
+def test_who_was_told_to_end_is_known_to_all():
+  first = _Wire(0)
+  first.tell('dispatch', ())
+  other = _Wire(1, first.said)
+  other.hear(15)
+  assert other.signum == 15
+
+
+def test_rows_are_gathered_whatever_they_hold(monkeypatch):
+  monkeypatch.setattr(hosts, '_PART', 8)
+  tree = {
+    'float': np.arange(6, dtype=np.float32).reshape(2, 3),
+    'bool': np.array([[True], [False]]),
+    'int': np.arange(2, dtype=np.int32),
+  }
+  gathered = _Wire(0).gather(tree)
+  for name, x in tree.items():
+    assert gathered[name].dtype == x.dtype
+    np.testing.assert_array_equal(gathered[name], np.concatenate([x, x]))
+
+
+@pytest.mark.parametrize('samples', [1, 7])
+def test_an_array_is_shared_a_part_at_a_time(monkeypatch, samples):
+  monkeypatch.setattr(hosts, '_PART', 60)
+  rows = np.arange(samples * 6, dtype=np.float32).reshape(samples, 2, 3)
+  first = _Wire(0)
+  assert first.share_rows(rows) is rows
+  np.testing.assert_array_equal(_Wire(1, first.said).share_rows(None), rows)
+
+
+@pytest.mark.parametrize(
+  ('error', 'told'),
+  [
+    (None, ('', 0)),
+    (preemption.Stopped(15, 'Stopped at 4.'), ('Stopped at 4.', 143)),
+    (KeyboardInterrupt(), ('Interrupted: the same command goes on .*', 130)),
+    (ValueError('no\nphotographs'), ('Error on .* host: no photographs', 2)),
+  ],
+)
+def test_how_the_first_host_ends_the_others_are_told(error, told):
+  first = _Wire(0)
+  with contextlib.suppress(BaseException), first:
+    if error:
+      raise error
+  order, (line, code) = _Wire(1, first.said).hear(None)
+  assert (order, code) == ('end', told[1])
+  assert re.fullmatch(told[0], line)
+
+
+def test_in_the_middle_of_an_order_it_says_no_more():
+  first = _Wire(0)
+  with contextlib.suppress(ValueError), first:
+    first._is_telling = True
+    raise ValueError
+  assert first.said == []
+
+
+def test_a_host_that_is_gone_is_told_from_other_errors():
+  said = 'UNKNOWN: Gloo AllGather failed: Connection closed by peer'
+  with pytest.raises(hosts.GoneError, match='Another host is gone'):
+    _answered(ValueError(said))
+  with pytest.raises(ValueError, match='shapes'):
+    _answered(ValueError('shapes do not fit'))
+
+
+def _answered(error):
+  with _Wire(0).answering():
+    raise error
