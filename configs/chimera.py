@@ -247,7 +247,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # Of an enabled PID, whatever the weights: the adversarial share is at most
   # target.adv * exp(limit), the commitment's at the encodings within vq_share.
   c.pid.bounded = True
-  c.pid.vq_share = (0.08, 0.2)
+  c.pid.vq_share = (0.08, 0.15)
 
   # The Q-learning controller of the learning rate, likewise.
   c.q = ml_collections.ConfigDict()
