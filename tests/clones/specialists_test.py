@@ -148,8 +148,8 @@ def test_the_shares_of_a_gradient_are_bounded_by_targets_and_limit():
   free = (1, 0, 1)
   np.testing.assert_allclose(
     bounds(config),
-    [(1, 0.08, 0.2), (0.033, 0.08, 0.2)]
-    + [(0.3297, 0.08, 0.2), (0.0412, 0.08, 0.2)],
+    [(1, 0.08, 0.15), (0.033, 0.08, 0.15)]
+    + [(0.3297, 0.08, 0.15), (0.0412, 0.08, 0.15)],
     atol=1e-4,
   )
   for variant in ('control', 'seed'):
