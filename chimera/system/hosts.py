@@ -42,8 +42,6 @@ GONE = (
   'Another host is gone: the same command on all hosts goes on from the last '
   'checkpoint.'
 )
-
-
 GONE_CODE = 134  # that of an abort: launch/until_done.sh starts again
 
 
