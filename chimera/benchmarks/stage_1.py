@@ -44,6 +44,7 @@ def _read(folder: str, config: Any, rounds: int) -> np.ndarray:
   from PIL import Image
 
   from chimera.data import crops as crops_lib
+  from chimera.data import cutting
 
   files = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
   size, chunk = config.data.image_size, config.optics.chunk
@@ -58,7 +59,7 @@ def _read(folder: str, config: Any, rounds: int) -> np.ndarray:
       return np.asarray(image)
 
   def cut(crops: list[crops_lib.Crop]) -> np.ndarray:
-    parts = crops_lib.cut_crops(crops, image_size=size, chunk=chunk)
+    parts = cutting.cut(crops, image_size=size, chunk=chunk)
     return np.concatenate(list(parts))
 
   def decode_and_resize(crops: list[crops_lib.Crop]) -> None:

@@ -21,6 +21,7 @@ def tokens(args: argparse.Namespace) -> None:
   from PIL import Image
 
   from chimera.data import crops as crops_lib
+  from chimera.data import cutting
   from chimera.tokenizer import export
   from chimera.tokenizer import tokens as tokens_lib
 
@@ -37,7 +38,7 @@ def tokens(args: argparse.Namespace) -> None:
     max_scale=3.0,
     seed=0,
   )
-  crops = crops_lib.read_crops(plan.train, image_size=loaded.image_size)
+  crops = cutting.read(plan.train, image_size=loaded.image_size)
   batch = min(config.tokens.batch_size, len(crops))
   starts = range(0, len(crops) - batch + 1, batch)
 

@@ -1,13 +1,13 @@
-"""Which crop of which photograph a sample is: planned, read back, written down.
+"""Which crop of which photograph a sample is: planned, and written down.
 
 Photographs are split into training and held-out ones **by photograph**: no
 crop of one that is trained on, or of a near copy, is ever held out. Host code
 only.
 """
 
+import base64
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping
-import concurrent.futures
 import contextlib
 import csv
 import functools
@@ -15,20 +15,17 @@ import hashlib
 import itertools
 import math
 import os
-import shutil
-import tempfile
-import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import logging
 import numpy as np
+import PIL
 
 from chimera.data import fingerprints, folders, images, likeness
-from chimera.system import disk
+from chimera.system import disk, journal, threads
 
 # How colors can be shown, each by its name.
 _ORDERS = {x: x for x in map(''.join, itertools.permutations('rgb'))}
-_CUT = 32  # crops of a photograph that a thread cuts at a time
 
 
 class Crop(NamedTuple):
@@ -79,6 +76,7 @@ def plan_crops(
   seed: int,
   permuted: float = 0.0,
   mirrored: float = 0.0,
+  notes: str | os.PathLike | None = None,
   progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
   """Decodes every image once and lays out its crops.
@@ -103,6 +101,8 @@ def plan_crops(
     seed: of the split and the crops.
     permuted: share of the crops to train on whose colors change places.
     mirrored: likewise, left and right.
+    notes: a file of what is known of each image, which is then not decoded
+      again as long as the file system says that it is the same.
     progress: called with (files done, files) as planning goes.
 
   Raises:
@@ -118,19 +118,17 @@ def plan_crops(
     unread |= others.unread
     left_out += collections.Counter(others.left_out)
   sources = train_sources + held_out_sources
-  examine = functools.partial(_examine, seed)
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    found, marks = {}, {}
-    for name, seen in zip(sources, pool.map(examine, sources)):
-      marks[name], found[name] = seen
-      if progress is not None:
-        progress(len(found), len(sources))
-  skipped = {name: x for name, x in found.items() if isinstance(x, str)}
-  train = _distinct(found, train_sources, source, 'source')
+  marks, seen = {}, {}
+  for name, mark, image in _examine_all(seed, sources, notes):
+    marks[name], seen[name] = mark, image
+    if progress is not None:
+      progress(len(seen), len(sources))
+  skipped = {name: x for name, x in seen.items() if isinstance(x, str)}
+  train = _distinct(seen, train_sources, source, 'source')
   held_out = []
   if held_out_source:
     held_out = _distinct(
-      found, held_out_sources, held_out_source, 'held_out_source'
+      seen, held_out_sources, held_out_source, 'held_out_source'
     )
   everything = sorted({p.lot: p for p in train + held_out}.values())
   groups = likeness.group([p.look for p in everything])
@@ -171,121 +169,6 @@ def plan_crops(
     left_out,
     copies,
   )
-
-
-def read_crops(crops: Iterable[Crop], *, image_size: int) -> np.ndarray:
-  """uint8 RGB (n, image_size, image_size, 3); a photograph is decoded once.
-
-  Raises:
-    ValueError: a photograph is gone or no longer holds its crop.
-  """
-  crops = list(crops)
-  windows = np.empty((len(crops), image_size, image_size, 3), np.uint8)
-  by_source = sorted(range(len(crops)), key=lambda i: crops[i].source)
-  parts = cut_crops(
-    (crops[i] for i in by_source), image_size=image_size, chunk=_CUT
-  )
-  for i, window in zip(by_source, itertools.chain.from_iterable(parts)):
-    windows[i] = window
-  return windows
-
-
-def cut_crops(
-  crops: Iterable[Crop], *, image_size: int, chunk: int
-) -> Iterator[np.ndarray]:
-  """uint8 RGB (n, image_size, image_size, 3), n = `chunk` crops at a time.
-
-  A photograph whose crops are next to each other is decoded once. It is done on
-  threads, somewhat ahead of who takes them.
-
-  Raises:
-    ValueError: a photograph is gone or no longer holds its crop.
-  """
-  held = np.empty((0, image_size, image_size, 3), np.uint8)
-  for part in _cut_ahead(crops, image_size):
-    held = np.concatenate([held, part])
-    while len(held) >= chunk:
-      yield held[:chunk]
-      held = held[chunk:]
-  if len(held):
-    yield held
-
-
-def keep_crops(
-  crops: list[Crop],
-  *,
-  image_size: int,
-  in_memory: int,
-  folder: str | os.PathLike,
-) -> np.ndarray | None:
-  """All of them, uint8 (N, image_size, image_size, 3), to be read again.
-
-  Args:
-    crops: those of one photograph are next to each other.
-    image_size: pixels.
-    in_memory: bytes; more are in a file of `folder` that has no name.
-    folder: None is returned where it has not twice the room.
-  """
-  shape = (len(crops), image_size, image_size, 3)
-  size = math.prod(shape)
-  if size > in_memory and size > shutil.disk_usage(folder).free // 2:
-    return None
-  parts = _cut_ahead(crops, image_size)
-  if size <= in_memory:
-    return np.concatenate(list(parts))
-  with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder) as f:
-    for part in parts:
-      f.write(part.data)
-    f.flush()
-    return np.memmap(f, np.uint8, 'r', shape=shape)
-  return None
-
-
-def _cut_ahead(crops: Iterable[Crop], image_size: int) -> Iterator[np.ndarray]:
-  """Crops of one photograph at a time, in order, cut by threads."""
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    ahead = collections.deque()
-    for photograph, part in _parts(crops):
-      ahead.append(pool.submit(photograph.cut, part, image_size))
-      if len(ahead) > 2 * os.cpu_count():
-        yield ahead.popleft().result()
-    while ahead:
-      yield ahead.popleft().result()
-
-
-def _parts(crops: Iterable[Crop]) -> Iterator[tuple['_Pixels', list[Crop]]]:
-  """Some crops of one photograph at a time, and its pixels."""
-  for source, group in itertools.groupby(crops, lambda crop: crop.source):
-    photograph = _Pixels(source)
-    while part := list(itertools.islice(group, _CUT)):
-      yield photograph, part
-
-
-class _Pixels:
-  """A photograph that several threads cut from; the first one decodes it."""
-
-  def __init__(self, source: str):
-    self._source = source
-    self._lock = threading.Lock()
-    self._image = None
-
-  def cut(self, crops: list[Crop], image_size: int) -> np.ndarray:
-    with self._lock:
-      if self._image is None:
-        self._image = images.load_image(self._source)
-    width, height = self._image.size
-    windows = np.empty((len(crops), image_size, image_size, 3), np.uint8)
-    for i, (source, top, left, size, colors, mirrored) in enumerate(crops):
-      if min(top, left) < 0 or top + size > height or left + size > width:
-        raise ValueError(
-          f'{source} no longer holds the crop {crops[i][1:]}, it is {height} x '
-          f'{width}: put the image back or start anew in another --workdir.'
-        )
-      window = self._image.crop((left, top, left + size, top + size))
-      seen = images.resize(window, image_size)
-      seen = seen[..., ['rgb'.index(color) for color in colors]]
-      windows[i] = seen[:, ::-1] if mirrored else seen
-    return windows
 
 
 def write_manifest(
@@ -333,10 +216,44 @@ def read_manifest(path: str | os.PathLike) -> tuple[list[Crop], np.ndarray]:
   return crops, np.asarray(scores, np.float32)
 
 
-def _examine(
-  seed: int, source: str
-) -> tuple[fingerprints.Fingerprint, _Photograph | str]:
-  """Decodes one file; why, where it cannot be read."""
+def _examine_all(
+  seed: int, sources: Iterable[str], path: str | os.PathLike | None
+) -> Iterator[tuple[str, fingerprints.Fingerprint, _Photograph | str]]:
+  """Of each file its name, its fingerprint, and what it shows, or why not.
+
+  What is noted at `path` of those that are as they were is believed.
+  """
+  with contextlib.ExitStack() as stack:
+    notes, noted = None, {}
+    if path is not None:
+      work = ['planning', 1, PIL.__version__]
+      notes = stack.enter_context(journal.Journal(path, work))
+      noted = {entry[0]: entry for entry in notes.entries}
+
+    def look(source: str) -> list[Any]:
+      entry = noted.get(source)
+      with contextlib.suppress(*disk.BROKEN):
+        if entry and fingerprints.look(source) == entry[1]['stat']:
+          return entry
+      return _examine(source)
+
+    for source, mark, *image in threads.map_ahead(look, sources):
+      if len(image) == 1:
+        yield source, mark, image[0]
+        continue
+      if notes and noted.get(source, [source, None])[1] != mark:
+        notes.add([source, mark, *image])
+      lot = hashlib.sha256(f'{seed}:{mark["sha256"]}'.encode()).hexdigest()
+      height, width, cells = image
+      cells = base64.b64decode(cells)
+      yield source, mark, _Photograph(lot, source, height, width, cells)
+
+
+def _examine(source: str) -> list[Any]:
+  """Decodes one file: its name, fingerprint, height, width and look.
+
+  Or its name, fingerprint, and why it cannot be read; JSON holds either.
+  """
   mark = fingerprints.UNREADABLE
   try:
     with fingerprints.opened(source) as (f, mark):
@@ -346,19 +263,18 @@ def _examine(
       if fingerprints.look(source) != mark['stat']:
         raise ValueError('it changed while it was read')
   except disk.BROKEN as e:
-    return mark, images.why(e)
-  lot = hashlib.sha256(f'{seed}:{mark["sha256"]}'.encode()).hexdigest()
-  return mark, _Photograph(lot, source, height, width, look)
+    return [source, mark, images.why(e)]
+  return [source, mark, height, width, base64.b64encode(look).decode()]
 
 
 def _distinct(
-  found: dict[str, _Photograph | str],
+  seen: dict[str, _Photograph | str],
   sources: list[str],
   folder: images.AnyPath,
   key: str,
 ) -> list[_Photograph]:
   """The readable photographs by lot; of identical ones the first."""
-  examined = [found[name] for name in sources]
+  examined = [seen[name] for name in sources]
   photographs = [x for x in examined if not isinstance(x, str)]
   if not photographs:
     raise ValueError(

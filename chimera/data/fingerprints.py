@@ -7,14 +7,13 @@ is another) the digest decides.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-import concurrent.futures
 import contextlib
 import hashlib
 import os
 from typing import Any, BinaryIO, NamedTuple
 
 from chimera.data import archives, images
-from chimera.system import disk
+from chimera.system import disk, threads
 
 # {'sha256': hex, 'stat': [bytes, mtime, ctime]}, the times in ns; the archive's
 # for a member. JSON holds it.
@@ -69,10 +68,8 @@ def look_again(
       if look(source) == known['stat']:
         now[name] = {key: known[key] for key in UNREADABLE}
   others = [name for name in sources if name not in now]
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    found = pool.map(_take, [sources[name] for name in others])
-    now |= {name: taken for name, taken in zip(others, found) if taken}
-  return now
+  found = threads.map_ahead(_take, [sources[name] for name in others])
+  return now | {name: taken for name, taken in zip(others, found) if taken}
 
 
 def compare(

@@ -23,6 +23,7 @@ from PIL import Image
 
 from chimera.clones import models
 from chimera.data import crops as crops_lib
+from chimera.data import cutting
 from chimera.evaluation import evaluate, exam, metrics, sheets
 from chimera.monitor import curves, history, summary
 from chimera.optics import poincare, stage_1
@@ -300,7 +301,7 @@ def _samples(
       changes = stage_1.changes_of(workdir, {crop.source for crop in crops})
       if any(changes):
         raise ValueError(f'photographs are not what they were ({changes})')
-      pictures = crops_lib.read_crops(crops, image_size=image_size)
+      pictures = cutting.read(crops, image_size=image_size)
       return pictures, 'the photographs themselves'
     except ValueError as e:
       logging.info('The report draws the bins by the optics: %s', e)

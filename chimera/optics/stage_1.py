@@ -9,7 +9,9 @@ The workdir's `optics/` holds what was learned and what was seen:
   sources.json        fingerprints of the files that all this was made of
   digests.json        SHA-256 of all of these and of latents.npy
 
-and beside it `latents.npy`, float32 (N, H, W, 3), appears last and whole. Where
+and, until all is whole, planned.jsonl, crops.bin and crops.jsonl, from which
+whoever was killed goes on.
+Beside it `latents.npy`, float32 (N, H, W, 3), appears last and whole. Where
 images could not be used, `skipped.csv` beside it says which and why.
 """
 
@@ -25,7 +27,7 @@ import ml_collections
 import numpy as np
 import safetensors.numpy
 
-from chimera.data import arrays, fingerprints, images, skipped
+from chimera.data import arrays, cutting, fingerprints, images, skipped
 from chimera.data import crops as crops_lib
 from chimera.optics import modules as optics
 from chimera.optics import training
@@ -36,6 +38,9 @@ _POOL_MB = 256  # of the crops, uint8, that the optics learn from
 _FILES = ('optics.json', 'optics.safetensors', 'crops.csv', 'held_out.npz')
 _DIGESTS = 'digests.json'
 _SOURCES = 'sources.json'
+# Until the latents are whole: what is known of each image, and the crops.
+_PLANNED = 'planned.jsonl'
+_CROPS = 'crops.bin'
 # Settings that there were not always, and what was in force before.
 _LATER = {'data.permuted': 0.0, 'data.mirrored': 0.0}
 
@@ -89,11 +94,12 @@ def prepare(
       with disk.writing(home / 'held_out.npz') as held:
         np.savez(held, **held_out)
       files = {f'optics/{name}': home / name for name in _FILES}
-      # latents.npy still has another name.
-      files |= {'latents.npy': pathlib.Path(f.name)}
+      files |= {'latents.npy': pathlib.Path(f.name)}  # as it is named yet
       f.flush()
       digests = {k: disk.digest(p) for k, p in files.items() if p.exists()}
       disk.write_sealed(home / _DIGESTS, digests)
+  (home / _PLANNED).unlink(missing_ok=True)
+  cutting.forget(home / _CROPS)
   _tell_of_changes(home)
   crops, gradients_N = crops_lib.read_manifest(home / 'crops.csv')
   with np.load(home / 'held_out.npz', allow_pickle=False) as held_out:
@@ -238,38 +244,37 @@ def _see(
 ) -> _Made:
   """From photographs, by optics that learn from them where there are none."""
   size, chunk = config.data.image_size, config.optics.chunk
+  home.mkdir(parents=True, exist_ok=True)
   with progress.bar('Photographs') as report:
     plan = crops_lib.plan_crops(
-      **config.data, progress=lambda done, total: report(done, '', total)
+      **config.data,
+      notes=home / _PLANNED,
+      progress=lambda done, total: report(done, '', total),
     )
   is_learned = (home / 'optics.json').exists()
   if is_learned:
     _check_sources(home, plan.fingerprints)
   skipped.tell(plan.skipped, home.parent)
   check_crops(config, len(plan.train))
-  held_out = crops_lib.read_crops(plan.held_out, image_size=size)
-  home.mkdir(parents=True, exist_ok=True)
-  kept = None
+  held_out = cutting.read(plan.held_out, image_size=size)
   if not is_learned:
     _write_sources(home, plan.fingerprints)
-    if not config.init_from:
-      kept = crops_lib.keep_crops(
-        plan.train,
-        image_size=size,
-        in_memory=_POOL_MB << 20,
-        folder=home.parent,
-      )
+  with progress.bar('Crops', len(plan.train)) as report:
+    kept = cutting.keep(
+      plan.train,
+      image_size=size,
+      path=home / _CROPS,
+      made_of={k: v['sha256'] for k, v in plan.fingerprints.items()},
+      report=report,
+    )
+  if not is_learned:
     _learn(config, home, plan, kept, held_out, inherit)
   model, variables = training.load_optics(str(home.parent))
-  if kept is None:
-    cut = crops_lib.cut_crops(plan.train, image_size=size, chunk=chunk)
-  else:
-    cut = (kept[i : i + chunk] for i in range(0, len(kept), chunk))
 
   def parts() -> _Parts:
     done = 0
     with progress.bar('path_params', len(plan.train)) as report:
-      for part in cut:
+      for part in kept.parts(chunk):
         paths = training.encode_images(model, variables, part, chunk)
         yield paths, training.gradients(part, chunk)
         done += len(part)
@@ -283,7 +288,7 @@ def _learn(
   config: ml_collections.ConfigDict,
   home: pathlib.Path,
   plan: crops_lib.Plan,
-  kept_NxSxSx3: np.ndarray | None,
+  kept: cutting.Kept | cutting.Uncut,
   held_out_NxSxSx3: np.ndarray,
   inherit: Callable[[str], Any] | None,
 ) -> None:
@@ -297,15 +302,11 @@ def _learn(
   if config.init_from:
     variables, learned = inherit(config.init_from), {}
   else:
-    spread = slice(None, None, -(-len(plan.train) // pool_size(size)))
-    if kept_NxSxSx3 is None:
-      pool = crops_lib.read_crops(plan.train[spread], image_size=size)
-    else:
-      pool = np.ascontiguousarray(kept_NxSxSx3[spread])
+    spread = range(0, len(plan.train), -(-len(plan.train) // pool_size(size)))
     how = ('steps', 'batch_size', 'learning_rate', 'noise')
     variables, loss = training.train_optics(
       model,
-      pool,
+      kept.read(spread),
       **{key: config.optics[key] for key in how},
       seed=config.seed,
     )

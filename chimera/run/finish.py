@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from chimera.clones import models
-from chimera.data import crops as crops_lib
+from chimera.data import cutting
 from chimera.optics import finishing, poincare, stage_1, training
 from chimera.system import disk
 
@@ -49,7 +49,7 @@ def finish(
     changes = stage_1.changes_of(workdir, {crop.source for crop in crops})
     if any(changes):
       raise ValueError(f'photographs are not what they were ({changes})')
-    images_nxSxSx3 = crops_lib.read_crops(crops, image_size=size)
+    images_nxSxSx3 = cutting.read(crops, image_size=size)
   except disk.BROKEN as e:
     return _unfinished(data, e)
   model, variables = data.optics

@@ -15,7 +15,7 @@ from PIL import Image
 import pytest
 
 from chimera.data import crops as crops_lib
-from chimera.data import images
+from chimera.data import cutting, images
 
 PLAN = {
   'held_out_source': '',
@@ -118,9 +118,7 @@ def test_the_plan_does_not_depend_on_names_and_places(folder, tmp_path):
   plans = [crops_lib.plan_crops(str(f), **PLAN) for f in (folder, moved)]
   windows = [[crop[1:] for crop in plan.train] for plan in plans]
   assert windows[0] == windows[1]
-  pixels = [
-    crops_lib.read_crops(plan.held_out, image_size=16) for plan in plans
-  ]
+  pixels = [cutting.read(plan.held_out, image_size=16) for plan in plans]
   np.testing.assert_array_equal(*pixels)
 
 
@@ -165,9 +163,9 @@ def test_some_are_mirrored_and_change_their_colors_and_none_moves(folder):
 
 def test_a_varied_crop_is_read_in_its_colors_and_from_its_right(folder):
   plan = crops_lib.plan_crops(str(folder), **PLAN)
-  (seen,) = crops_lib.read_crops(plan.train[:1], image_size=16)
+  (seen,) = cutting.read(plan.train[:1], image_size=16)
   crop = plan.train[0]._replace(colors='gbr', mirrored=1)
-  (varied,) = crops_lib.read_crops([crop], image_size=16)
+  (varied,) = cutting.read([crop], image_size=16)
   assert varied[3, 0].tolist() == seen[3, 15, [1, 2, 0]].tolist()
   np.testing.assert_array_equal(varied, seen[:, ::-1][..., [1, 2, 0]])
 
@@ -193,7 +191,7 @@ def test_a_photograph_smaller_than_a_crop_gives_its_greatest_square(tmp_path):
     Image.fromarray(_noise(i, 9, 12)).save(tmp_path / f'{i}.png')
   plan = crops_lib.plan_crops(str(tmp_path), **PLAN)
   assert {crop.size for crop in plan.train} == {9}
-  assert crops_lib.read_crops(plan.train, image_size=16).shape == (
+  assert cutting.read(plan.train, image_size=16).shape == (
     40,
     16,
     16,
@@ -345,8 +343,8 @@ def test_an_archive_is_split_and_cropped_as_the_folder_of_its_files(
   for ours, theirs in ((a.train, b.train), (a.held_out, b.held_out)):
     assert [c[1:] for c in ours] == [c[1:] for c in theirs]
     np.testing.assert_array_equal(
-      crops_lib.read_crops(ours, image_size=16),
-      crops_lib.read_crops(theirs, image_size=16),
+      cutting.read(ours, image_size=16),
+      cutting.read(theirs, image_size=16),
     )
   # A row of the manifest leads to the member.
   source = b.train[0].source
@@ -415,7 +413,7 @@ def test_crops_are_measured_after_the_rotation(tmp_path):
     Image.fromarray(_noise(i, 20, 90)).save(tmp_path / f'{i}.png', exif=exif)
   plan = crops_lib.plan_crops(str(tmp_path), **{**PLAN, 'train_count': 200})
   assert max(crop.top for crop in plan.train) > 20
-  crops_lib.read_crops(plan.train, image_size=16)
+  cutting.read(plan.train, image_size=16)
 
 
 @pytest.mark.parametrize('suffix', ['jpg', 'webp', 'bmp', 'tiff', 'PNG'])
@@ -424,96 +422,10 @@ def test_the_formats_people_have_are_read(tmp_path, suffix):
     flat = np.full((20, 20, 3), (200, 100, 50 * i), np.uint8)
     Image.fromarray(flat).save(tmp_path / f'{i}.{suffix}')
   plan = crops_lib.plan_crops(str(tmp_path), **PLAN)
-  pixels = crops_lib.read_crops(plan.train, image_size=16)
+  pixels = cutting.read(plan.train, image_size=16)
   np.testing.assert_allclose(
     pixels[..., :2].astype(int) - [200, 100], 0, atol=3
   )
-
-
-def test_crops_come_back_in_order_and_exact_where_nothing_is_resized(folder):
-  names = [str(folder / 'photo0.png'), str(folder / 'photo3.png')]
-  crops = [
-    crops_lib.Crop(names[1], 3, 4, 16),
-    crops_lib.Crop(names[0], 0, 0, 16),
-    crops_lib.Crop(names[1], 44, 34, 16),
-  ]
-  pixels = crops_lib.read_crops(crops, image_size=16)
-  assert pixels.dtype == np.uint8
-  np.testing.assert_array_equal(pixels[0], _noise(3)[3:19, 4:20])
-  np.testing.assert_array_equal(pixels[1], _noise(0)[:16, :16])
-  np.testing.assert_array_equal(pixels[2], _noise(3)[44:, 34:])
-
-
-def test_a_photograph_is_decoded_once_a_call(folder, monkeypatch):
-  decoded = []
-  load = images.load_image
-  monkeypatch.setattr(
-    images, 'load_image', lambda s: decoded.append(s) or load(s)
-  )
-  a, b = str(folder / 'photo0.png'), str(folder / 'photo3.png')
-  crops = [crops_lib.Crop(s, 0, 0, 20) for s in (a, b, a, b)]
-  crops_lib.read_crops(crops, image_size=16)
-  assert sorted(decoded) == sorted((a, b))
-
-
-@pytest.mark.parametrize('chunk', [1, 7, 45, 100])
-def test_crops_are_cut_in_chunks_and_a_photograph_is_decoded_once(
-  folder, monkeypatch, chunk
-):
-  plan = crops_lib.plan_crops(str(folder), **{**PLAN, 'train_count': 45})
-  expected = crops_lib.read_crops(plan.train, image_size=16)
-  decoded = []
-  load = images.load_image
-  monkeypatch.setattr(
-    images, 'load_image', lambda s: decoded.append(s) or load(s)
-  )
-  # Less than there are of a photograph: several threads share its pixels.
-  monkeypatch.setattr(crops_lib, '_CUT', 2)
-  parts = list(crops_lib.cut_crops(plan.train, image_size=16, chunk=chunk))
-  assert {len(part) for part in parts[:-1]} <= {chunk}
-  np.testing.assert_array_equal(np.concatenate(parts), expected)
-  assert sorted(decoded) == sorted(_sources(plan.train))
-
-
-def test_crops_are_kept_in_memory_in_a_file_or_not_at_all(
-  folder, tmp_path, monkeypatch
-):
-  plan = crops_lib.plan_crops(str(folder), **PLAN)
-  expected = crops_lib.read_crops(plan.train, image_size=16)
-  home = tmp_path / 'home'
-  home.mkdir()
-
-  def keep(in_memory):
-    return crops_lib.keep_crops(
-      plan.train, image_size=16, in_memory=in_memory, folder=home
-    )
-
-  for in_memory, kind in ((expected.nbytes, np.ndarray), (0, np.memmap)):
-    kept = keep(in_memory)
-    assert type(kept) is kind
-    np.testing.assert_array_equal(kept, expected)
-    assert not os.listdir(home)
-  usage = shutil.disk_usage(home)
-  monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage._replace(free=9))
-  assert keep(0) is None
-
-
-def test_resizing_is_antialiased_and_stays_inside_the_window(tmp_path):
-  # A checkerboard of single pixels averages to gray; outside it is white.
-  board = np.full((64, 64, 3), 255, np.uint8)
-  rows, columns = np.indices((32, 32))
-  board[:32, :32] = np.where((rows + columns) % 2, 200, 0)[..., None]
-  Image.fromarray(board).save(tmp_path / 'a.png')
-  crop = crops_lib.Crop(str(tmp_path / 'a.png'), 0, 0, 32)
-  pixels = crops_lib.read_crops([crop], image_size=8)
-  np.testing.assert_allclose(pixels, 100, atol=12)
-
-
-def test_a_crop_that_its_photograph_no_longer_holds_is_refused(folder):
-  path = str(folder / 'photo0.png')
-  Image.fromarray(_noise(0, 20, 20)).save(path)
-  with pytest.raises(ValueError, match=r'no longer holds.*20 x 20'):
-    crops_lib.read_crops([crops_lib.Crop(path, 10, 10, 16)], image_size=16)
 
 
 def test_the_manifest_traces_every_sample(tmp_path):
@@ -572,3 +484,63 @@ def test_what_is_not_a_manifest_is_refused(tmp_path, text):
   path.write_text(text)
   with pytest.raises(ValueError, match=r'not a manifest.*prepare-curriculum'):
     crops_lib.read_manifest(path)
+
+
+def _count_decoded(monkeypatch):
+  """The sources that are decoded from now on."""
+  decoded = []
+  look = crops_lib._examine
+  monkeypatch.setattr(
+    crops_lib, '_examine', lambda source: decoded.append(source) or look(source)
+  )
+  return decoded
+
+
+def test_what_was_planned_is_not_decoded_again(folder, tmp_path, monkeypatch):
+  plan = crops_lib.plan_crops(str(folder), **PLAN)
+  notes = tmp_path / 'planned.jsonl'
+  decoded = _count_decoded(monkeypatch)
+
+  class KilledError(Exception):
+    pass
+
+  def kill(done, total):
+    if done == 5:
+      raise KilledError
+
+  with pytest.raises(KilledError):
+    crops_lib.plan_crops(str(folder), **PLAN, notes=notes, progress=kill)
+  lines = notes.read_text().splitlines()
+  assert len(lines) == 1 + 5
+  # Torn in the middle, as by a power cut: the last one is none.
+  notes.write_text('\n'.join(lines)[:-9])
+  del decoded[:]
+  resumed = crops_lib.plan_crops(str(folder), **PLAN, notes=notes)
+  assert resumed == plan
+  assert len(decoded) == 4
+  # Another seed, another split: of images that are as they were.
+  del decoded[:]
+  other = crops_lib.plan_crops(str(folder), **{**PLAN, 'seed': 1}, notes=notes)
+  assert other == crops_lib.plan_crops(str(folder), **{**PLAN, 'seed': 1})
+  assert len(decoded) == 8
+
+
+def test_what_has_changed_or_was_not_read_is_decoded_again(
+  folder, tmp_path, monkeypatch
+):
+  (folder / 'broken.png').write_bytes(b'nothing')
+  notes = tmp_path / 'planned.jsonl'
+  crops_lib.plan_crops(str(folder), **PLAN, notes=notes)
+  decoded = _count_decoded(monkeypatch)
+  Image.fromarray(_noise(77)).save(folder / 'photo0.png')
+  plan = crops_lib.plan_crops(str(folder), **PLAN, notes=notes)
+  assert sorted(decoded) == [
+    str(folder / 'broken.png'),
+    str(folder / 'photo0.png'),
+  ]
+  assert plan == crops_lib.plan_crops(str(folder), **PLAN)
+  # And what is known now is the new one.
+  del decoded[:]
+  again = crops_lib.plan_crops(str(folder), **PLAN, notes=notes)
+  assert again == plan
+  assert decoded == [str(folder / 'broken.png')]

@@ -16,7 +16,7 @@ import pytest
 from scipy import stats
 
 from chimera.data import crops as crops_lib
-from chimera.data import images
+from chimera.data import cutting, images
 from chimera.optics import stage_1, training
 from chimera.run import init_from
 from chimera.system import preemption
@@ -56,7 +56,7 @@ def test_every_crop_has_its_path_params(workdir):
   assert data.paths_NxHxWxC.shape == (30, 4, 4, 3)
   assert data.paths_NxHxWxC.dtype == np.float32
   assert isinstance(data.paths_NxHxWxC, np.memmap)
-  crops = crops_lib.read_crops(data.crops, image_size=16)
+  crops = cutting.read(data.crops, image_size=16)
   model, variables = data.optics
   for i in (0, 7, 8, 29):  # alone, not in the chunk in which it was written
     alone = model.apply(
@@ -67,7 +67,7 @@ def test_every_crop_has_its_path_params(workdir):
 
 def test_mean_radius_ranks_the_crops_by_gradient_magnitude(workdir):
   data = stage_1.prepare(_config(), workdir)
-  crops = crops_lib.read_crops(data.crops, image_size=16)
+  crops = cutting.read(data.crops, image_size=16)
   gray = crops.astype(np.float64) @ [0.299, 0.587, 0.114]
   dy, dx = np.gradient(gray, axis=(1, 2))
   mean_radius = data.paths_NxHxWxC[..., 2].mean((1, 2))
@@ -123,7 +123,7 @@ def test_every_file_that_was_skipped_is_listed_with_its_reason(
     raise _EnoughError
 
   # Before anything is learned.
-  monkeypatch.setattr(crops_lib, 'read_crops', stop)
+  monkeypatch.setattr(cutting, 'read', stop)
   with pytest.raises(_EnoughError):
     stage_1.prepare(config, str(workdir))
   (said,) = [line for line in warnings if 'Skipped' in line]
@@ -139,12 +139,9 @@ def test_every_file_that_was_skipped_is_listed_with_its_reason(
     ]
 
 
-@pytest.mark.parametrize('pool_mb', [256, 0])
-def test_no_photograph_is_decoded_more_than_twice(
-  tmp_path, monkeypatch, pool_mb
+def test_no_photograph_is_decoded_more_than_twice_whatever_is_killed(
+  tmp_path, monkeypatch
 ):
-  # With no pool to speak of, the crops are kept in a file.
-  monkeypatch.setattr(stage_1, '_POOL_MB', pool_mb)
   folder = tmp_path / 'folder'
   folder.mkdir()
   for i in range(5):
@@ -162,9 +159,23 @@ def test_no_photograph_is_decoded_more_than_twice(
     return load(image)
 
   monkeypatch.setattr(ImageFile.ImageFile, 'load', count)
+
+  def kill(*args, **kwargs):
+    raise _EnoughError
+
+  # Killed before the crops are cut, and before all is encoded.
+  for where, what in ((cutting, 'keep'), (training, 'gradients')):
+    with monkeypatch.context() as patch:
+      patch.setattr(where, what, kill)
+      with pytest.raises(_EnoughError):
+        stage_1.prepare(config, str(tmp_path / 'run'))
   stage_1.prepare(config, str(tmp_path / 'run'))
-  assert len(decoded) == 5
-  assert set(decoded.values()) == {2}
+  # The one that is held out is cut at each beginning: such are few.
+  assert sorted(decoded.values()) == [2, 2, 2, 2, 4]
+  assert sorted(os.listdir(tmp_path / 'run' / 'optics')) == [
+    *('crops.csv', 'digests.json', 'held_out.npz', 'optics.json'),
+    *('optics.safetensors', 'sources.json'),
+  ]
 
 
 def test_a_run_takes_over_the_optics_that_it_starts_from(workdir, tmp_path):
@@ -181,7 +192,7 @@ def test_a_run_takes_over_the_optics_that_it_starts_from(workdir, tmp_path):
     data = stage_1.prepare(config, str(home), init_from.load_optics)
     model, ours = data.optics
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-    crops = crops_lib.read_crops(data.crops, image_size=16)
+    crops = cutting.read(data.crops, image_size=16)
     np.testing.assert_allclose(
       training.encode_images(model, theirs, crops, 8),
       data.paths_NxHxWxC,
@@ -278,7 +289,8 @@ def test_optics_of_other_photographs_are_not_gone_on_with(
   with pytest.raises(ValueError, match=f'other photographs {names}: put') as e:
     prepare()
   assert '\n' not in str(e.value)
-  assert _modified(run) == before
+  notes = run / 'optics' / 'planned.jsonl'
+  assert _modified(run) == before | {str(notes): notes.stat().st_mtime_ns}
   # Put back, with other times: by their contents they are what they were.
   shutil.rmtree(photographs)
   shutil.copytree(tmp_path / 'kept', photographs, copy_function=shutil.copyfile)

@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from chimera.data import crops as crops_lib
+from chimera.data import cutting
 from chimera.optics import finishing, stage_1
 from chimera.run import finish
 from configs import chimera as chimera_config
@@ -66,7 +66,7 @@ def test_crops_meet_their_own_path_params_and_what_becomes_of_them(
   chosen = np.arange(0, 60, 5)
   np.testing.assert_array_equal(paths[:12], data.paths_NxHxWxC[chosen])
   crops = [data.crops[i] for i in chosen]
-  wanted = crops_lib.read_crops(crops, image_size=16)
+  wanted = cutting.read(crops, image_size=16)
   np.testing.assert_array_equal(images[:12], wanted)
   # And for 16 of them, or fewer, one of one color, as the optics see it.
   assert images.shape == (13, 16, 16, 3) == (len(made), *images.shape[1:])

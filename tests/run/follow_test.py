@@ -132,27 +132,16 @@ def home(tmp_path_factory):
   return home
 
 
-def test_two_hosts_follow_the_run_of_one_bit_for_bit(home):
+def test_two_hosts_stopped_and_killed_follow_the_run_of_one_bit_for_bit(home):
   """Of two devices: of two numbers there is but one sum."""
-  alone, *two = (
-    *start(home / 'alone', count=1, devices=2, train__cycles=12),
-    *start(home / 'two', devices=1, train__cycles=12),
-  )
-  assert [host.end() for host in (alone, *two)] == [0, 0, 0], two[0].says()
-  assert_same(home / 'two', home / 'alone', 12)
-  assert not ONE_LINE.search(two[1].says())
-
-
-def test_a_signal_to_one_stops_all_and_a_kill_ends_all_in_a_line(home):
-  workdir = home / 'ended'
+  workdir = home / 'two'
   two = start(workdir, devices=1, train__cycles=100000)
   wait_for(two[0], 'Cycle 2 of')
   two[1].kill(signal.SIGTERM)
   assert [host.end() for host in two] == [143, 143], two[0].says()
   lines = [ONE_LINE.findall(host.says()) for host in two]
   assert lines[0] == lines[1]
-  assert re.match(r'Stopped at cycle \d+, saved', lines[0][0])
-  done = int(re.search(r'cycle (\d+)', lines[0][0])[1])
+  done = int(re.match(r'Stopped at cycle (\d+), saved', lines[0][0])[1])
 
   two = start(workdir, devices=1, train__cycles=100000)
   wait_for(two[0], f'Cycle {done - done % 4 + 8} of')
@@ -163,11 +152,16 @@ def test_a_signal_to_one_stops_all_and_a_kill_ends_all_in_a_line(home):
     'Error: Another host is gone: the same command on all hosts goes on from '
     'the last checkpoint.'
   ]
-  # What two saved one goes on from.
+  # What two have saved one goes on from, as if there had been no other.
   names = (p.name for p in (workdir / 'checkpoints').iterdir())
   last = max(int(name) for name in names if name.isdecimal())
-  (one,) = start(workdir, count=1, devices=2, train__cycles=last - last % 2 + 2)
-  assert one.end() == 0, one.says()
+  cycles = last - last % 2 + 4
+  (one, alone) = (
+    start(folder, count=1, devices=2, train__cycles=cycles)[0]
+    for folder in (workdir, home / 'alone')
+  )
+  assert [one.end(), alone.end()] == [0, 0], one.says()
+  assert_same(workdir, home / 'alone', cycles)
 
 
 def test_hosts_of_different_configs_are_refused_in_a_line(home):
