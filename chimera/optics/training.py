@@ -18,7 +18,7 @@ from chimera.clones import perceptual
 from chimera.optics import modules as optics
 from chimera.optics import poincare
 from chimera.school import curriculum
-from chimera.system import disk, progress
+from chimera.system import compiled, disk, progress
 
 _LOG_EVERY = 50  # steps
 
@@ -92,11 +92,8 @@ def create(
 
   The step takes both, uint8 images and its number from 1.
   """
-  # Random numbers of 18 kernels: at LLVM's level 1 the same bits, compiled in
-  # 1.4 s instead of 3.6.
-  init = jax.jit(
-    model.init, compiler_options={'xla_backend_optimization_level': 1}
-  )
+  # Random numbers of 18 kernels, compiled in 1.4 s instead of 3.6.
+  init = jax.jit(model.init, compiler_options=compiled.sooner())
   variables = init(jax.random.key(seed), optics.to_float(image_1xSxSx3))
 
   def error(v, images_BxSxSx3, count):

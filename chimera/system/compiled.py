@@ -38,12 +38,15 @@ def sooner() -> dict[str, Any]:
   """`compiler_options` of a program that runs but once.
 
   LLVM takes most of the time that a CPU's programs take, and most of that is
-  spared, with the same bits as a result.
+  spared, with the same bits as a result. JAX_DISABLE_MOST_OPTIMIZATIONS spares
+  more.
   """
   import jax  # which `kept` must come before
 
   is_cpu = jax.default_backend() == 'cpu'
-  return {'xla_backend_optimization_level': 1} if is_cpu else {}
+  if not is_cpu or jax.config.read('jax_disable_most_optimizations'):
+    return {}
+  return {'xla_backend_optimization_level': 1}
 
 
 @contextlib.contextmanager

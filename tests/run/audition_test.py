@@ -188,8 +188,10 @@ def test_every_layout_hears_the_same(first, devices):
 
 
 def test_given_rates_that_are_apart_by_900_come_together():
+  # With a batch of 4 rounding alone moves what is found by a factor of two.
+  changes = {'train.batch_size': 12}
   found = [
-    held(config_of(0.005 * k), devices=2, cycles=60).found
+    held(config_of(0.005 * k, **changes), devices=2, cycles=30).found
     for k in (1 / 30, 1, 30)
   ]
   assert max(found) / min(found) < 3
