@@ -87,6 +87,25 @@ def compare(
   )
 
 
+def write(path: str | os.PathLike, taken: Mapping[str, Fingerprint]) -> None:
+  """Where `read` finds them."""
+  disk.write_sealed(path, {'sources': dict(taken)})
+
+
+def read(path: str | os.PathLike) -> dict[str, Fingerprint]:
+  """What `write` was given; nothing where an earlier Chimera wrote none.
+
+  Raises:
+    ValueError: it is not as it was written.
+  """
+  try:
+    return disk.read_sealed(path)['sources']
+  except FileNotFoundError:
+    return {}
+  except OSError as e:
+    raise ValueError(disk.reason(e)) from e
+
+
 def several(names: Iterable[str]) -> str:
   """Up to three names, and how many more there are."""
   names = [name if name.isprintable() else repr(name) for name in names]

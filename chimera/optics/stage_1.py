@@ -16,6 +16,7 @@ images could not be used, `skipped.csv` beside it says which and why.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+import contextlib
 import os
 import pathlib
 from typing import Any, BinaryIO, NamedTuple
@@ -244,21 +245,21 @@ def _see(
 ) -> _Made:
   """From photographs, by optics that learn from them where there are none."""
   size, chunk = config.data.image_size, config.optics.chunk
-  home.mkdir(parents=True, exist_ok=True)
-  with progress.bar('Photographs') as report:
-    plan = crops_lib.plan_crops(
-      **config.data,
-      notes=home / _PLANNED,
-      progress=lambda done, total: report(done, '', total),
-    )
   is_learned = (home / 'optics.json').exists()
-  if is_learned:
-    _check_sources(home, plan.fingerprints)
-  skipped.tell(plan.skipped, home.parent)
-  check_crops(config, len(plan.train))
+  with _refusing(home):
+    with progress.bar('Photographs') as report:
+      plan = crops_lib.plan_crops(
+        **config.data,
+        notes=home / _PLANNED,
+        progress=lambda done, total: report(done, '', total),
+      )
+    if is_learned:
+      _check_sources(home, plan.fingerprints)
+    skipped.tell(plan.skipped, home.parent)
+    check_crops(config, len(plan.train))
   held_out = cutting.read(plan.held_out, image_size=size)
   if not is_learned:
-    _write_sources(home, plan.fingerprints)
+    fingerprints.write(home / _SOURCES, plan.fingerprints)
   with progress.bar('Crops', len(plan.train)) as report:
     kept = cutting.keep(
       plan.train,
@@ -282,6 +283,19 @@ def _see(
 
   paths = training.encode_images(model, variables, held_out, chunk)
   return plan.train, {'paths': paths, 'images': held_out}, parts()
+
+
+@contextlib.contextmanager
+def _refusing(home: pathlib.Path) -> Iterator[None]:
+  """A folder for notes of what is judged; what is refused leaves none there."""
+  home.mkdir(parents=True, exist_ok=True)
+  try:
+    yield
+  except ValueError:
+    (home / _PLANNED).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      home.rmdir()
+    raise
 
 
 def _learn(
@@ -337,7 +351,7 @@ def _let_in(config: ml_collections.ConfigDict, home: pathlib.Path) -> _Made:
   seen = fingerprints.look_again({}, {file: file for file in files})
   paths, train_N, held_out = split_path_params(config)
   home.mkdir(parents=True, exist_ok=True)
-  _write_sources(home, seen)
+  fingerprints.write(home / _SOURCES, seen)
   disk.write_json(home / 'optics.json', {'settings': _settings(config)})
   side = paths.shape[1]
   crops = [crops_lib.Crop(f'{source}[{i}]', 0, 0, side) for i in train_N]
@@ -357,32 +371,12 @@ def _write(f: BinaryIO, shape: tuple[int, ...], parts: _Parts) -> np.ndarray:
   return np.concatenate(gradients)
 
 
-def _write_sources(
-  home: pathlib.Path, taken: dict[str, fingerprints.Fingerprint]
-) -> None:
-  disk.write_sealed(home / _SOURCES, {'sources': taken})
-
-
-def _read_sources(home: pathlib.Path) -> dict[str, fingerprints.Fingerprint]:
-  """What `_write_sources` wrote; nothing where an earlier Chimera did not.
-
-  Raises:
-    ValueError: it is not as it was written.
-  """
-  try:
-    return disk.read_sealed(home / _SOURCES)['sources']
-  except FileNotFoundError:
-    return {}
-  except OSError as e:
-    raise ValueError(disk.reason(e)) from e
-
-
 def _check_sources(
   home: pathlib.Path, now: dict[str, fingerprints.Fingerprint]
 ) -> None:
   """Refuses photographs that are not those of which the optics were made."""
   try:
-    then = _read_sources(home)
+    then = fingerprints.read(home / _SOURCES)
   except ValueError as e:
     raise ValueError(f'{home}: {e}: start anew in another --workdir.') from e
   changes = fingerprints.compare(then, now)
@@ -401,7 +395,7 @@ def changes_of(
   Raises:
     ValueError: the record of them is not as it was written.
   """
-  then = _read_sources(pathlib.Path(workdir, 'optics'))
+  then = fingerprints.read(pathlib.Path(workdir, 'optics', _SOURCES))
   then = {source: then[source] for source in sources if source in then}
   now = fingerprints.look_again(then, {source: source for source in then})
   return fingerprints.compare(then, now)
@@ -410,7 +404,7 @@ def changes_of(
 def _tell_of_changes(home: pathlib.Path) -> None:
   """Warns where the sources are not what the latents were made of."""
   try:
-    then = _read_sources(home)
+    then = fingerprints.read(home / _SOURCES)
   except ValueError as e:
     logging.warning('Whether the sources have changed is not known: %s.', e)
     return
@@ -426,7 +420,8 @@ def _tell_of_changes(home: pathlib.Path) -> None:
   # They need not be read another time.
   if any(now[name] != then[name] for name in same):
     with disk.spared(_SOURCES):
-      _write_sources(home, then | {name: now[name] for name in same})
+      known = then | {name: now[name] for name in same}
+      fingerprints.write(home / _SOURCES, known)
 
 
 def _verify(home: pathlib.Path) -> None:

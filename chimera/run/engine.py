@@ -1,7 +1,9 @@
 """The compiled step on its devices: what it works on there, and where."""
 
 from collections.abc import Callable, Sequence
+import concurrent.futures
 import contextlib
+import functools
 import glob
 import importlib.util
 import os
@@ -176,20 +178,51 @@ class Shards:
     self._paths = paths_NxHxWxC
     self._devices = devices
     self.resident = paths_NxHxWxC.nbytes <= config.school.resident_mb << 20
+    self._reader = concurrent.futures.ThreadPoolExecutor(1)
+    # What is dealt, to whom, and what will be in the next rotation.
+    self._shard: lessons.Shard | None = None
+    self._enrolled: np.ndarray | None = None
+    self._next: dict[int, concurrent.futures.Future[list[lessons.Shard]]] = {}
 
   def deal(self, enrolled_MxL: np.ndarray, cycle: int) -> lessons.Shard:
-    """The shards from `cycle` on, a function of it and who is enrolled then."""
-    shards = lessons.make_shards(
+    """The shards from `cycle` on, a function of it and who is enrolled then.
+
+    Where the same are enrolled as before, only what rotates is put there, and
+    it has been read while the devices were at work.
+    """
+    rotation = cycle // self._config.school.rotate_every
+    if self._enrolled is None or (enrolled_MxL != self._enrolled).any():
+      shards = lessons.make_shards(
+        self._paths,
+        enrolled_MxL,
+        resident_mb=self._config.school.resident_mb,
+        rotating_samples=self._config.school.rotating_samples,
+        rotation=rotation,
+        seed=self._config.seed,
+      )
+      if self.resident:
+        return put_shared(shards[0], self._devices)
+      self._shard = put(state_lib.stack(shards), self._devices)
+      self._enrolled = np.array(enrolled_MxL)
+    else:
+      ahead = self._next.get(rotation)
+      read = ahead.result() if ahead else self._rotate(rotation)
+      new = put(state_lib.stack(read), self._devices)
+      samples = _replace(self._shard.samples_RxHxWxC, new.samples_RxHxWxC)
+      self._shard = new._replace(samples_RxHxWxC=samples)
+    following = self._reader.submit(self._rotate, rotation + 1)
+    self._next = {rotation + 1: following}
+    return self._shard
+
+  def _rotate(self, rotation: int) -> list[lessons.Shard]:
+    """Reads what that rotation changes."""
+    return lessons.rotate(
       self._paths,
-      enrolled_MxL,
-      resident_mb=self._config.school.resident_mb,
+      self._enrolled,
       rotating_samples=self._config.school.rotating_samples,
-      rotation=cycle // self._config.school.rotate_every,
+      rotation=rotation,
       seed=self._config.seed,
     )
-    if self.resident:
-      return put_shared(shards[0], self._devices)
-    return put(state_lib.stack(shards), self._devices)
 
   def are_due(self, cycle: int, cycles: int) -> bool:
     """Whether the last `cycles` rotated the shards, or enrolled others.
@@ -204,6 +237,12 @@ class Shards:
     last = range(c.enrol_from, cycle, c.enrol_every)[-1:]
     enrols = c.enabled and c.enrol_from and any(e >= before for e in last)
     return bool(enrols or cycle // c.rotate_every != before // c.rotate_every)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _replace(old: jax.Array, new: jax.Array) -> jax.Array:
+  """Its first rows (devices, clones, rows, ...) by others."""
+  return old.at[:, :, : new.shape[2]].set(new)
 
 
 def replicas(devices: Sequence[jax.Device], clones: int) -> int:

@@ -120,23 +120,42 @@ def make_shards(
   if latents_NxHxWxC.nbytes <= resident_mb * 2**20:
     ids_N = np.arange(samples, dtype=np.int32)
     return [Shard(np.array(latents_NxHxWxC, np.float32), ids_N, ids_N)]
+  classes = [np.asarray(x) for x in enrolled_MxL]
+  leading = rotate(
+    latents_NxHxWxC,
+    classes,
+    rotating_samples=rotating_samples,
+    rotation=rotation,
+    seed=seed,
+  )
+  return [
+    Shard(np.concatenate([rows, latents_NxHxWxC[enrolled_L]]), *ids)
+    for (rows, *ids), enrolled_L in zip(leading, classes)
+  ]
+
+
+def rotate(
+  latents_NxHxWxC: np.ndarray,
+  enrolled_MxL: Sequence[np.ndarray],
+  *,
+  rotating_samples: int,
+  rotation: int,
+  seed: int,
+) -> list[Shard]:
+  """What of `make_shards` another rotation changes: of the rows the first U."""
+  samples = len(latents_NxHxWxC)
   order_N = np.random.default_rng(seed).permutation(samples)
   rows_U = np.arange(min(rotating_samples, samples))
   shards = []
-  for clone, enrolled_L in enumerate(np.asarray(enrolled_MxL)):
+  for clone, enrolled_L in enumerate(enrolled_MxL):
     start = (rotation * len(enrolled_MxL) + clone) * len(rows_U)
     # Sorted: the memory map is read forward.
     ids_U = np.sort(order_N[(start + rows_U) % samples])
     ids_R = np.concatenate([ids_U, enrolled_L])
     row_of_N = np.full(samples, -1, np.int32)
     row_of_N[ids_R] = np.arange(len(ids_R))
-    shards.append(
-      Shard(
-        np.asarray(latents_NxHxWxC[ids_R], np.float32),
-        ids_U.astype(np.int32),
-        row_of_N,
-      )
-    )
+    rows = np.asarray(latents_NxHxWxC[ids_U], np.float32)
+    shards.append(Shard(rows, ids_U.astype(np.int32), row_of_N))
   return shards
 
 

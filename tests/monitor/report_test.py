@@ -17,7 +17,6 @@ from chimera.data import crops as crops_lib
 from chimera.data import fingerprints
 from chimera.evaluation import evaluate, sheets
 from chimera.monitor import curves, history, report
-from chimera.optics import stage_1
 from tests import tiny
 
 NAMES = ('perceptual', 'structural', 'a <b>', 'latent_purity')
@@ -200,7 +199,7 @@ def test_a_photograph_that_was_replaced_is_not_shown_as_a_sample(
   )
   taken = fingerprints.look_again({}, {file: file for file in files})
   (tmp_path / 'optics').mkdir()
-  stage_1._write_sources(tmp_path / 'optics', taken)
+  fingerprints.write(tmp_path / 'optics' / 'sources.json', taken)
   monkeypatch.setattr(evaluate, 'draw', lambda x, eyes: 'drawn')
   Image.new('L', (8, 8), 200).save(files[2])
   for ids_X, what in (([0, 1], 'the photographs'), ([0, 2], 'as the optics')):

@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from chimera.clones import state as state_lib
 from chimera.run import engine
+from chimera.school import lessons
 from tests import tiny
 
 
@@ -39,6 +41,49 @@ def test_shards_are_dealt_at_rotations_and_enrolments():
   assert [c for c in range(4, 13, 4) if shards.are_due(c, 4)] == [4, 8, 12]
   config.school.enabled = False
   assert [c for c in range(1, 13) if shards.are_due(c, 1)] == [6, 12]
+
+
+@pytest.mark.parametrize('devices', [1, 2, 4])
+def test_what_rotates_alone_is_put_and_was_read_ahead(devices, monkeypatch):
+  config = tiny.get_config()
+  config.school.resident_mb = 0
+  config.school.rotate_every = 6
+  config.school.rotating_samples = 5
+  _, paths = tiny.bins_and_paths()
+  enrolled = np.random.default_rng(0).integers(0, 120, (4, 12), np.int32)
+  others = enrolled[::-1].copy()
+  read = []
+  rotate = lessons.rotate
+
+  def count(*args, rotation, **how):
+    read.append(rotation)
+    return rotate(*args, rotation=rotation, **how)
+
+  monkeypatch.setattr(lessons, 'rotate', count)
+  there = jax.devices()[:devices]
+  shards = engine.Shards(config, paths, there)
+  # On and on, back (after a rollback), and to others.
+  for cycle, to, news in (
+    *((0, enrolled, [0, 1]), (6, enrolled, [2]), (13, enrolled, [3])),
+    *((6, enrolled, [1, 2]), (12, others, [2, 3]), (18, others, [4])),
+  ):
+    del read[:]
+    dealt = shards.deal(to, cycle)
+    shards._reader.submit(lambda: None).result()  # the one before is done
+    assert read == news
+    expected = lessons.make_shards(
+      paths,
+      to,
+      resident_mb=0,
+      rotating_samples=5,
+      rotation=cycle // 6,
+      seed=config.seed,
+    )
+    expected = engine.put(state_lib.stack(expected), there)
+    for x, y in zip(dealt, expected, strict=True):
+      np.testing.assert_array_equal(x, y)
+      # Else the step would be compiled again.
+      assert x.sharding == y.sharding
 
 
 # Of the four there are, with batches of 3.
