@@ -3,7 +3,8 @@
   python -m tests.run.follow_test
 
 Each process is `chimera.main` on tests/tiny.py. The long form has two and four
-processes of two devices, and a kill -9 of either of two.
+processes of two devices, a kill -9 of either of two, a workdir of one that two
+go on with, and hosts that come alone.
 """
 
 import json
@@ -179,6 +180,34 @@ def test_hosts_of_different_configs_are_refused_in_a_line(home):
   assert not (home / 'configs').exists()
 
 
+def go_on_from_one(base):
+  """What one host has saved two go on from, as if there had been no other."""
+  (one,) = start(base / 'back', 1, 2, train__cycles=8)
+  (alone,) = start(base / 'on', 1, 2, train__cycles=16)
+  assert one.end() == 0, one.says()
+  two = start(base / 'back', 2, 1, train__cycles=16)
+  assert {host.end() for host in (*two, alone)} == {0}, two[0].says()
+  assert 'Resuming from cycle 8.' in two[0].says()
+  assert_same(base / 'back', base / 'on', 16)
+  print('two went on from cycle 8 of one: cycle 16 bit for bit')
+
+
+def come_alone(base):
+  """The first host, or another, where the other never comes."""
+  for number in (0, 1):
+    with socket.create_server(('localhost', 0)) as s:
+      port = s.getsockname()[1]
+    workdir = base / f'alone_{number}'
+    flags = nothing_is_lost.flags(workdir, devices=0)
+    began = time.monotonic()
+    host = Host(workdir, port, 2, number, 2, flags)
+    code = host.end(300)
+    print(
+      f'host {number} alone ended after {time.monotonic() - began:.1f} s with '
+      f'{code}: {ONE_LINE.findall(host.says())}'
+    )
+
+
 if __name__ == '__main__':
   # Slower still than the tests: at their rate the rounding of a sum in another
   # order has grown to 3e-5 of a loss by the twelfth cycle.
@@ -186,6 +215,8 @@ if __name__ == '__main__':
   with tempfile.TemporaryDirectory() as folder:
     base = pathlib.Path(folder)
     np.save(base / 'source.npy', tiny.bins_and_paths()[1])
+    go_on_from_one(base)
+    come_alone(base)
     for count in (2, 4):
       runs = start(base / f'one_{count}', 1, 2 * count, **gently)
       runs += start(base / f'hosts_{count}', count, 2, **gently)
