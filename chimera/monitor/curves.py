@@ -24,7 +24,7 @@ MASTER = '#222222'
 # Okabe and Ito, Color Universal Design, 2008: told apart by the color-blind.
 _COLORS = (
   *('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'),
-  '#F0E442',
+  *('#F0E442', '#882255', '#8C564B', '#332288', '#999933', '#44AA99'),
 )
 # Held-out figures that are drawn by cycle, and what each is compared with.
 _COMPARED = {

@@ -62,6 +62,7 @@ def test_the_clones_keep_their_colors_and_differ():
   assert list(colors) == list(names)
   assert len(set(colors.values())) == len(names)
   assert colors == curves.palette(names)
+  assert len({*curves.palette(tuple('abcdefghijkl')).values()}) == 12
 
 
 @pytest.mark.parametrize('count', [2, 3, 5, 8])
@@ -76,7 +77,7 @@ def test_any_number_of_clones_is_drawn(count):
   seen.append(history.Row(2, 0.0, {}, {'eval/path_l1': 0.1}))
   colors = curves.palette(names)
   svg = picture('Losses', seen, colors=colors)
-  assert sum(len(lines(svg, c)) for c in set(colors.values())) == count
+  assert sum(len(lines(svg, c)) for c in colors.values()) == count
 
 
 def test_each_figure_is_drawn_once_under_its_title(pictures):
