@@ -119,7 +119,7 @@ def keep(
   Args:
     crops: those of one photograph are next to each other.
     image_size: pixels.
-    path: where its folder has not twice the room, nothing is cut yet.
+    path: where its folder has not twice the room, nothing is kept.
     made_of: JSON, which differs where the photographs do.
     report: called with (crops done, '').
 
@@ -128,14 +128,31 @@ def keep(
   """
   path = pathlib.Path(path)
   shape = (len(crops), image_size, image_size, 3)
-  if math.prod(shape) > shutil.disk_usage(path.parent).free // 2:
-    return Uncut(crops, image_size)
+  there = path.stat().st_size if path.exists() else 0
+  room = shutil.disk_usage(path.parent).free // 2 + there
+  if math.prod(shape) <= room:
+    with disk.spared(path.name):
+      _cut_into(path, crops, image_size, made_of, report)
+      return Kept(path, shape)
+  forget(path)
+  return Uncut(crops, image_size)
+
+
+def _cut_into(
+  path: pathlib.Path,
+  crops: list[crops_lib.Crop],
+  image_size: int,
+  made_of: Any,
+  report: Callable[[int, str], None],
+) -> None:
+  """See `keep`; an OSError where it cannot be written."""
+  each = 3 * image_size**2
   work = [image_size, disk.digest(json.dumps([crops, made_of]).encode())]
   with journal.Journal(_notes(path), work) as notes:
     mode = 'r+b' if path.exists() else 'w+b'
     with open(path, mode) as f:
       whole = _whole(f, notes.entries)
-      done = whole // math.prod(shape[1:])
+      done = whole // each
       f.truncate(whole)
       f.seek(whole)
       checksum = 0
@@ -148,7 +165,6 @@ def keep(
           notes.add([f.tell(), checksum])
           whole, checksum = f.tell(), 0
         report(done, '')
-  return Kept(path, shape)
 
 
 def forget(path: str | os.PathLike) -> None:
@@ -166,8 +182,9 @@ def _whole(f: BinaryIO, notes: Iterable[tuple[int, int]]) -> int:
   """How many bytes are as they were written."""
   whole = 0
   for end, checksum in notes:
-    data = f.read(end - whole)
-    if len(data) < end - whole or zlib.crc32(data) != checksum:
+    # Behind one that was not whole there may be notes of what came before it.
+    data = f.read(max(end - whole, 0))
+    if whole + len(data) != end or zlib.crc32(data) != checksum:
       break
     whole = end
   return whole

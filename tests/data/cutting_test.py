@@ -9,6 +9,7 @@ import pytest
 
 from chimera.data import crops as crops_lib
 from chimera.data import cutting, images
+from chimera.system import journal
 
 
 def _noise(seed, height=60, width=50):
@@ -175,6 +176,44 @@ def test_whoever_was_killed_at_it_goes_on(
   kept = _keep(crops, path)
   assert len(decoded) == anew
   np.testing.assert_array_equal(kept.read(range(40)), expected)
+
+
+def test_after_a_broken_byte_it_may_be_killed_again(
+  folder, tmp_path, monkeypatch, decoded
+):
+  each = 5 * 16 * 16 * 3
+  monkeypatch.setattr(cutting, '_NOTED', 2 * each)
+  crops, path = _plan(folder), tmp_path / 'crops.bin'
+  expected = cutting.read(crops, image_size=16)
+  for spoilt, done in ((3 * each, 35), (0, 25), (each, 15)):
+    with pytest.raises(_KilledError):
+      _keep(crops, path, _kill_at(done))
+    data = bytearray(path.read_bytes())
+    data[spoilt] ^= 1
+    path.write_bytes(data)
+  kept = _keep(crops, path)
+  np.testing.assert_array_equal(kept.read(range(40)), expected)
+
+
+def test_a_disk_that_fills_up_keeps_none(
+  folder, tmp_path, monkeypatch, warnings
+):
+  crops, path = _plan(folder), tmp_path / 'crops.bin'
+  write = journal.Journal.add
+
+  def fill_up(self, entry):
+    if self._path.stat().st_size:
+      raise OSError(28, 'No space left on device')
+    write(self, entry)
+
+  monkeypatch.setattr(journal.Journal, 'add', fill_up)
+  kept = _keep(crops, path)
+  (said,) = warnings
+  assert said.startswith('crops.bin could not be written')
+  np.testing.assert_array_equal(
+    kept.read(range(40)), cutting.read(crops, image_size=16)
+  )
+  assert os.listdir(tmp_path) == ['folder']
 
 
 def test_other_crops_and_other_photographs_are_cut_anew(
