@@ -252,6 +252,21 @@ def test_bad_data_are_one_line_and_leave_no_workdir(
   assert not os.path.exists('w')
 
 
+def test_notes_of_photographs_bind_a_workdir_to_no_config():
+  config = main.parse(['chimera'])[1].config
+  with preflight.claim_workdir(config, 'w'):
+    _workdir('optics/planned.jsonl', '')
+  config.data.image_size = 32
+  with preflight.claim_workdir(config, 'w'):
+    _workdir('optics/optics.json', '{}')
+  config.data.image_size = 64
+  with (
+    pytest.raises(ValueError, match=r'data\.image_size'),
+    preflight.claim_workdir(config, 'w'),
+  ):
+    pass
+
+
 def test_a_cosine_that_is_to_be_longer_is_one_line(capfd):
   cosine = '--config.train.schedule=cosine'
   config = main.parse(['chimera', cosine])[1].config

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import zlib
 
 import numpy as np
+import PIL
 
 from chimera.data import crops as crops_lib
 from chimera.data import images
@@ -109,6 +110,7 @@ def keep(
   *,
   image_size: int,
   path: str | os.PathLike,
+  beside: int,
   made_of: Any,
   report: Callable[[int, str], None],
 ) -> Kept | Uncut:
@@ -120,6 +122,7 @@ def keep(
     crops: those of one photograph are next to each other.
     image_size: pixels.
     path: where its folder has not twice the room, nothing is kept.
+    beside: bytes that must find room there afterwards.
     made_of: JSON, which differs where the photographs do.
     report: called with (crops done, '').
 
@@ -129,8 +132,8 @@ def keep(
   path = pathlib.Path(path)
   shape = (len(crops), image_size, image_size, 3)
   there = path.stat().st_size if path.exists() else 0
-  room = shutil.disk_usage(path.parent).free // 2 + there
-  if math.prod(shape) <= room:
+  room, size = shutil.disk_usage(path.parent).free + there, math.prod(shape)
+  if size + max(size, beside) <= room:
     with disk.spared(path.name):
       _cut_into(path, crops, image_size, made_of, report)
       return Kept(path, shape)
@@ -147,7 +150,11 @@ def _cut_into(
 ) -> None:
   """See `keep`; an OSError where it cannot be written."""
   each = 3 * image_size**2
-  work = [image_size, disk.digest(json.dumps([crops, made_of]).encode())]
+  work = [
+    image_size,
+    PIL.__version__,
+    disk.digest(json.dumps([crops, made_of]).encode()),
+  ]
   with journal.Journal(_notes(path), work) as notes:
     mode = 'r+b' if path.exists() else 'w+b'
     with open(path, mode) as f:
@@ -170,7 +177,8 @@ def _cut_into(
 def forget(path: str | os.PathLike) -> None:
   """Takes away what `keep` has written."""
   for file in (pathlib.Path(path), _notes(path)):
-    file.unlink(missing_ok=True)
+    if file.exists():  # else a file system that is not to be written complains
+      file.unlink()
 
 
 def _notes(path: str | os.PathLike) -> pathlib.Path:
@@ -182,8 +190,10 @@ def _whole(f: BinaryIO, notes: Iterable[tuple[int, int]]) -> int:
   """How many bytes are as they were written."""
   whole = 0
   for end, checksum in notes:
-    # Behind one that was not whole there may be notes of what came before it.
-    data = f.read(max(end - whole, 0))
+    # What was not whole has been cut, and noted, again.
+    if end <= whole:
+      continue
+    data = f.read(end - whole)
     if whole + len(data) != end or zlib.crc32(data) != checksum:
       break
     whole = end

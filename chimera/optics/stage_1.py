@@ -99,7 +99,8 @@ def prepare(
       f.flush()
       digests = {k: disk.digest(p) for k, p in files.items() if p.exists()}
       disk.write_sealed(home / _DIGESTS, digests)
-  (home / _PLANNED).unlink(missing_ok=True)
+  if (home / _PLANNED).exists():
+    (home / _PLANNED).unlink()
   cutting.forget(home / _CROPS)
   _tell_of_changes(home)
   crops, gradients_N = crops_lib.read_manifest(home / 'crops.csv')
@@ -265,6 +266,7 @@ def _see(
       plan.train,
       image_size=size,
       path=home / _CROPS,
+      beside=12 * len(plan.train) * (size // config.optics.cell) ** 2,
       made_of={k: v['sha256'] for k, v in plan.fingerprints.items()},
       report=report,
     )
@@ -287,12 +289,14 @@ def _see(
 
 @contextlib.contextmanager
 def _refusing(home: pathlib.Path) -> Iterator[None]:
-  """A folder for notes of what is judged; what is refused leaves none there."""
+  """A folder for notes; what is refused at once leaves none of its own."""
   home.mkdir(parents=True, exist_ok=True)
+  is_begun = (home / _PLANNED).exists()
   try:
     yield
   except ValueError:
-    (home / _PLANNED).unlink(missing_ok=True)
+    if not is_begun:
+      (home / _PLANNED).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
       home.rmdir()
     raise

@@ -42,7 +42,12 @@ _AGENTS = (
 _LATER = ('train.audition', 'pid.bounded', 'train.dtype', 'train.precision')
 _LEAST_WEIGHT = 1e-12  # of all terms of a clone: the PID divides by their size
 _TRAINED = ('checkpoints/*', 'evaluation.json')
-_PREPARED = ('optics/*', 'latents.npy', 'manifest.csv', 'curriculum_bins_*')
+_PREPARED = (
+  'optics/*.json',
+  'latents.npy',
+  'manifest.csv',
+  'curriculum_bins_*',
+)
 
 
 def check_keys(named: Iterable[str], known: Iterable[str]) -> None:

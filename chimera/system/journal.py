@@ -6,6 +6,7 @@ not as it was written, is not believed.
 """
 
 from collections.abc import Iterator
+import errno
 import json
 import os
 import pathlib
@@ -43,8 +44,10 @@ class Journal:
   def add(self, entry: Any) -> None:
     """One more thing that is done, as JSON holds it."""
     text = json.dumps(entry).encode()
+    line = b'%08x %s\n' % (zlib.crc32(text), text)
     try:
-      self._file.write(b'%08x %s\n' % (zlib.crc32(text), text))
+      if self._file.write(line) < len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as e:
       e.filename = e.filename or str(self._path)
       raise

@@ -101,9 +101,14 @@ def test_a_crop_that_its_photograph_no_longer_holds_is_refused(folder):
     cutting.read([crops_lib.Crop(path, 10, 10, 16)], image_size=16)
 
 
-def _keep(crops, path, report=lambda done, said: None, made_of=None):
+def _keep(crops, path, report=lambda done, said: None, made_of=None, beside=0):
   return cutting.keep(
-    crops, image_size=16, path=path, made_of=made_of, report=report
+    crops,
+    image_size=16,
+    path=path,
+    beside=beside,
+    made_of=made_of,
+    report=report,
   )
 
 
@@ -137,6 +142,13 @@ def test_without_twice_the_room_they_are_not_kept(
   assert [len(part) for part in parts] == [7] * 5 + [5]
   np.testing.assert_array_equal(np.concatenate(parts), expected)
   assert os.listdir(tmp_path) == ['folder']
+  monkeypatch.setattr(
+    shutil, 'disk_usage', lambda _: usage._replace(free=3 * 40 * 16 * 16 * 3)
+  )
+  much = _keep(crops, tmp_path / 'crops.bin', beside=2 * 40 * 16 * 16 * 3 + 1)
+  assert isinstance(much, cutting.Uncut)
+  much = _keep(crops, tmp_path / 'crops.bin', beside=2 * 40 * 16 * 16 * 3)
+  assert isinstance(much, cutting.Kept)
 
 
 class _KilledError(Exception):
@@ -191,7 +203,10 @@ def test_after_a_broken_byte_it_may_be_killed_again(
     data = bytearray(path.read_bytes())
     data[spoilt] ^= 1
     path.write_bytes(data)
+  _keep(crops, path)
+  del decoded[:]
   kept = _keep(crops, path)
+  assert not decoded
   np.testing.assert_array_equal(kept.read(range(40)), expected)
 
 

@@ -1,6 +1,5 @@
 """Notes of long work: whole lines are believed, and no others."""
 
-import errno
 import json
 import zlib
 
@@ -87,7 +86,7 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
 
   class Full:
     def write(self, data):
-      raise OSError(errno.ENOSPC, 'No space left on device')
+      return len(data) - 1
 
     def close(self):
       pass
