@@ -258,7 +258,7 @@ def test_notes_of_photographs_bind_a_workdir_to_no_config():
     _workdir('optics/planned.jsonl', '')
   config.data.image_size = 32
   with preflight.claim_workdir(config, 'w'):
-    _workdir('optics/optics.json', '{}')
+    pathlib.Path('w/optics/optics.json').write_text('{}')
   config.data.image_size = 64
   with (
     pytest.raises(ValueError, match=r'data\.image_size'),
