@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import itertools
 import math
 import os
+import resource
 import statistics
 import sys
 import time
@@ -75,6 +76,17 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     engine.put(x, devices)
     for x in (state_lib.stack(specialists.create_missions(c, bins)), host)
   )
+  first = checkpoint.open_steps(c, workdir).latest() or 0
+  is_heard = not first and audition.images(config)
+  if is_heard:
+    logging.info('Trying a cycle of the audition.')
+    stage = audition.open_stage(
+      *(config, spec, host.master.params[0], _stand_ins(found)),
+      engine.local(devices),
+      cycles=1,
+    )
+    stage.play(audition.first_round(c.train.learning_rate, audition.RATES))
+    del stage
   logging.info('Compiling the step for %d device(s).', len(devices))
   start = time.perf_counter()
   n = c.train.cycles_per_dispatch
@@ -95,11 +107,6 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     if replicas > 1
     else f'{clones // len(devices)} clone(s) on each'
   )
-  _say(
-    'Memory',
-    f'{len(devices)} {devices[0].device_kind} device(s), {shared}, which holds',
-    *(f'{name:12} {size / 2**20:9,.0f} MiB' for name, size in parts.items()),
-  )
   seconds = []
   while len(seconds) < _CYCLES + 1 and sum(seconds) < _SECONDS:
     start = time.perf_counter()
@@ -108,7 +115,12 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     seconds.append(time.perf_counter() - start)
   seconds = seconds[1:] or seconds  # the first one still fetches and places
   cycle = statistics.median(seconds) / n
-  first = checkpoint.open_steps(c, workdir).latest() or 0
+  _say(
+    'Memory',
+    f'{len(devices)} {devices[0].device_kind} device(s), {shared}, which holds',
+    *(f'{name:12} {size / 2**20:9,.0f} MiB' for name, size in parts.items()),
+    f'{_peak(devices[0])}, without stage 1 and evaluations',
+  )
   _say(
     'Time',
     f'compiled in {compiled_in}',
@@ -196,6 +208,15 @@ def memory(
     'temporaries': m.temp_size_in_bytes,
   }
   return parts | {'together': sum(parts.values())}
+
+
+def _peak(device: jax.Device) -> str:
+  """What was held at most until now, as it was measured."""
+  if size := (device.memory_stats() or {}).get('peak_bytes_in_use'):
+    return f'it held at most {size / 2**20:,.0f} MiB'
+  size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  size *= 1 if sys.platform == 'darwin' else 1024
+  return f'this process held at most {size / 2**20:,.0f} MiB'
 
 
 def _stand_ins(found: Survey) -> np.ndarray:

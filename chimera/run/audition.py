@@ -38,7 +38,7 @@ _NEAR = 0.6  # powers of APART from the best to the outermost of the second
 HORIZON = 4.0  # times the best rate of CYCLES is best for a whole run
 CYCLES = 50  # of a round
 COST = 2 * CYCLES  # cycles of four clones, whose images it takes
-_RATES = 4  # a round
+RATES = 4  # a round
 _WARMUP = 0.4  # of the cycles
 _JUDGED = 0.25  # of the cycles, the last ones, whose mean loss counts
 CLIFF = 0.15  # of the least loss; what is worse than that is told no further
@@ -134,19 +134,13 @@ def hold(
     given where none was finite.
   """
   given = config.train.learning_rate
-  weight_K = jnp.array([config.loss[t] for t in spec.terms])
-  bounds = specialists.bounds(config)
-  rng = np.random.default_rng(config.seed)
-  rows_X = rng.integers(len(paths_NxHxWxC), size=cycles * spec.batch_size)
-  # Sorted: a memory map is read forward. What order it has is by lot too.
-  sorted_X, back_X = np.unique(rows_X, return_inverse=True)
-  x = np.asarray(paths_NxHxWxC[sorted_X], np.float32)[back_X]
-  x = x.reshape(cycles, spec.batch_size, *x.shape[1:])
-  stage = _Stage(spec, weight_K, bounds, generator_P, x, devices)
+  stage = open_stage(
+    config, spec, generator_P, paths_NxHxWxC, devices, cycles=cycles
+  )
   tried: dict[float, float] = {}
   least, best_P = math.inf, generator_P
   for number in (1, 2):
-    rates = second_round(tried, _RATES) if tried else first_round(given, _RATES)
+    rates = second_round(tried, RATES) if tried else first_round(given, RATES)
     logging.info(
       'Audition, round %d of 2: %d learning rates from %.2g to %.2g, %d cycles '
       'each.',
@@ -168,11 +162,32 @@ def hold(
   return Audition([rate for rate, _ in known], heard, found), best_P
 
 
+def open_stage(
+  config: ml_collections.ConfigDict,
+  spec: state_lib.StepSpec,
+  generator_P: np.ndarray,
+  paths_NxHxWxC: np.ndarray,
+  devices: Sequence[jax.Device],
+  *,
+  cycles: int,
+) -> 'Stage':
+  """Where `hold`, of whose arguments these are, tries its rates."""
+  weight_K = jnp.array([config.loss[t] for t in spec.terms])
+  bounds = specialists.bounds(config)
+  rng = np.random.default_rng(config.seed)
+  rows_X = rng.integers(len(paths_NxHxWxC), size=cycles * spec.batch_size)
+  # Sorted: a memory map is read forward. What order it has is by lot too.
+  sorted_X, back_X = np.unique(rows_X, return_inverse=True)
+  x = np.asarray(paths_NxHxWxC[sorted_X], np.float32)[back_X]
+  x = x.reshape(cycles, spec.batch_size, *x.shape[1:])
+  return Stage(spec, weight_K, bounds, generator_P, x, devices)
+
+
 def images(config: ml_collections.ConfigDict) -> int:
   """How many a run's learners see in it together; 0 where none is held."""
   if not config.train.audition or config.init_from:
     return 0
-  return 2 * CYCLES * _RATES * config.train.batch_size
+  return 2 * CYCLES * RATES * config.train.batch_size
 
 
 def first_round(given: float, count: int) -> list[float]:
@@ -220,7 +235,7 @@ def choose(tried: dict[float, float], given: float) -> float:
   return float(f'{min(HORIZON * math.exp(at), *failed, math.inf):.1e}')
 
 
-class _Stage:
+class Stage:
   """Where rates are tried: the compiled cycle of one learner a device."""
 
   def __init__(
@@ -233,8 +248,8 @@ class _Stage:
     devices: Sequence[jax.Device],
   ):
     self._cycles = len(x_NxBxHxWxC)
-    devices = devices[: math.gcd(_RATES, len(devices))]
-    self._slots = _RATES // len(devices)  # learners a device
+    devices = devices[: math.gcd(RATES, len(devices))]
+    self._slots = RATES // len(devices)  # learners a device
     # What is asked of the codes, too, is learned, but by how images come back
     # a rate is judged: codes that collapse ask the least.
     is_of_images_K = [
