@@ -126,7 +126,7 @@ def hold(
     spec: its constants.
     generator_P: the weights from which each learner starts.
     paths_NxHxWxC: the training set, an array or a memory map.
-    devices: on the first ones are the learners, as many on each.
+    devices: the learners are shared out among them, or they among these.
     cycles: of a round.
 
   Returns:
@@ -236,7 +236,10 @@ def choose(tried: dict[float, float], given: float) -> float:
 
 
 class Stage:
-  """Where rates are tried: the compiled cycle of one learner a device."""
+  """Where rates are tried: the compiled cycle of learners side by side.
+
+  Where there are more devices than learners, several share a learner's batch.
+  """
 
   def __init__(
     self,
@@ -248,8 +251,9 @@ class Stage:
     devices: Sequence[jax.Device],
   ):
     self._cycles = len(x_NxBxHxWxC)
-    devices = devices[: math.gcd(RATES, len(devices))]
-    self._slots = RATES // len(devices)  # learners a device
+    learners = math.gcd(RATES, len(devices))
+    replicas = math.gcd(len(devices) // learners, spec.batch_size)
+    self._slots = RATES // learners  # learners a device
     # What is asked of the codes, too, is learned, but by how images come back
     # a rate is judged: codes that collapse ask the least.
     is_of_images_K = [
@@ -276,31 +280,37 @@ class Stage:
       gradient, seen, *_ = learning.generate(
         *(params, poincare.normalize(x[step]), weight_K, bounds, nobody, 0.0),
         spec=spec,
+        pool=lambda part: jax.lax.psum(part, 'replicas'),
       )
+      gradient, terms_K = jax.lax.pmean((gradient, seen.terms_K), 'replicas')
       update, moments = adam.update(gradient, moments)
       params -= rate[0] * schedule(step) * update
       state = params, moments
-      loss = jnp.vdot(judged_K, seen.terms_K)
+      loss = jnp.vdot(judged_K, terms_K)
       return jax.tree.map(lambda leaf: leaf[None], (state, loss))
 
-    mesh = jax.sharding.Mesh(np.array(devices), ('devices',))
-    split, alike = (jax.sharding.PartitionSpec(a) for a in ('devices', None))
-    self._split, everywhere = (
-      jax.sharding.NamedSharding(mesh, p) for p in (split, alike)
+    here = np.array(devices[: learners * replicas]).reshape(learners, replicas)
+    mesh = jax.sharding.Mesh(here, ('learners', 'replicas'))
+    of_all, of_learner, of_batch = (
+      jax.sharding.PartitionSpec(*a)
+      for a in ((), ('learners',), (None, 'replicas'))
+    )
+    self._split, batches = (
+      jax.sharding.NamedSharding(mesh, p) for p in (of_learner, of_batch)
     )
     self._cycle = jax.jit(
       jax.shard_map(
         cycle,
         mesh=mesh,
-        in_specs=(split, jax.sharding.PartitionSpec(), split, alike),
-        out_specs=split,
-        check_vma=False,  # there is nothing in common, and nothing to be summed
+        in_specs=(of_learner, of_all, of_learner, of_batch),
+        out_specs=of_learner,
+        check_vma=False,  # a learner's replicas are alike by what they share
       ),
       donate_argnums=0,
     )
-    self._x = jax.device_put(x_NxBxHxWxC, everywhere)
+    self._x = jax.device_put(x_NxBxHxWxC, batches)
     self._born = jax.tree.map(
-      lambda leaf: np.stack([np.asarray(leaf)] * len(devices)),
+      lambda leaf: np.stack([np.asarray(leaf)] * learners),
       (generator_P, jax.jit(adam.init)(generator_P)),
     )
 

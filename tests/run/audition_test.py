@@ -187,6 +187,16 @@ def test_every_layout_hears_the_same(first, devices):
   assert there.found == pytest.approx(first.found, rel=0.05)
 
 
+def test_devices_that_share_a_batch_hear_what_one_hears():
+  """Three, of a learner whose batch they divide: four samples each."""
+  alone, shared = (
+    held(config_of(**FREE, **{'train.batch_size': 12}), devices)
+    for devices in (1, 3)
+  )
+  np.testing.assert_allclose(shared.losses[:3], alone.losses[:3], rtol=1e-4)
+  assert shared.found == pytest.approx(alone.found, rel=0.05)
+
+
 def test_given_rates_that_are_apart_by_900_come_together():
   # With a batch of 4 rounding alone moves what is found by a factor of two.
   changes = {'train.batch_size': 12}
