@@ -25,6 +25,7 @@ from chimera.clones import specialists
 from chimera.clones import state as state_lib
 from chimera.data import crops as crops_lib
 from chimera.data import folders, images, skipped
+from chimera.monitor import writers
 from chimera.optics import modules as optics
 from chimera.optics import poincare, stage_1
 from chimera.run import audition, checkpoint, engine
@@ -77,16 +78,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     for x in (state_lib.stack(specialists.create_missions(c, bins)), host)
   )
   first = checkpoint.open_steps(c, workdir).latest() or 0
-  is_heard = not first and audition.images(config)
-  if is_heard:
-    logging.info('Trying a cycle of the audition.')
-    stage = audition.open_stage(
-      *(config, spec, host.master.params[0], _stand_ins(found)),
-      engine.local(devices),
-      cycles=1,
-    )
-    stage.play(audition.first_round(c.train.learning_rate, audition.RATES))
-    del stage
+  if not first and audition.images(config):
+    _hear(config, spec, host, found, engine.local(devices))
   logging.info('Compiling the step for %d device(s).', len(devices))
   start = time.perf_counter()
   n = c.train.cycles_per_dispatch
@@ -210,10 +203,26 @@ def memory(
   return parts | {'together': sum(parts.values())}
 
 
+def _hear(
+  config: ml_collections.ConfigDict,
+  spec: state_lib.StepSpec,
+  host: state_lib.CloneState,
+  found: Survey,
+  devices: Sequence[jax.Device],
+) -> list[float]:
+  """The losses of one cycle of the audition, for what it holds."""
+  logging.info('Trying a cycle of the audition.')
+  start_P, paths = host.master.params[0], _stand_ins(found)
+  stage = audition.open_stage(config, spec, start_P, paths, devices, cycles=1)
+  rates = audition.first_round(config.train.learning_rate, audition.RATES)
+  return [loss for loss, _ in stage.play(rates)]
+
+
 def _peak(device: jax.Device) -> str:
   """What was held at most until now, as it was measured."""
   if size := (device.memory_stats() or {}).get('peak_bytes_in_use'):
     return f'it held at most {size / 2**20:,.0f} MiB'
+  writers.load()  # as the run will
   size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   size *= 1 if sys.platform == 'darwin' else 1024
   return f'this process held at most {size / 2**20:,.0f} MiB'

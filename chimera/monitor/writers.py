@@ -210,6 +210,12 @@ class _Library:
       self._modules = metric_writers, tf
 
 
+def load() -> None:
+  """Imports what writes, if it is there: half a gigabyte of a process."""
+  with contextlib.suppress(_Missing):
+    _Library().load()
+
+
 class _Run:
   """One run's writer on a thread of its own, off at its first failure.
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from chimera.clones import state as state_lib
 from chimera.doctor import dry_run
 from chimera.school import lessons as lessons_lib
 from configs import chimera as chimera_config
@@ -120,6 +121,36 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(rehearsed):
     str(pathlib.Path('checkpoints', '30')),
     str(pathlib.Path('checkpoints', '30', 'digests.json')),
   ]
+
+
+def test_a_cycle_of_the_audition_is_tried_at_each_rate():
+  config = tiny.get_config()
+  bins, paths = tiny.bins_and_paths()
+  spec = state_lib.create_spec(config)
+  host = state_lib.stack(state_lib.create_states(config, spec, bins, (8, 8)))
+  found = dry_run.Survey(len(paths), 1, (8, 8))
+  losses = dry_run._hear(config, spec, host, found, jax.devices())
+  # All begin alike, and one cycle is judged before anything is learned.
+  assert len(losses) == 4
+  np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+  assert 0 < losses[0] < np.inf
+
+
+def test_what_was_held_at_most_is_of_a_device_or_of_the_process(monkeypatch):
+  monkeypatch.setattr(dry_run.writers, 'load', lambda: None)
+  a_gpu = types.SimpleNamespace(
+    memory_stats=lambda: {'bytes_in_use': 1 << 20, 'peak_bytes_in_use': 3 << 20}
+  )
+  assert dry_run._peak(a_gpu) == 'it held at most 3 MiB'
+  before = _mebibytes(dry_run._peak(jax.devices()[0]))
+  more = np.ones((before + 50) << 20, np.uint8)
+  assert _mebibytes(dry_run._peak(jax.devices()[0])) > before + 50
+  assert more[-1] == 1
+
+
+def _mebibytes(said):
+  (size,) = re.findall(r'^this process held at most ([\d,]+) MiB$', said)
+  return int(size.replace(',', ''))
 
 
 def test_it_says_from_what_it_would_start():
