@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import pytest
 
 from chimera.benchmarks import plain
 from chimera.clones import state as state_lib
@@ -10,13 +9,12 @@ from chimera.optics import poincare
 from tests import tiny
 
 
-@pytest.mark.parametrize('devices', [1, 2])
-def test_it_learns_and_its_copies_stay_alike(devices):
+def test_it_learns_and_its_copies_stay_alike():
   config = tiny.get_config('control')
   config.train.learning_rate *= 8  # a batch of 16 bears it
   spec = state_lib.create_spec(config)
   _, paths = tiny.bins_and_paths()
-  learner = plain.Learner(config, spec, paths, jax.devices()[:devices], 10)
+  learner = plain.Learner(config, spec, paths, jax.devices()[:2], 10)
   x = poincare.normalize(paths[:32])
 
   @jax.jit
@@ -30,6 +28,6 @@ def test_it_learns_and_its_copies_stay_alike(devices):
   assert error(learner.state.generator) < 0.95 * before
   for leaf in jax.tree.leaves(learner.state):
     copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
-    assert len(copies) == devices
+    assert len(copies) == 2
     np.testing.assert_array_equal(copies[0], copies[-1])
   assert learner.state.step == 40
