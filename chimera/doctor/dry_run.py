@@ -71,15 +71,15 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   clones = len(c.clone_names)
   devices = engine.choose_devices(c.devices, clones, c.train.batch_size)
   replicas = engine.replicas(devices, clones)
+  first = checkpoint.open_steps(c, workdir).latest() or 0
+  if not first and audition.images(config):
+    _hear(config, spec, host, found, engine.local(devices))
   shards = engine.Shards(config, _stand_ins(found), devices)
   shard = shards.deal(host.school.enrolled_L, 0)
   missions, state = (
     engine.put(x, devices)
     for x in (state_lib.stack(specialists.create_missions(c, bins)), host)
   )
-  first = checkpoint.open_steps(c, workdir).latest() or 0
-  if not first and audition.images(config):
-    _hear(config, spec, host, found, engine.local(devices))
   logging.info('Compiling the step for %d device(s).', len(devices))
   start = time.perf_counter()
   n = c.train.cycles_per_dispatch
