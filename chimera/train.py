@@ -134,6 +134,11 @@ def train(
       # Of a run of before there were auditions there is none.
       rate = checkpointer.extra.get('rate', 1.0)
       logging.info('Learning rate: %.2g.', rate * config.train.learning_rate)
+      if spec.schedule.warmup > config.train.warmup:
+        logging.info(
+          'Warm-up: %d cycles, as of an audition (train.warmup: %d).',
+          *(spec.schedule.warmup, config.train.warmup),
+        )
       engine = engine_lib.Engine(config, spec, bins, paths, devices, rate, team)
       engine.place(host, done)
       observers.compiling(len(devices))

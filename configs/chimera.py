@@ -283,7 +283,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # Rates about it are tried, and a better one is found, before the first cycle;
   # False: the rate as it is.
   c.train.audition = True
-  c.train.warmup = 50  # cycles
+  c.train.warmup = 50  # cycles; at least 20 for a rate that was found
   # Constant, then a decay; or 'constant', or 'cosine', which alone cannot be
   # given more train.cycles later.
   c.train.schedule = 'wsd'

@@ -26,6 +26,9 @@ from chimera.meld import optimizer as optimizer_lib
 from chimera.school import lessons as lessons_lib
 from chimera.system import compiled
 
+# Cycles in which the rates of an audition rise, and at least those it finds.
+FOUND_WARMUP = 20
+
 
 class TrainState(flax.struct.PyTreeNode):
   """Parameters and the state of their optimizer."""
@@ -97,6 +100,11 @@ class StepSpec:
     return self.terms.index('adv')
 
 
+def is_auditioned(config: ml_collections.ConfigDict) -> bool:
+  """Whether a run finds its learning rate, before its first cycle."""
+  return config.train.audition and not config.init_from
+
+
 def create_spec(config: ml_collections.ConfigDict) -> StepSpec:
   c = config
   school = _made(lessons_lib.Spec, c.school)
@@ -113,6 +121,11 @@ def create_spec(config: ml_collections.ConfigDict) -> StepSpec:
     meld = dataclasses.replace(
       meld, every=1, alpha=0.0, outer_learning_rate=1.0, outer_momentum=0.0
     )
+  schedule = _made(optimizer_lib.Schedule, c.train)
+  if is_auditioned(c):
+    # Of moments that are 0, Adam's first steps at such a rate are too long.
+    warmup = max(schedule.warmup, FOUND_WARMUP)
+    schedule = dataclasses.replace(schedule, warmup=warmup)
   return StepSpec(
     tokenizer=models.create_tokenizer(**c.model),
     critic=critic_lib.Critic(width=c.model.critic_width),
@@ -126,7 +139,7 @@ def create_spec(config: ml_collections.ConfigDict) -> StepSpec:
     q=q,
     meld=meld,
     quarantine=_made(quarantine.Spec, c.meld),
-    schedule=_made(optimizer_lib.Schedule, c.train),
+    schedule=schedule,
     generator_optimizer=optimizer_lib.Spec(
       c.train.adam_b1, c.train.adam_b2, optimizer_state
     ),

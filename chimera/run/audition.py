@@ -39,7 +39,7 @@ HORIZON = 4.0  # times the best rate of CYCLES is best for a whole run
 CYCLES = 50  # of a round
 COST = 2 * CYCLES  # cycles of four clones, whose images it takes
 RATES = 4  # a round
-_WARMUP = 0.4  # of the cycles
+_WARMUP = state_lib.FOUND_WARMUP / CYCLES  # of the cycles
 _JUDGED = 0.25  # of the cycles, the last ones, whose mean loss counts
 CLIFF = 0.15  # of the least loss; what is worse than that is told no further
 
@@ -185,7 +185,7 @@ def open_stage(
 
 def images(config: ml_collections.ConfigDict) -> int:
   """How many a run's learners see in it together; 0 where none is held."""
-  if not config.train.audition or config.init_from:
+  if not state_lib.is_auditioned(config):
     return 0
   return 2 * CYCLES * RATES * config.train.batch_size
 

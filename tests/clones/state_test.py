@@ -134,6 +134,23 @@ def test_the_schedules_by_hand():
   )
 
 
+@pytest.mark.parametrize(
+  ('changes', 'warmup'),
+  [
+    ({'train__warmup': 0}, 20),
+    ({'train__warmup': 19}, 20),
+    ({'train__warmup': 21}, 21),
+    ({'train__warmup': 0, 'train__audition': False}, 0),
+    ({'train__warmup': 0, 'init_from': 'tokenizer'}, 0),
+  ],
+)
+def test_a_rate_that_is_found_rises_as_slowly_as_in_the_audition(
+  changes, warmup
+):
+  made = spec(**{'train__audition': True, 'train__cycles': 40, **changes})
+  assert made.schedule.warmup == warmup
+
+
 def test_the_critic_s_adam_has_no_first_moment():
   adam = optimizer.make_optimizer(spec().critic_optimizer)
   g = np.array([0.5, -2.0], np.float32)
