@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from chimera import ledger, train
+from chimera.evaluation import exam
 from chimera.optics import stage_1
 from chimera.run import config_json
 from tests import tiny
@@ -222,7 +223,13 @@ def test_a_rival_is_judged_as_the_control_is(tmp_path, monkeypatch):
   config.data.held_out_count = 20
   config.train.cycles = config.train.eval_every = 2
   monkeypatch.setattr(ledger, 'create_config', lambda *_: config)
-  control, rival = ledger.run(tmp_path, ['control', 'prodigy'], [0], {})
-  names = {k for k in control['figures'] if k.startswith('master/')}
-  assert set(rival['figures']) == names
+  [rival] = ledger.run(tmp_path, ['prodigy'], [0], {})
+  data = stage_1.prepare(config, str(tmp_path / 'stage_1_seed_0'))
+  bins = train.prepare_curriculum(config, str(tmp_path), data)
+  spec, born = train.newborn(config, data, bins)
+  held_out, _ = exam.look_at_held_out(config, data, bins)
+  vectors = born.master, born.generator.params
+  control = exam.examine(config, spec, held_out, data.optics, *vectors)
+  names = exam.flat({'master': control.figures['master']})
+  assert set(rival['figures']) == set(names)
   assert np.isfinite(list(rival['figures'].values())).all()

@@ -147,8 +147,10 @@ def run(fd, limit, argv):
   from chimera.evaluation import exam
 
   def say(word, cycle=0):
-    with contextlib.suppress(BrokenPipeError):
+    try:
       os.write(fd, f'{word} {cycle}\n'.encode())
+    except BrokenPipeError:
+      os._exit(1)  # nobody is left who would stop it
 
   save, commit = steps_lib.Steps.save, steps_lib.Steps._commit
   restore = steps_lib.Steps.restore
@@ -227,6 +229,7 @@ def flags(home, **changes):
     'eval.batch_size': 20,
     'eval.preview': 2,
     'meld.every': 3,
+    'meld.sick_cycles': 2,
     'school.enrol_from': 4,
     'school.enrol_every': 4,
     'school.resident_mb': 0,
@@ -398,7 +401,7 @@ def signals(home, count, rng):
     moment = moments[i % len(moments)]
     # Compiled anew, it takes its time; one of either is all its own.
     cache = str(home / f'cache{i}') if moment == 'compiling' else None
-    run = Run(home / 'stopped', setting, fresh=i in (0, 6), cache=cache)
+    run = Run(home / 'stopped', setting, fresh=i in (5, 6), cache=cache)
     if moment == 'melding':
       check(run.wait_for('stepped'), tail(run))
       # The next step melds.
@@ -627,7 +630,6 @@ def soak(home, count, rng):
 
   setting = flags(
     home,
-    meld__sick_cycles=2,
     train__cycles=count,
     train__checkpoint_every=8,
     train__eval_every=100,
@@ -722,6 +724,7 @@ def main():
   writers.silence_tensorflow()
   # Whatever a run imports, so that its forks have it.
   from clu import asynclib, metric_writers  # noqa: F401
+  import matplotlib.figure  # noqa: F401
   import numpy as np
   import tensorflow as tf  # noqa: F401
 

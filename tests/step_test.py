@@ -531,9 +531,11 @@ def test_the_control_is_one_data_parallel_learner():
       params, critic, x, min(1.0, step / 5), jnp.concatenate(epsilon)
     )
     rate = spec.schedule(step)
-    update, moments = adam.update(gradient, moments)
+    update, moments = jax.jit(adam.update)(gradient, moments)
     params = jax.tree.map(lambda p, u: p + rate * u, params, update)  # noqa: B023
-    update, critic_moments = critic_adam.update(critic_gradient, critic_moments)
+    update, critic_moments = jax.jit(critic_adam.update)(
+      critic_gradient, critic_moments
+    )
     critic = optax.apply_updates(critic, update)
     book = params['codebook']
     params['codebook'] = book / jnp.linalg.norm(book, axis=-1, keepdims=True)

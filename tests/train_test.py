@@ -93,29 +93,7 @@ def auditioned(finished, monkeypatch, rate):
   return config, data
 
 
-def test_a_run_learns_at_the_rate_that_was_found_to_its_end(
-  finished, tmp_path, monkeypatch
-):
-  config, data = auditioned(finished, monkeypatch, 3e-3)
-  train.train(config, str(tmp_path), data)
-  # Its checkpoint knows it, whatever becomes of the file.
-  (tmp_path / audition.NAME).unlink()
-  monkeypatch.delattr(audition, 'hold')
-  config.train.cycles = 6
-  train.train(config, str(tmp_path), data)
-  rows = [
-    r for r in history.read(str(tmp_path)) if 'agent/lr' in r.of('perceptual')
-  ]
-  assert [row.cycle for row in rows] == [2, 4, 6]
-  for name in config.clone_names:
-    rates = [
-      row.of(name)['agent/lr'] / row.of(name)['agent/trim'] for row in rows
-    ]
-    # It rises within the 20 cycles of an audition, not the 2 of the config.
-    np.testing.assert_allclose(rates, [3e-4, 6e-4, 9e-4], rtol=1e-5)
-
-
-def test_a_run_starts_from_what_the_best_of_its_audition_has_learned(
+def test_a_run_starts_as_its_audition_ends_and_keeps_the_rate_it_found(
   finished, tmp_path, monkeypatch
 ):
   # At a rate at which nothing is learned since.
@@ -132,6 +110,22 @@ def test_a_run_starts_from_what_the_best_of_its_audition_has_learned(
       chex.assert_trees_all_close(start[name], expected[name], rtol=1e-5)
   record = json.loads((tmp_path / 'evaluation.json').read_text())['protocol']
   assert record['images_seen'] == (4 + 100) * 4 * 4
+
+  # Its checkpoint knows the rate, whatever becomes of the file.
+  (tmp_path / audition.NAME).unlink()
+  monkeypatch.delattr(audition, 'hold')
+  config.train.cycles = 6
+  train.train(config, str(tmp_path), data)
+  rows = [
+    r for r in history.read(str(tmp_path)) if 'agent/lr' in r.of('perceptual')
+  ]
+  assert [row.cycle for row in rows] == [2, 4, 6]
+  for name in config.clone_names:
+    rates = [
+      row.of(name)['agent/lr'] / row.of(name)['agent/trim'] for row in rows
+    ]
+    # It rises within the 20 cycles of an audition, not the 2 of the config.
+    np.testing.assert_allclose(rates, [1e-21, 2e-21, 3e-21], rtol=1e-5)
 
 
 def test_a_folder_that_another_process_writes_is_not_exported_to(

@@ -81,7 +81,7 @@ def _gradient_at_reconstruction(share_of):
   spec, generator_P, critic_P, x, lambda_K = share_of
   generator = spec.generator_layout.tree(generator_P)
   critic = spec.critic_layout.tree(critic_P)
-  x_hat, codes, _ = spec.tokenizer.apply({'params': generator}, x)
+  x_hat, codes, _ = jax.jit(spec.tokenizer.apply)({'params': generator}, x)
 
   def part(x_hat, chosen_K):
     terms_K, _ = losses.terms(
@@ -129,7 +129,7 @@ def test_the_encodings_are_held_to_their_codes_by_a_share_of_their_gradient():
   spec, generator_P, critic_P, x, lambda_K = _lesson()
   vq = spec.terms.index('vq')
   generator = spec.generator_layout.tree(generator_P)
-  codes, _ = spec.tokenizer.apply({'params': generator}, x, method='quantize')
+  _, codes, _ = jax.jit(spec.tokenizer.apply)({'params': generator}, x)
 
   def commitment(z):
     return losses.vq(codes._replace(z_BxhxwxD=z), commitment=1.0)

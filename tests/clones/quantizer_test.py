@@ -16,7 +16,7 @@ FSQ = quantizer.FSQ((4, 5))
 def fsq(levels, z_ND):
   """(codes, tokens) of one row of cells."""
   module = quantizer.FSQ(levels)
-  return module.apply({}, jnp.asarray(z_ND, jnp.float32)[None, None])
+  return jax.jit(module.apply)({}, jnp.asarray(z_ND, jnp.float32)[None, None])
 
 
 def encoding(place, levels):
@@ -222,7 +222,7 @@ def test_codes_follow_their_encodings_and_nothing_else():
     codes, _ = VQ.apply({'params': params}, z)
     return losses.vq(codes, commitment=0.25)
 
-  by_params, by_z = jax.grad(varentropy, argnums=(0, 1))(params, z)
+  by_params, by_z = jax.jit(jax.grad(varentropy, argnums=(0, 1)))(params, z)
   np.testing.assert_array_equal(by_params['codebook'], 0)
   assert np.abs(by_z).max() > 0.01
-  assert np.abs(jax.grad(vq)(params, z)['codebook']).max() > 0.01
+  assert np.abs(jax.jit(jax.grad(vq))(params, z)['codebook']).max() > 0.01

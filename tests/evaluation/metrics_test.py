@@ -118,14 +118,13 @@ def _measured():
   pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
   eyes = evaluate.Eyes(parts.optics, parts.variables)
   x = pixels / np.float32(127.5) - 1
-  paths = np.asarray(
-    eyes.model.apply(eyes.params, jnp.asarray(x), method='encode')
-  )
+  encode = jax.jit(functools.partial(eyes.model.apply, method='encode'))
+  paths = np.asarray(encode(eyes.params, x))
   held_out = evaluate.HeldOut(paths, pixels, np.array([0, 0, 4, 4, 9]))
   figures, *_ = evaluate.evaluate(
     parts.tokenizer, parts.params, held_out, eyes, batch_size=5
   )
-  x_hat = parts.tokenizer.apply(
+  x_hat = jax.jit(parts.tokenizer.apply)(
     {'params': parts.params}, poincare.normalize(paths)
   )[0]
   return figures, pixels, evaluate.draw(x_hat, eyes)

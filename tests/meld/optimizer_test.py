@@ -190,7 +190,7 @@ def test_a_decay_of_any_length_is_its_formula(cycles, decay):
   wsd = schedule('wsd', cycles=cycles, decay=decay)
   length = round(decay * cycles)
   begin = max(cycles - length, 4)
-  got = jax.vmap(wsd)(jnp.arange(cycles))
+  got = jax.jit(jax.vmap(wsd))(jnp.arange(cycles))
   n = np.arange(1, cycles + 1)
   k = np.clip((n - begin) / max(cycles - begin, 1), 0, 1)
   want = 1e-3 * np.minimum(n / 4, 1) * (1 - 0.99 * np.sqrt(k))
@@ -199,7 +199,7 @@ def test_a_decay_of_any_length_is_its_formula(cycles, decay):
   # What is stable is bit for bit that of any longer run.
   longer = schedule('wsd', cycles=3 * cycles, decay=decay / 3)
   np.testing.assert_array_equal(
-    got[:begin], jax.vmap(longer)(jnp.arange(begin))
+    got[:begin], jax.jit(jax.vmap(longer))(jnp.arange(begin))
   )
 
 

@@ -3,6 +3,7 @@
 import collections
 import csv
 import errno
+import functools
 import json
 import os
 import pathlib
@@ -58,10 +59,9 @@ def test_every_crop_has_its_path_params(workdir):
   assert isinstance(data.paths_NxHxWxC, np.memmap)
   crops = cutting.read(data.crops, image_size=16)
   model, variables = data.optics
+  encode = jax.jit(functools.partial(model.apply, method='encode'))
   for i in (0, 7, 8, 29):  # alone, not in the chunk in which it was written
-    alone = model.apply(
-      variables, images.to_float(crops[i : i + 1]), method='encode'
-    )
+    alone = encode(variables, images.to_float(crops[i : i + 1]))
     np.testing.assert_allclose(data.paths_NxHxWxC[i], alone[0], atol=1e-4)
 
 

@@ -27,16 +27,20 @@ from tests import nothing_is_lost, tiny, xla
 
 ROOT = pathlib.Path(__file__).parents[2]
 ONE_LINE = re.compile(r'(?m)^((?:Error|Stopped)\b.*)$')
-PROGRAM = '-m', 'chimera.main'
+# What TensorBoard would write is not looked at, and importing it takes seconds.
+PROGRAM = """
+import runpy, sys
+sys.modules['tensorflow'] = None
+{first}
+runpy.run_module('chimera.main', run_name='__main__')
+"""
 # The devices of one process sum as those of several do: in gloo's order.
 BY_GLOO = """
-import runpy
 import jax
 jax.config.update('jax_enable_preemption_service', False)
 jax.distributed.initialize(
   'localhost:{port}', 1, 0, cluster_detection_method='deactivate'
 )
-runpy.run_module('chimera.main', run_name='__main__')
 """
 
 
@@ -51,13 +55,13 @@ class Host:
       f'--hosts={count}',
       f'--host={number}',
     )
+    first = BY_GLOO.format(port=port) if by_gloo else ''
     forced = f'--xla_force_host_platform_device_count={devices}'
     self.log = pathlib.Path(f'{workdir}.{number}.log')
     with open(self.log, 'ab') as log:
       self.process = subprocess.Popen(
         [
-          sys.executable,
-          *(('-c', BY_GLOO.format(port=port)) if by_gloo else PROGRAM),
+          *(sys.executable, '-c', PROGRAM.format(first=first)),
           f'--config={ROOT / "tests" / "tiny.py"}',
           f'--workdir={workdir}',
           *(several if count > 1 else ()),
