@@ -26,6 +26,10 @@ _COLORS = (
   *('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'),
   *('#F0E442', '#882255', '#8C564B', '#332288', '#999933', '#44AA99'),
 )
+# Of a picture, inches: its width, and what is left for words and numbers beside
+# each panel and right of all, above and below all, and between two lines.
+_WIDTH, _BESIDE, _RIGHT = 11.0, 0.56, 0.12
+_ABOVE, _BELOW, _BETWEEN = 0.6, 0.42, 0.7
 # Held-out figures that are drawn by cycle, and what each is compared with.
 _COMPARED = {
   'eval/psnr': metrics.BY_TAG['eval/optics_psnr'],
@@ -148,6 +152,24 @@ def _by_bin(
     yield metric.label, curves
 
 
+def _places(lines: int, columns: int, height: float) -> dict[str, float]:
+  """Where the panels of a picture lie, as `GridSpec` takes it.
+
+  Of fixed margins: a layout that measures each word takes as long as drawing.
+  """
+  across = _WIDTH - _BESIDE - _RIGHT
+  along = height - _ABOVE - _BELOW
+  return {
+    'left': _BESIDE / _WIDTH,
+    'right': 1 - _RIGHT / _WIDTH,
+    'bottom': _BELOW / height,
+    'top': 1 - _ABOVE / height,
+    # Of a panel's size.
+    'wspace': columns * _BESIDE / (across - (columns - 1) * _BESIDE),
+    'hspace': lines * _BETWEEN / (along - (lines - 1) * _BETWEEN),
+  }
+
+
 def _picture(
   title: str,
   panels: Mapping[str, Sequence[_Curve]],
@@ -164,11 +186,14 @@ def _picture(
   columns = min(columns, len(panels))
   lines = -(-len(panels) // columns)
   drawing = figure.Figure(
-    figsize=(11, 0.35 + (2.0 if columns > 3 else 2.7) * lines),
-    layout='constrained',
+    (_WIDTH, 0.35 + (2.0 if columns > 3 else 2.7) * lines)
   )
   drawing.suptitle(title, x=0.008, ha='left', fontsize=12, fontweight='bold')
-  axes = drawing.subplots(lines, columns, squeeze=False).flat
+  axes = drawing.subplots(
+    *(lines, columns),
+    squeeze=False,
+    gridspec_kw=_places(lines, columns, drawing.get_figheight()),
+  ).flat
   for ax, panel in itertools.zip_longest(axes, panels):
     if panel is None:
       ax.remove()
