@@ -28,7 +28,7 @@ _COLORS = (
 )
 # Of a picture, inches: its width, and what is left for words and numbers beside
 # each panel and right of all, above and below all, and between two lines.
-_WIDTH, _BESIDE, _RIGHT = 11.0, 0.56, 0.12
+_WIDTH, _BESIDE, _RIGHT = 11.0, 0.66, 0.12
 _ABOVE, _BELOW, _BETWEEN = 0.6, 0.42, 0.7
 # Held-out figures that are drawn by cycle, and what each is compared with.
 _COMPARED = {

@@ -1,8 +1,10 @@
 """The curves of a run: which are drawn, where, and in whose color."""
 
+import itertools
 import re
 from xml.etree import ElementTree
 
+from matplotlib import figure
 import pytest
 
 from chimera.monitor import curves, history
@@ -172,3 +174,29 @@ def test_a_rate_whose_loss_is_not_finite_leaves_a_gap():
   held = audition.Audition([1e-3, 1e-2, 1e-1, 1.0], [3.0, 1.0, 2.0, None], 3e-2)
   _, svg = curves.draw_audition(held)
   assert points(svg, curves.MASTER) == 3
+
+
+@pytest.mark.parametrize('most', [2.4e-5, 3.1e-4, 1.2e-3, 0.9, 24.5, 99999.0])
+@pytest.mark.parametrize('least', [0.0, -1.0])
+def test_no_number_is_cut_off_or_lies_in_another_panel(
+  monkeypatch, most, least
+):
+  drawn = []
+  save = figure.Figure.savefig
+  monkeypatch.setattr(
+    figure.Figure,
+    'savefig',
+    lambda self, *args, **how: drawn.append(self) or save(self, *args, **how),
+  )
+  x = [0, 50_000]
+  panels = {f'panel {i}': [(x, [least * most, most], '#000')] for i in range(7)}
+  curves._picture('Seven', panels, columns=5)
+  (picture,) = drawn
+  boxes = [ax.get_tightbbox() for ax in picture.axes]
+  whole = picture.bbox
+  for box in boxes:
+    assert box.x0 >= whole.x0
+    assert box.x1 <= whole.x1
+    assert box.y0 >= whole.y0
+  for one, other in itertools.combinations(boxes, 2):
+    assert not one.overlaps(other)
