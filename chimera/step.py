@@ -109,7 +109,8 @@ def train_step(
     state, q, seen, base_loss, learned, mission, spec
   )
   school = lessons_lib.remember(
-    *(rngs[4], state.school, ids_B, seen.varentropy_B, step, mission.enrols),
+    *(rngs[4], state.school, ids_B, seen.varentropy_B, seen.error_B),
+    *(step, mission.enrols),
     spec=spec.school,
   )
   health = quarantine.remember(
@@ -127,6 +128,8 @@ def train_step(
     'healthy': healthy,
     'sick': health.sick,
     'lesson_B': ids_B,
+    'school/fence': school.fence,
+    'school/outliers': jnp.sum(lessons_lib.is_outlier(school)),
     # What the meld did not use of this clone is still worth a picture.
     'specialist': learned.generator.params,
   }

@@ -116,6 +116,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.school.enrol_every = 100  # cycles between two re-enrolments
   c.school.half_life = 500.0  # cycles in which a tracked varentropy halves
   c.school.floor = 0.1  # share of the re-enrolled drawn by lot from everything
+  # In no class is a sample whose error is beyond the third quartile by so many
+  # distances of the quartiles: noise, a broken file. 0 = no such fence.
+  c.school.fence = 1.5
   c.school.resident_mb = 2048  # whole training set on a device up to this size
   c.school.rotating_samples = 8192  # else: samples of it resident at a time
   c.school.rotate_every = 50  # cycles until others are; see train.log_every
@@ -413,6 +416,7 @@ def _seed(c):
   """The letter names no alpha: 0.5, the learning rate scaled by its inverse."""
   c.loss.emphasis = 1.0
   c.school.mix = 0.0
+  c.school.fence = 0.0
   c.meld.optimizer_state = 'local'
   c.meld.alpha = 0.5
   c.train.learning_rate = c.train.learning_rate / (1 - c.meld.alpha)

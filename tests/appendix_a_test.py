@@ -29,7 +29,7 @@ CYCLES = 20
 
 
 def appendix_a(config, spec, bins, paths, total_steps):
-  """Appendix A: returns (clone_states, pid_agents, q_agents, master, log)."""
+  """Appendix A: returns (clone_states, agents ..., master, ema, log)."""
   born = tiny.trees(
     spec, state_lib.create_states(config, spec, bins, paths.shape[1:3])
   )
@@ -106,6 +106,7 @@ def appendix_a(config, spec, bins, paths, total_steps):
     return jnp.sum(ramped_K * terms_K), (
       terms_K,
       varentropy_B,
+      jnp.abs(x - x_hat).mean((1, 2, 3)),
       tokens,
       codes.z_BxhxwxD,
     )
@@ -195,7 +196,7 @@ def appendix_a(config, spec, bins, paths, total_steps):
       learning_rate = q_agents[i].lr_scale * spec.schedule(step)
       # 5. Execute a single, independent training step for this clone
       ramp = min(1.0, step / spec.loss.adv_ramp)
-      updated, (terms_K, varentropy_B, tokens, z, share) = wgan_gp_train_step(
+      updated, seen = wgan_gp_train_step(
         clone_states[i],
         x,
         lambdas,
@@ -203,6 +204,7 @@ def appendix_a(config, spec, bins, paths, total_steps):
         ramp,
         jax.random.uniform(rngs[2], (spec.batch_size,)),
       )
+      terms_K, varentropy_B, error_B, tokens, z, share = seen
       # 6. Store results and update agents
       updated_clone_states.append(updated)
       target = missions[i].pid.target_K[spec.adv]
@@ -222,6 +224,7 @@ def appendix_a(config, spec, bins, paths, total_steps):
           lr=learning_rate,
           share=share,
           varentropy_B=varentropy_B,
+          error_B=error_B,
           tokens=tokens,
           z=z,
         )
@@ -264,10 +267,13 @@ def appendix_a(config, spec, bins, paths, total_steps):
     for j in range(4):
       for row in rows:
         curriculum[j] = remember(
-          curriculum[j], row['ids'], row['varentropy_B'], step
+          curriculum[j],
+          *(row['ids'], row['varentropy_B'], row['error_B']),
+          step,
         )
     log.append(rows)
-  return clone_states, pid_agents, q_agents, master_params, ema_params, log
+  agents = pid_agents, q_agents, curriculum
+  return clone_states, *agents, master_params, ema_params, log
 
 
 def assert_close(actual, expected, what):
@@ -294,7 +300,7 @@ def test_the_compiled_program_is_appendix_a(every):
   config.train.learning_rate /= 2
   bins, paths = tiny.bins_and_paths()
   spec = state_lib.create_spec(config)
-  clones, pids, qs, master, ema, log = appendix_a(
+  clones, pids, qs, curriculum, master, ema, log = appendix_a(
     config, spec, bins, paths, CYCLES
   )
 
@@ -334,3 +340,4 @@ def test_the_compiled_program_is_appendix_a(every):
   assert_close(state.master.ema, stack([ema] * 4), 'ema')
   assert_close(before_last(state.pid), before_last(stack(pids)), 'pid')
   assert_close(state.q, stack(qs), 'q')
+  assert_close(state.school, stack(curriculum), 'school')

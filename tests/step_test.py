@@ -310,9 +310,23 @@ def test_three_clones_keep_their_bins_and_the_fourth_is_re_enrolled(
 
 def test_what_one_clone_saw_all_of_them_remember(trajectory):
   for step, (_, metrics, after) in enumerate(trajectory):
-    assert alike((after.school.varentropy_N, after.school.seen_N))
+    assert alike(after.school[2:])
     seen = np.flatnonzero(after.school.seen_N[0] == step)
     np.testing.assert_array_equal(seen, np.unique(metrics['lesson_B']))
+
+
+def test_every_third_cycle_the_fence_is_that_of_what_was_seen(trajectory):
+  for step, (before, metrics, after) in enumerate(trajectory):
+    school = clone(after.school, 0)
+    fence = before.school.fence[0]
+    if step and step % 3 == 0:
+      log = np.log(school.error_N[school.seen_N >= 0], dtype=np.float64)
+      first, third = np.quantile(log, [0.25, 0.75])
+      fence = np.exp(third + 1.5 * (third - first))
+    assert school.fence == pytest.approx(fence, rel=1e-5)
+    assert metrics['school/fence'][0] == school.fence
+    beyond = np.sum(school.error_N > school.fence) if step >= 3 else 0
+    assert metrics['school/outliers'][0] == beyond
 
 
 POISONS = {

@@ -21,6 +21,7 @@ class Seen(NamedTuple):
   # alone would have it
   adv_share: jax.Array
   varentropy_B: jax.Array  # of each sample
+  error_B: jax.Array  # mean absolute, of each reconstruction
   z_XxD: jax.Array  # the encodings
   counts_V: jax.Array  # uses of each code, int32
 
@@ -101,6 +102,7 @@ def of_all_parts(
     terms_K=axes.mean_of_parts(seen.terms_K),
     adv_share=axes.mean_of_parts(seen.adv_share),
     varentropy_B=axes.gather_parts(seen.varentropy_B),
+    error_B=axes.gather_parts(seen.error_B),
     z_XxD=axes.gather_parts(seen.z_XxD),
     counts_V=axes.total_of_parts(seen.counts_V),
   )
@@ -175,6 +177,7 @@ def generate(
     terms_K=terms_K,
     adv_share=jnp.maximum(share, 1e-4),  # the PID takes its log
     varentropy_B=varentropy_B,
+    error_B=jnp.mean(jnp.abs(x_hat - x), axis=(1, 2, 3)),
     z_XxD=codes.z_BxhxwxD.reshape(-1, codes.z_BxhxwxD.shape[-1]),
     counts_V=jnp.bincount(tokens.ravel(), length=spec.tokenizer.codes).astype(
       jnp.int32

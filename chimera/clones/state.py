@@ -109,7 +109,7 @@ def create_spec(config: ml_collections.ConfigDict) -> StepSpec:
   c = config
   school = _made(lessons_lib.Spec, c.school)
   if not c.school.enabled:
-    school = dataclasses.replace(school, mix=1.0, enrol_from=0)
+    school = dataclasses.replace(school, mix=1.0, enrol_from=0, fence=0.0)
   q = _made(q_learning.Spec, c.q)
   if not c.q.enabled:
     q = dataclasses.replace(q, history='total')

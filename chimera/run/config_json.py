@@ -23,6 +23,7 @@ LATER = {
   'data.permuted': 0.0,
   'data.mirrored': 0.0,
   'optics.finish': 0,
+  'school.fence': 0.0,
   'pid.bounded': False,
   'pid.vq_share': [0.08, 0.12],
   'tokens.size': [0, 0],

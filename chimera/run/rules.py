@@ -228,6 +228,7 @@ RULES = {
   'school.enrol_every': whole(1),
   'school.half_life': _SPAN,
   'school.floor': _SHARE,
+  'school.fence': at_least(0, 1e6),
   'school.resident_mb': whole(0),
   'school.rotating_samples': whole(1),
   'school.rotate_every': whole(1),

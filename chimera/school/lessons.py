@@ -25,6 +25,7 @@ class Spec:
   enrol_every: int
   half_life: float
   floor: float
+  fence: float
 
 
 class Shard(NamedTuple):
@@ -47,7 +48,11 @@ class SchoolState(NamedTuple):
   enrolled_count: jax.Array  # scalar, int32
   # last tracked varentropy, 0 where never seen, float32
   varentropy_N: jax.Array
-  seen_N: jax.Array  # cycle in which it was tracked, -1 where never, int32
+  # likewise the mean absolute error of its reconstruction
+  error_N: jax.Array
+  seen_N: jax.Array  # cycle in which both were tracked, -1 where never, int32
+  # the error beyond which a sample is an outlier, 0 at first for none, float32
+  fence: jax.Array
 
 
 def lesson_length(
@@ -88,7 +93,9 @@ def create_state(
     enrolled_L=np.resize(lesson.astype(np.int32), length),
     enrolled_count=np.asarray(len(lesson), np.int32),
     varentropy_N=np.zeros(samples, np.float32),
+    error_N=np.zeros(samples, np.float32),
     seen_N=np.full(samples, -1, np.int32),
+    fence=np.zeros((), np.float32),
   )
 
 
@@ -170,20 +177,19 @@ def draw_lesson(
   """Draws a lesson from the resident shard, uniformly and with replacement.
 
   The leading round(mix * B) samples are drawn from everything, the others from
-  the class; so is one of the class that is not resident. Returns ids_B, the
-  sample indices (int32), and the samples x_BxHxWxC.
+  the class; so is one of the class that is not resident, or an outlier. Returns
+  ids_B, the sample indices (int32), and the samples x_BxHxWxC.
   """
   whole_rng, class_rng = jax.random.split(rng)
   whole_B = jax.random.randint(
     whole_rng, (batch_size,), 0, shard.ids_U.shape[0]
   )
   seat_B = jax.random.randint(class_rng, (batch_size,), 0, state.enrolled_count)
-  row_B = shard.row_of_N[state.enrolled_L[seat_B]]
+  class_B = state.enrolled_L[seat_B]
+  row_B = shard.row_of_N[class_B]
   from_whole_B = jnp.arange(batch_size) < round(mix * batch_size)
-  from_whole_B |= row_B < 0
-  ids_B = jnp.where(
-    from_whole_B, shard.ids_U[whole_B], state.enrolled_L[seat_B]
-  )
+  from_whole_B |= (row_B < 0) | is_outlier(state)[class_B]
+  ids_B = jnp.where(from_whole_B, shard.ids_U[whole_B], class_B)
   x_BxHxWxC = shard.samples_RxHxWxC[jnp.where(from_whole_B, whole_B, row_B)]
   return ids_B, x_BxHxWxC
 
@@ -193,16 +199,32 @@ def remember(
   state: SchoolState,
   ids_B: jax.Array,
   varentropy_B: jax.Array,
+  error_B: jax.Array,
   cycle: jax.Array,
   enrols: jax.Array,
   *,
   spec: Spec,
 ) -> SchoolState:
-  """Tracks every clone's lesson; re-enrols the clone whose mission it is.
+  """Tracks every clone's lesson, renews the fence, re-enrols by mission.
 
   `enrols` is above 0 where a clone's class follows the tracked varentropy.
   """
-  state = record(state, axes.gather(ids_B), axes.gather(varentropy_B), cycle)
+  state = record(
+    state,
+    *(axes.gather(x) for x in (ids_B, varentropy_B, error_B)),
+    cycle,
+  )
+  if spec.fence:
+    # All clones remember the same.
+    error_N, seen_N, fence = axes.in_common(
+      (state.error_N, state.seen_N, state.fence)
+    )
+    fence = jax.lax.cond(
+      (cycle > 0) & (cycle % spec.enrol_every == 0),
+      lambda: find_fence(error_N, seen_N, distances=spec.fence),
+      lambda: fence,
+    )
+    state = state._replace(fence=fence)
   if not spec.enrol_from:
     return state
   is_due = (
@@ -228,15 +250,38 @@ def record(
   state: SchoolState,
   ids_X: jax.Array,
   varentropy_X: jax.Array,
+  error_X: jax.Array,
   cycle: jax.Array,
 ) -> SchoolState:
   """Tracks what was seen in this cycle; what is not finite is left out."""
   samples = state.seen_N.shape[0]
-  ids_X = jnp.where(jnp.isfinite(varentropy_X), ids_X, samples)
+  is_sound_X = jnp.isfinite(varentropy_X) & jnp.isfinite(error_X)
+  ids_X = jnp.where(is_sound_X, ids_X, samples)
   return state._replace(
     varentropy_N=state.varentropy_N.at[ids_X].set(varentropy_X, mode='drop'),
+    error_N=state.error_N.at[ids_X].set(error_X, mode='drop'),
     seen_N=state.seen_N.at[ids_X].set(cycle, mode='drop'),
   )
+
+
+def find_fence(
+  error_N: jax.Array, seen_N: jax.Array, *, distances: float
+) -> jax.Array:
+  """Tukey's fence of the errors seen so far, of their logarithms.
+
+  The third quartile and `distances` times that between it and the first: 1.5 in
+  Exploratory Data Analysis (1977, 2D). What is harder than most can be learned
+  and comes nearer; noise and broken files stay beyond.
+  """
+  log_N = jnp.where(seen_N < 0, jnp.nan, jnp.log(error_N))
+  first, third = jnp.nanquantile(log_N, jnp.array([0.25, 0.75]))
+  fence = jnp.exp(third + distances * (third - first))
+  return jnp.where(jnp.isfinite(fence), fence, 0.0)
+
+
+def is_outlier(state: SchoolState) -> jax.Array:
+  """Whether each of N samples was last seen beyond the fence, bool."""
+  return (state.fence > 0) & (state.error_N > state.fence)
 
 
 def re_enrol(
@@ -249,15 +294,18 @@ def re_enrol(
 ) -> SchoolState:
   """Enrols the samples of the highest tracked varentropy, over the whole set.
 
-  Rank by `varentropy * 0.5 ** ((cycle - seen) / half_life)`, never seen is 0,
-  ties by lot. So that nothing is forgotten, each sample is enrolled by lot
-  with probability `floor * count / N`. The size of the class stays.
+  Rank by `varentropy * 0.5 ** ((cycle - seen) / half_life)`, never seen and
+  outliers are 0, ties by lot. So that nothing is forgotten, each sample is
+  enrolled by lot with probability `floor * count / N`. The size of the class
+  stays.
   """
   lot_rng, tie_rng = jax.random.split(rng)
   samples, length = state.seen_N.shape[0], state.enrolled_L.shape[0]
   age_N = (cycle - state.seen_N).astype(jnp.float32)
   priority_N = jnp.where(
-    state.seen_N < 0, 0.0, state.varentropy_N * 0.5 ** (age_N / half_life)
+    (state.seen_N < 0) | is_outlier(state),
+    0.0,
+    state.varentropy_N * 0.5 ** (age_N / half_life),
   )
   tie_N = jax.random.uniform(tie_rng, (samples,))
   # Far below float32's resolution of any varentropy that matters.

@@ -1,5 +1,7 @@
 """Lessons: what is drawn, held by a shard, recorded and re-enrolled."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,7 +152,9 @@ def _tracked(varentropy, seen, count=2) -> lessons.SchoolState:
     enrolled_L=jnp.arange(3, dtype=jnp.int32),
     enrolled_count=jnp.int32(count),
     varentropy_N=jnp.asarray(varentropy, jnp.float32),
+    error_N=jnp.zeros(len(seen)),
     seen_N=jnp.asarray(seen, jnp.int32),
+    fence=jnp.float32(0),
   )
 
 
@@ -160,10 +164,59 @@ def test_record_tracks_what_was_seen_and_leaves_out_what_is_not_finite():
     state,
     jnp.array([3, 1, 3, 0]),
     jnp.array([0.5, jnp.nan, 0.5, jnp.inf]),
+    jnp.array([0.25, 0.1, 0.25, 0.1]),
     jnp.int32(7),
   )
+  state = lessons.record(
+    state, *(jnp.array([x]) for x in (2, 1.0, jnp.nan)), jnp.int32(8)
+  )
   np.testing.assert_array_equal(state.varentropy_N, [0, 0, 0, 0.5, 0])
+  np.testing.assert_array_equal(state.error_N, [0, 0, 0, 0.25, 0])
   np.testing.assert_array_equal(state.seen_N, [-1, -1, -1, 7, -1])
+
+
+def test_the_fence_is_that_of_tukey_over_what_was_seen():
+  # Of 1, 2, 4, 8, 16 (logs 0 to 4, in base 2) the quartiles are 2 and 8:
+  # 1.5 times two doublings beyond 8. The never seen one does not count.
+  error_N = jnp.array([16.0, 1.0, 100.0, 4.0, 2.0, 8.0])
+  seen_N = jnp.array([3, 0, -1, 1, 5, 2])
+  find = functools.partial(lessons.find_fence, error_N, seen_N)
+  assert find(distances=1.5) == pytest.approx(64, rel=1e-5)
+  assert find(distances=0.5) == pytest.approx(16, rel=1e-5)
+
+
+def test_before_anything_was_seen_there_is_no_fence():
+  state = _tracked([0.0] * 5, [-1] * 5)
+  assert not lessons.is_outlier(state).any()
+  assert lessons.find_fence(state.error_N, state.seen_N, distances=1.5) == 0
+
+
+def test_an_outlier_is_of_no_class_and_drawn_from_everything_alone():
+  state = _state((9,))._replace(fence=jnp.float32(0.5))
+  state = state._replace(error_N=state.error_N.at[90:95].set(0.6))
+  draw = jax.jit(
+    lambda rng: lessons.draw_lesson(
+      rng, state, _shard(100), batch_size=8, mix=0.0
+    )[0]
+  )
+  ids = jax.vmap(draw)(jax.random.split(jax.random.key(0), 2000))
+  counts = np.bincount(np.ravel(ids), minlength=100)
+  # Half of 16,000 draws meet an outlier: of 100 samples 80 each instead, and
+  # the other five of the class have theirs, 1,600, beside. Five deviations.
+  assert np.all(np.abs(counts[:95] - 80) < 45)
+  assert np.all(np.abs(counts[95:] - 1680) < 200)
+
+
+def test_an_outlier_is_not_re_enrolled():
+  # As below, but the first of them lies beyond the fence.
+  state = _tracked([4.0, 1.5, 0.0, 1.1, 0.0], [0, 10, -1, 20, -1])
+  state = state._replace(
+    error_N=jnp.array([0.1, 0.1, 0.0, 0.3, 0.0]), fence=jnp.float32(0.2)
+  )
+  again = lessons.re_enrol(
+    jax.random.key(0), state, jnp.int32(20), half_life=10.0, floor=0.0
+  )
+  np.testing.assert_array_equal(again.enrolled_L[:2], [0, 1])
 
 
 def test_re_enrolment_takes_the_highest_decayed_varentropy():
@@ -197,7 +250,9 @@ def test_the_floor_enrols_its_share_by_lot_from_everything():
     enrolled_L=jnp.arange(count, dtype=jnp.int32),
     enrolled_count=jnp.int32(count),
     varentropy_N=jnp.linspace(2.0, 1.0, samples),
+    error_N=jnp.zeros(samples),
     seen_N=jnp.zeros(samples, jnp.int32),
+    fence=jnp.float32(0),
   )
   enrol = jax.vmap(
     lambda rng: (
@@ -220,7 +275,8 @@ def test_state_keeps_its_types_under_jit():
   @jax.jit
   def cycle(state, rng, step):
     ids, _ = lessons.draw_lesson(rng, state, _shard(100), batch_size=8, mix=0.5)
-    state = lessons.record(state, ids, ids.astype(jnp.float32), step)
+    seen = ids.astype(jnp.float32)
+    state = lessons.record(state, ids, seen, seen, step)
     return lessons.re_enrol(rng, state, step, half_life=10.0, floor=0.1)
 
   after = cycle(state, jax.random.key(0), jnp.int32(1))
