@@ -189,6 +189,7 @@ def train(
     crops=data.crops,
     scores_N=scores_N,
     bins=bins,
+    outliers=results.outliers(host, data),
   )
   save_report(config, workdir, subject, rows)
   try:

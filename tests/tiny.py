@@ -124,6 +124,7 @@ def metrics(clones=4):
     *('agent/reward', 'agent/state', 'agent/action', 'agent/trim'),
     *('critic/loss', 'critic/wasserstein', 'critic/penalty', 'grads/rms'),
     *('meld/drift', 'meld/dropped', 'codebook/perplexity', 'codebook/used'),
+    *('school/fence', 'school/outliers'),
   )
   return {
     **{name: np.zeros((clones, len(terms.TERMS))) for name in of_terms},

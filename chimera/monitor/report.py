@@ -84,6 +84,7 @@ class Subject(NamedTuple):
   crops: Sequence[crops_lib.Crop]  # which crop each of them is
   scores_N: np.ndarray  # their complexity
   bins: Mapping[int, np.ndarray]  # sample indices by bin, easy to hard
+  outliers: np.ndarray  # sample indices of whom no class has, by rising error
 
 
 def write(
@@ -272,23 +273,39 @@ def _curriculum(
     ids[np.linspace(0, len(ids) - 1, _SAMPLES).round().astype(int)]
     for ids in bins.values()
   ]
-  ids_X = np.concatenate(picks)
+  worst = subject.outliers[-_SAMPLES:]
+  ids_X = np.concatenate([*picks, worst])
   tiles, what = _samples(workdir, subject, ids_X, image_size)
   yield (
     f'<p>Training samples of each bin, {what}; within a bin too they go from '
     'easy to hard. Beside it the clones whose lessons begin with it.</p>'
   )
-  for (b, ids), strip in zip(bins.items(), np.split(tiles, len(bins))):
+  strips = np.split(tiles, np.cumsum([len(pick) for pick in picks]))
+  for (b, ids), strip in zip(bins.items(), strips):
     scores = subject.scores_N[ids]
     students = (_name(r['name'], colors) for r in rows if b in r['bins'])
-    picture = _png(sheets.glue(strip, columns=_SAMPLES, gap=2))
-    yield (
-      f'<div class="bin"><div><b>{b}</b> {html.escape(curriculum.BIN_NAMES[b])}'
+    yield _strip(
+      f'<b>{b}</b> {html.escape(curriculum.BIN_NAMES[b])}'
       f'<small>{len(ids)} samples, score {scores.min():.3f} to '
-      f'{scores.max():.3f}</small>{" ".join(students)}</div>'
-      f'{_image("png", picture, f"Samples of bin {b}", "pixels")}'
-      '</div>'
+      f'{scores.max():.3f}</small>{" ".join(students)}',
+      *(strip, f'Samples of bin {b}'),
     )
+  if len(worst):
+    yield _strip(
+      f'<b>Outliers</b><small>{len(subject.outliers)} samples in no lesson but '
+      'by chance: their error stays far above that of all others. Noise, or '
+      'broken files?</small>',
+      *(strips[-1], 'Outliers'),
+    )
+
+
+def _strip(text: str, tiles: np.ndarray, alt: str) -> str:
+  """Up to `_SAMPLES` pictures beside a text, which is HTML."""
+  picture = _png(sheets.glue(tiles, columns=_SAMPLES, gap=2))
+  return (
+    f'<div class="bin"><div>{text}</div>'
+    f'{_image("png", picture, alt, "pixels")}</div>'
+  )
 
 
 def _samples(

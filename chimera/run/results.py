@@ -1,10 +1,12 @@
 """What is made of a run's last cycle, beside its figures and its report."""
 
+import itertools
 import os
 import pathlib
 from typing import Any
 
 from absl import logging
+import jax
 import ml_collections
 import numpy as np
 
@@ -14,8 +16,11 @@ from chimera.clones import terms as terms_lib
 from chimera.meld import average
 from chimera.optics import stage_1
 from chimera.run import finish
+from chimera.school import lessons
 from chimera.system import disk
 from chimera.tokenizer import export
+
+_NAMED = 3  # files, in a warning
 
 
 def are_there(workdir: str, done: int) -> bool:
@@ -63,6 +68,24 @@ def summarize(
       }
     )
   return rows
+
+
+def outliers(host: state_lib.CloneState, data: stage_1.Prepared) -> np.ndarray:
+  """Sample indices of the School's outliers, by rising error; says which."""
+  school = jax.tree.map(lambda x: x[0], host.school)  # all clones' is the same
+  found = lessons.outliers(school)
+  if len(found):
+    sources = dict.fromkeys(data.crops[i].source for i in found[::-1])
+    shown = ', '.join(itertools.islice(sources, _NAMED))
+    logging.warning(
+      'Of %d samples %d stay far beyond the others, with an error above %.3g '
+      '(median %.3g): no lesson had them but by chance. Noise or broken files? '
+      '%s%s',
+      *(len(school.error_N), len(found), school.fence),
+      *(np.median(school.error_N[school.seen_N >= 0]), shown),
+      ', ...' if len(sources) > _NAMED else '',
+    )
+  return found
 
 
 def exported(

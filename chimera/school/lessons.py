@@ -284,6 +284,12 @@ def is_outlier(state: SchoolState) -> jax.Array:
   return (state.fence > 0) & (state.error_N > state.fence)
 
 
+def outliers(state: SchoolState) -> np.ndarray:
+  """Of one clone on the host: the outliers' sample indices, by rising error."""
+  beyond = np.flatnonzero(is_outlier(state))
+  return beyond[np.argsort(state.error_N[beyond], kind='stable')]
+
+
 def re_enrol(
   rng: jax.Array,
   state: SchoolState,

@@ -49,6 +49,8 @@ def test_the_master_has_the_rate_in_images_of_all_clones(config):
   assert observers.master_scalars(seen, 2.5, spec) == {
     'codebook/perplexity': 12.5,
     'codebook/used': 0.0,
+    'school/fence': 0.0,
+    'school/outliers': 0.0,
     'meld/dropped': 3.0,
     'perf/cycles_per_sec': 2.5,
     'perf/images_per_sec': 2.5 * 4 * 4,

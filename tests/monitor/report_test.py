@@ -56,7 +56,8 @@ def subject():
   counts_V = np.array([0, 5, 0, 1, 9, 2, 3, 4, 0, 1])
   scores_N = paths[..., 2].mean((1, 2))
   return report.Subject(
-    tokenizer, params, None, counts_V, paths, [], scores_N, bins
+    *(tokenizer, params, None, counts_V, paths, [], scores_N, bins),
+    outliers=np.array([bins[9][-1], bins[0][0]]),
   )
 
 
@@ -116,6 +117,25 @@ def test_the_report_needs_nothing_but_itself(page):
 
 def test_every_section_is_there(page):
   assert tuple(re.findall(r'<h2>([^<]*)</h2>', page)) == SECTIONS
+
+
+def test_outliers_are_shown_behind_the_bins(page):
+  strips = dict(
+    re.findall(r'alt="([^"]*)" src="data:image/png;base64,([^"]*)"', page)
+  )
+  bins = [f'Samples of bin {b}' for b in range(10)]
+  assert list(strips)[-11:] == [*bins, 'Outliers']
+  hardest, easiest, found = (
+    np.array(Image.open(io.BytesIO(base64.b64decode(strips[name]))))
+    for name in (bins[9], bins[0], 'Outliers')
+  )
+  assert found.shape == hardest.shape
+  side = (found.shape[1] + 2) // 10
+  first, second = np.split(found[:, : 2 * side], 2, axis=1)
+  np.testing.assert_array_equal(first[:, :-2], hardest[:, 2 - side :])
+  np.testing.assert_array_equal(second, easiest[:, :side])
+  assert (found[:, 2 * side :] == 255).all()
+  assert '<b>Outliers</b><small>2 samples' in page
 
 
 def test_every_picture_is_whole(page):

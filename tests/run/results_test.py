@@ -1,12 +1,14 @@
 """What is made of the last cycle: whether it is there, and the table's rows."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 
 from chimera.clones import terms as terms_lib
 from chimera.run import results
+from chimera.school import lessons
 from tests import tiny
 
 
@@ -76,3 +78,38 @@ def test_figures_that_are_broken_are_none_and_stop_nothing(whole, data):
   assert not results.are_there(str(whole), 6)
   (whole / 'tokenizer' / 'tokenizer.json').write_bytes(data)
   assert not results.are_there(str(whole), 6)
+
+
+def _schools(error, fence):
+  """Host clones, of whose School alone is asked."""
+  school = lessons.SchoolState(
+    *[None] * 2,
+    varentropy_N=None,
+    error_N=np.array([error] * 2, np.float32),
+    seen_N=np.array([[0 if e else -1 for e in error]] * 2),
+    fence=np.full(2, fence, np.float32),
+  )
+  return types.SimpleNamespace(school=school)
+
+
+def test_outliers_are_told_with_their_files_the_worst_first(caplog):
+  names = 'noise.png', 'b.png', 'a.png', 'noise.png', 'c.png', 'd.png', 'e.png'
+  crops = [types.SimpleNamespace(source=name) for name in names]
+  data = types.SimpleNamespace(crops=crops)
+  error = [0.6, 0.4, 0.1, 0.5, 0.1, 0.45, 0.0]
+  found = results.outliers(_schools(error, 0.3), data)
+  np.testing.assert_array_equal(found, [1, 5, 3, 0])
+  [said] = caplog.messages
+  assert 'Of 7 samples 4 stay' in said
+  assert 'above 0.3 (median 0.425)' in said
+  assert said.endswith('noise.png, d.png, b.png')
+  assert not len(results.outliers(_schools(error, 0.7), data))
+  assert not len(results.outliers(_schools(error, 0.0), data))
+  assert len(caplog.messages) == 1
+
+
+def test_of_many_files_of_outliers_three_are_named(caplog):
+  crops = [types.SimpleNamespace(source=name) for name in 'abcd']
+  data = types.SimpleNamespace(crops=crops)
+  results.outliers(_schools([0.5, 0.6, 0.7, 0.8], 0.3), data)
+  assert caplog.messages[0].endswith('d, c, b, ...')
