@@ -113,7 +113,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.school.metric = 'mean_radius'  # or 'total_variation'
   c.school.mix = 0.5  # share of a lesson drawn from the whole training set
   c.school.enrol_from = 300  # cycle of the first re-enrolment; 0 = never
-  c.school.enrol_every = 100  # cycles between two re-enrolments
+  c.school.enrol_every = 100  # cycles between two re-enrolments, or fences
   c.school.half_life = 500.0  # cycles in which a tracked varentropy halves
   c.school.floor = 0.1  # share of the re-enrolled drawn by lot from everything
   # In no class is a sample whose error is beyond the third quartile by so many
