@@ -160,7 +160,8 @@ def figures(run: Run) -> dict[str, float]:
   that another one equals. photographs: how many are trained on. looked_at: how
   many, held-out ones too, were there to be compared. copies: share of those
   that are copies of others. lesson: samples in the smallest lesson. repeats:
-  times that one of its samples is drawn from it in the whole run.
+  times that one of its samples is drawn from it in the whole run. outliers:
+  share that the School found beyond all others, when last told.
 
   Raises:
     ValueError: a file of them is broken.
@@ -207,6 +208,9 @@ def figures(run: Run) -> dict[str, float]:
     found['lesson'] = len(scores_N) * bins // 10
     drawn = s['train.cycles'] * s['train.batch_size'] * (1 - s['school.mix'])
     found['repeats'] = drawn / max(found['lesson'], 1)
+    if run.rows:
+      last = run.rows[-1].master.get('school/outliers', 0.0)
+      found['outliers'] = last / len(scores_N)
   return found
 
 

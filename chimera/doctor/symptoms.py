@@ -20,6 +20,7 @@ FEW = 'Too few photographs'
 BINS = 'Bins that do not differ'
 RADIUS = 'A radius without meaning'
 LESSONS = 'Lessons too small'
+OUTLIERS = 'Samples that nobody learns'
 RATE = 'Learning rate too high'
 LOSS = 'A loss that does not fall'
 COLLAPSED = 'Collapsed codebook'
@@ -120,6 +121,15 @@ def _school(case: case_lib.Case) -> Iterator[case_lib.Finding]:
       'raise --config.data.train_count (with more photographs), give the clone '
       'more bins by --config.specialists.NAME.bins, or raise '
       '--config.school.mix.',
+    )
+  if figures.get('outliers', 0.0) > 0.01:
+    yield case_lib.Finding(
+      OUTLIERS,
+      f'{figures["outliers"]:.1%} of the samples stay far beyond the error of '
+      'all others; without noise or broken files it is a few in a thousand.',
+      'Each is learned at the cost of the others, and by heart if at all.',
+      'look at the Outliers in report.html, and take such files from '
+      '--config.data.source, or add more that are like them.',
     )
 
 

@@ -277,6 +277,19 @@ def test_small_lessons_are_named(tmp_path, settings, words):
   assert words in diagnosis.findings[0].seen
 
 
+def test_samples_that_nobody_learns_are_named(tmp_path):
+  def master(outliers):
+    return lambda i: {'school/outliers': outliers if i > 5 else 0.0}
+
+  for found, names in ((10.0, []), (11.0, [symptoms.OUTLIERS])):
+    home = tmp_path / str(found)
+    workdir = written.write(home, master=master(found))
+    written.write_data(home, **written.varied())
+    diagnosis = doctor.diagnose(workdir)
+    assert _names(diagnosis) == names
+  assert '1.1% of the samples' in diagnosis.findings[0].seen
+
+
 def test_the_reference_has_no_fault_by_its_own_figures():
   held = reference.load()
   late = {k: (band.low[-5:], band.high[-5:]) for k, band in held.bands.items()}
