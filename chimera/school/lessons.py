@@ -7,7 +7,7 @@ clone.
 
 from collections.abc import Sequence
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -188,7 +188,7 @@ def draw_lesson(
   class_B = state.enrolled_L[seat_B]
   row_B = shard.row_of_N[class_B]
   from_whole_B = jnp.arange(batch_size) < round(mix * batch_size)
-  from_whole_B |= (row_B < 0) | is_outlier(state)[class_B]
+  from_whole_B |= (row_B < 0) | is_outlier(state, class_B)
   ids_B = jnp.where(from_whole_B, shard.ids_U[whole_B], class_B)
   x_BxHxWxC = shard.samples_RxHxWxC[jnp.where(from_whole_B, whole_B, row_B)]
   return ids_B, x_BxHxWxC
@@ -269,9 +269,9 @@ def find_fence(
 ) -> jax.Array:
   """Tukey's fence of the errors seen so far, of their logarithms.
 
-  The third quartile and `distances` times that between it and the first: 1.5 in
-  Exploratory Data Analysis (1977, 2D). What is harder than most can be learned
-  and comes nearer; noise and broken files stay beyond.
+  The third quartile, and `distances` times that between it and the first (1.5:
+  https://en.wikipedia.org/wiki/Outlier#Tukey's_fences). What is harder than most
+  is learned and comes nearer; noise and broken files stay beyond.
   """
   log_N = jnp.where(seen_N < 0, jnp.nan, jnp.log(error_N))
   first, third = jnp.nanquantile(log_N, jnp.array([0.25, 0.75]))
@@ -279,9 +279,9 @@ def find_fence(
   return jnp.where(jnp.isfinite(fence), fence, 0.0)
 
 
-def is_outlier(state: SchoolState) -> jax.Array:
-  """Whether each of N samples was last seen beyond the fence, bool."""
-  return (state.fence > 0) & (state.error_N > state.fence)
+def is_outlier(state: SchoolState, ids: Any = slice(None)) -> jax.Array:
+  """Whether each of those samples was last seen beyond the fence, bool."""
+  return (state.fence > 0) & (state.error_N[ids] > state.fence)
 
 
 def outliers(state: SchoolState) -> np.ndarray:
