@@ -269,9 +269,9 @@ def find_fence(
 ) -> jax.Array:
   """Tukey's fence of the errors seen so far, of their logarithms.
 
-  The third quartile, and `distances` times that between it and the first (1.5:
-  https://en.wikipedia.org/wiki/Outlier#Tukey's_fences). What is harder than most
-  is learned and comes nearer; noise and broken files stay beyond.
+  The third quartile, and `distances` times that between it and the first; 1.5
+  in https://en.wikipedia.org/wiki/Outlier#Tukey's_fences. What is harder than
+  most is learned and comes nearer; noise and broken files stay beyond.
   """
   log_N = jnp.where(seen_N < 0, jnp.nan, jnp.log(error_N))
   first, third = jnp.nanquantile(log_N, jnp.array([0.25, 0.75]))
