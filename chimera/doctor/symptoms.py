@@ -125,9 +125,10 @@ def _school(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   if figures.get('outliers', 0.0) > 0.01:
     yield case_lib.Finding(
       OUTLIERS,
-      f'{figures["outliers"]:.1%} of the samples stay far beyond the error of '
-      'all others; without noise or broken files it is a few in a thousand.',
-      'Each is learned at the cost of the others, and by heart if at all.',
+      f'{figures["outliers"]:.1%} of the samples are far beyond the error of '
+      'all others; a few in a thousand always are.',
+      'They are noise or broken files, which nobody can learn, or of a kind of '
+      'which there are too few to be learned.',
       'look at the Outliers in report.html, and take such files from '
       '--config.data.source, or add more that are like them.',
     )

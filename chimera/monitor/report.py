@@ -292,9 +292,9 @@ def _curriculum(
     )
   if len(worst):
     yield _strip(
-      f'<b>Outliers</b><small>{len(subject.outliers)} samples in no lesson but '
-      'by chance: their error stays far above that of all others. Noise, or '
-      'broken files?</small>',
+      f'<b>Outliers</b><small>{len(subject.outliers)} samples, the worst '
+      'last: their error is far above that of all others, and they are in no '
+      'lesson but by chance</small>',
       *(strips[-1], 'Outliers'),
     )
 

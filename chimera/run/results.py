@@ -20,6 +20,7 @@ from chimera.school import lessons
 from chimera.system import disk
 from chimera.tokenizer import export
 
+_MANY = 0.01  # of all samples: a few in a thousand always are
 _NAMED = 3  # files, in a warning
 
 
@@ -71,16 +72,19 @@ def summarize(
 
 
 def outliers(host: state_lib.CloneState, data: stage_1.Prepared) -> np.ndarray:
-  """Sample indices of the School's outliers, by rising error; says which."""
+  """Sample indices of the School's outliers, by rising error.
+
+  Warns, with their files, where they are many.
+  """
   school = jax.tree.map(lambda x: x[0], host.school)  # all clones' is the same
   found = lessons.outliers(school)
-  if len(found):
+  if len(found) > _MANY * len(school.error_N):
     sources = dict.fromkeys(data.crops[i].source for i in found[::-1])
     shown = ', '.join(itertools.islice(sources, _NAMED))
     logging.warning(
-      'Of %d samples %d stay far beyond the others, with an error above %.3g '
-      '(median %.3g): no lesson had them but by chance. Noise or broken files? '
-      '%s%s',
+      'Of %d samples %d are far beyond the others, with an error above %.3g '
+      '(median %.3g): no lesson had them but by chance. Noise, broken files, '
+      'or too few of their kind? %s%s',
       *(len(school.error_N), len(found), school.fence),
       *(np.median(school.error_N[school.seen_N >= 0]), shown),
       ', ...' if len(sources) > _NAMED else '',
