@@ -117,7 +117,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.school.half_life = 500.0  # cycles in which a tracked varentropy halves
   c.school.floor = 0.1  # share of the re-enrolled drawn by lot from everything
   # In no class is a sample whose error is beyond the third quartile by so many
-  # distances of the quartiles: noise, a broken file. 0 = no such fence.
+  # distances of the quartiles, as of noise. 0 = no such fence.
   c.school.fence = 1.5
   c.school.resident_mb = 2048  # whole training set on a device up to this size
   c.school.rotating_samples = 8192  # else: samples of it resident at a time

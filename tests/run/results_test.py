@@ -83,7 +83,8 @@ def test_figures_that_are_broken_are_none_and_stop_nothing(whole, data):
 def _schools(error, fence):
   """Host clones, of whose School alone is asked."""
   school = lessons.SchoolState(
-    *[None] * 2,
+    enrolled_L=None,
+    enrolled_count=None,
     varentropy_N=None,
     error_N=np.array([error] * 2, np.float32),
     seen_N=np.array([[0 if e else -1 for e in error]] * 2),
