@@ -15,12 +15,13 @@ report on another.
 holds methods against CONDITIONS, in which something is set wrong or the data
 are spoilt, and prints their regret: by how much the held-out L1 of a method in
 a condition is above that of the tuned `control`. In data of its own, or another
-batch, that is the best `control@SCALE` there is.
+batch, that is the best `control@SCALE` there is. `--picture=FILE.svg` draws it.
 """
 
 import argparse
 import ast
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import io
 import itertools
 import json
 import math
@@ -39,7 +40,7 @@ from scipy import stats
 
 from chimera.evaluation import metrics
 from chimera.run import config_json, default_config, preflight
-from chimera.system import cpus, provenance
+from chimera.system import cpus, disk, provenance
 
 # name -> (variant, what is changed in it).
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -64,6 +65,16 @@ METHODS |= {name: ('control', {}) for name in RIVALS}
 
 _NONE: Mapping[str, Any] = types.MappingProxyType({})
 _LEAST_CYCLES = 100  # as many are an audition's
+_BESIDE = 0.2  # of a condition's width, from one method to the next
+LOST = 1000  # percent, where the picture ends
+_TICKS = {
+  -5: '-5 %',
+  0: '0',
+  5: '+5 %',
+  10: '+10 %',
+  100: '+100 %',
+  LOST: 'lost',
+}
 
 
 class Condition(NamedTuple):
@@ -311,6 +322,10 @@ def regrets(
   return found
 
 
+def _there(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+  return [c for c in CONDITIONS if any(c in of for of in found.values())]
+
+
 def tabulate_regrets(
   lines: Sequence[dict[str, Any]], figure: str
 ) -> rich.table.Table:
@@ -318,7 +333,7 @@ def tabulate_regrets(
   title = f'{figure}, held out: percent above the tuned control'
   table = rich.table.Table(title=title, title_justify='left')
   found = regrets(lines, figure)
-  there = [c for c in CONDITIONS if any(c in of for of in found.values())]
+  there = _there(found)
   for head in ('method', *there, 'worst', 'mean'):
     table.add_column(head, justify='left' if head == 'method' else 'right')
   for method, of in found.items():
@@ -335,6 +350,52 @@ def tabulate_regrets(
   return table
 
 
+def points(
+  found: Mapping[str, Mapping[str, Sequence[float]]],
+) -> dict[str, list[tuple[float, float, float, float]]]:
+  """Of each method of `regrets` its conditions: (place, mean, least, most).
+
+  The conditions are at 0, 1, ..., and the methods beside each other there. The
+  rest is percent, over the seeds; what is infinite is at LOST.
+  """
+  shown: dict[str, list[tuple[float, float, float, float]]] = {}
+  for i, (method, of) in enumerate(found.items()):
+    beside = _BESIDE * (i - (len(found) - 1) / 2)
+    for x, condition in enumerate(_there(found)):
+      if shares := [min(100 * s, LOST) for s in of.get(condition, [])]:
+        point = statistics.mean(shares), min(shares), max(shares)
+        shown.setdefault(method, []).append((x + beside, *point))
+  return shown
+
+
+def draw_regrets(lines: Sequence[dict[str, Any]], figure: str) -> bytes:
+  """An SVG file: a mark a method and condition, a stroke over its seeds."""
+  from matplotlib import figure as drawings
+
+  from chimera.monitor import curves
+
+  found = regrets(lines, figure)
+  there = _there(found)
+  drawing = drawings.Figure((9, 3.6), layout='constrained')
+  ax = drawing.subplots()
+  colors = curves.palette(list(found))
+  marks = itertools.cycle('Do^sv')
+  for (method, of), mark in zip(points(found).items(), marks):
+    x, mean, low, high = zip(*of)
+    ax.vlines(x, low, high, color=colors[method], linewidth=2)
+    ax.plot(x, mean, mark, color=colors[method], label=method)
+  ax.set_yscale('symlog', linthresh=5, linscale=1.5)
+  ax.set_yticks(list(_TICKS), _TICKS.values())
+  ax.set_xticks(range(len(there)), there)
+  ax.set_title('Held-out error above that of one tuned learner', loc='left')
+  ax.axhline(0, color='#888', linewidth=1, zorder=0)
+  ax.grid(axis='y', color='#eee', zorder=0)
+  ax.legend(frameon=False, ncols=len(found), loc='upper right')
+  data = io.BytesIO()
+  drawing.savefig(data, format='svg', metadata={'Date': None})
+  return data.getvalue()
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(prog='python -m chimera.ledger')
   parser.add_argument(
@@ -348,9 +409,14 @@ def main() -> None:
   parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
   parser.add_argument('--cycles', type=int, default=1000)
   parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE')
+  parser.add_argument(
+    '--picture', type=pathlib.Path, help='an SVG file, of robust'
+  )
   args = parser.parse_args()
   if args.cycles <= _LEAST_CYCLES:
     parser.error(f'--cycles must be above {_LEAST_CYCLES}, got {args.cycles}.')
+  if args.picture and (args.table != 'robust' or args.picture.is_dir()):
+    parser.error(f'--picture must be a file, of robust, got {args.picture}.')
   source = args.train if args.train == 'photos' else os.path.abspath(args.train)
   overrides = {
     'data.source': source,
@@ -373,6 +439,8 @@ def main() -> None:
   if args.table == 'robust':
     for figure in ('master/path_l1', 'master/pixel_l1'):
       console.print(tabulate_regrets(lines, figure))
+    if args.picture:
+      disk.write(args.picture, draw_regrets(lines, 'master/path_l1'))
     return
   for group in ('ema', 'master'):
     console.print(tabulate(lines, group))

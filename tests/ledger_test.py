@@ -190,6 +190,27 @@ def test_the_regret_is_above_the_tuned_control_of_the_seed():
   assert default == ('default', '', '+12.5', '+12.5', '+12.5')
 
 
+def test_the_picture_has_a_point_a_method_and_condition():
+  found = {
+    'control': {'tuned': [0.0, 0.0], 'rate*3': [2.0, math.inf]},
+    'default': {'rare': [math.inf], 'tuned': [-0.01, 0.03]},
+  }
+  assert ledger.points(found) == {
+    'control': [(-0.1, 0.0, 0.0, 0.0), (0.9, 600.0, 200.0, 1000.0)],
+    'default': [(0.1, 1.0, -1.0, 3.0), (2.1, 1000.0, 1000.0, 1000.0)],
+  }
+  lines = [
+    _of('tuned', 'control', 0, 0.1),
+    _of('rate*3', 'control', 0, 0.7),
+    _of('rate*3', 'default', 0, 0.09),
+  ]
+  drawing = ledger.draw_regrets(lines, 'ema/path_l1').decode()
+  # Matplotlib draws words as paths, and says them in comments.
+  words = ['tuned', 'rate*3', 'control', 'default']
+  assert [w for w in words if f'<!-- {w} -->' in drawing] == words
+  assert '<!-- rare -->' not in drawing
+
+
 def test_the_ledger_is_read_as_it_was_written(tmp_path):
   path = tmp_path / 'ledger.jsonl'
   assert ledger.read(path) == []
