@@ -138,7 +138,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
 
   c.loss = ml_collections.ConfigDict()  # base weights
   # What a specialist weighs: base * (1 + emphasis * (its own emphasis - 1)).
-  c.loss.emphasis = 0.3
+  c.loss.emphasis = 0.1
   c.loss.l1 = 1.0
   c.loss.vq = 0.5
   c.loss.adv = 0.005
