@@ -66,14 +66,14 @@ METHODS |= {name: ('control', {}) for name in RIVALS}
 _NONE: Mapping[str, Any] = types.MappingProxyType({})
 _LEAST_CYCLES = 100  # as many are an audition's
 _BESIDE = 0.2  # of a condition's width, from one method to the next
-LOST = 1000  # percent, where the picture ends
+_MOST = 1000  # percent, where the picture ends
 _TICKS = {
   -5: '-5 %',
   0: '0',
   5: '+5 %',
   10: '+10 %',
   100: '+100 %',
-  LOST: 'lost',
+  _MOST: '+1000 %\nor more',
 }
 
 
@@ -356,15 +356,16 @@ def points(
   """Of each method of `regrets` its conditions: (place, mean, least, most).
 
   The conditions are at 0, 1, ..., and the methods beside each other there. The
-  rest is percent, over the seeds; what is infinite is at LOST.
+  rest is percent, over the seeds; what is more than 1000, or infinite, is 1000.
   """
   shown: dict[str, list[tuple[float, float, float, float]]] = {}
   for i, (method, of) in enumerate(found.items()):
     beside = _BESIDE * (i - (len(found) - 1) / 2)
     for x, condition in enumerate(_there(found)):
-      if shares := [min(100 * s, LOST) for s in of.get(condition, [])]:
+      if shares := of.get(condition):
         point = statistics.mean(shares), min(shares), max(shares)
-        shown.setdefault(method, []).append((x + beside, *point))
+        percent = (min(100 * share, _MOST) for share in point)
+        shown.setdefault(method, []).append((x + beside, *percent))
   return shown
 
 
@@ -379,8 +380,7 @@ def draw_regrets(lines: Sequence[dict[str, Any]], figure: str) -> bytes:
   drawing = drawings.Figure((9, 3.6), layout='constrained')
   ax = drawing.subplots()
   colors = curves.palette(list(found))
-  marks = itertools.cycle('Do^sv')
-  for (method, of), mark in zip(points(found).items(), marks):
+  for (method, of), mark in zip(points(found).items(), 'Do^sv' * len(found)):
     x, mean, low, high = zip(*of)
     ax.vlines(x, low, high, color=colors[method], linewidth=2)
     ax.plot(x, mean, mark, color=colors[method], label=method)
@@ -409,14 +409,14 @@ def main() -> None:
   parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
   parser.add_argument('--cycles', type=int, default=1000)
   parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE')
-  parser.add_argument(
-    '--picture', type=pathlib.Path, help='an SVG file, of robust'
-  )
+  parser.add_argument('--picture', type=pathlib.Path, metavar='FILE.svg')
   args = parser.parse_args()
   if args.cycles <= _LEAST_CYCLES:
     parser.error(f'--cycles must be above {_LEAST_CYCLES}, got {args.cycles}.')
-  if args.picture and (args.table != 'robust' or args.picture.is_dir()):
-    parser.error(f'--picture must be a file, of robust, got {args.picture}.')
+  if (picture := args.picture) and args.table != 'robust':
+    parser.error('--picture is of `robust`, got the table of methods.')
+  if picture and (picture.is_dir() or not picture.parent.is_dir()):
+    parser.error(f'--picture must be a file in a folder there is: {picture}.')
   source = args.train if args.train == 'photos' else os.path.abspath(args.train)
   overrides = {
     'data.source': source,
@@ -439,8 +439,8 @@ def main() -> None:
   if args.table == 'robust':
     for figure in ('master/path_l1', 'master/pixel_l1'):
       console.print(tabulate_regrets(lines, figure))
-    if args.picture:
-      disk.write(args.picture, draw_regrets(lines, 'master/path_l1'))
+    if picture:
+      disk.write(picture, draw_regrets(lines, 'master/path_l1'))
     return
   for group in ('ema', 'master'):
     console.print(tabulate(lines, group))

@@ -193,11 +193,11 @@ def test_the_regret_is_above_the_tuned_control_of_the_seed():
 def test_the_picture_has_a_point_a_method_and_condition():
   found = {
     'control': {'tuned': [0.0, 0.0], 'rate*3': [2.0, math.inf]},
-    'default': {'rare': [math.inf], 'tuned': [-0.01, 0.03]},
+    'default': {'rare': [math.inf], 'tuned': [-0.25, 0.75]},
   }
   assert ledger.points(found) == {
-    'control': [(-0.1, 0.0, 0.0, 0.0), (0.9, 600.0, 200.0, 1000.0)],
-    'default': [(0.1, 1.0, -1.0, 3.0), (2.1, 1000.0, 1000.0, 1000.0)],
+    'control': [(-0.1, 0.0, 0.0, 0.0), (0.9, 1000.0, 200.0, 1000.0)],
+    'default': [(0.1, 25.0, -25.0, 75.0), (2.1, 1000.0, 1000.0, 1000.0)],
   }
   lines = [
     _of('tuned', 'control', 0, 0.1),
@@ -209,6 +209,25 @@ def test_the_picture_has_a_point_a_method_and_condition():
   words = ['tuned', 'rate*3', 'control', 'default']
   assert [w for w in words if f'<!-- {w} -->' in drawing] == words
   assert '<!-- rare -->' not in drawing
+
+
+@pytest.mark.parametrize(
+  ('words', 'said'),
+  [
+    (['robust', '--picture', 'nowhere/a.svg'], 'a folder there is: nowhere/a'),
+    (['robust', '--picture', '.'], 'must be a file'),
+    (['--picture', 'a.svg'], 'is of `robust`'),
+  ],
+)
+def test_a_picture_that_cannot_be_is_refused_before_any_run(
+  words, said, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr('sys.argv', ['ledger', *words])
+  monkeypatch.delattr(ledger, 'run')
+  with pytest.raises(SystemExit, match='2'):
+    ledger.main()
+  assert said in capsys.readouterr().err
 
 
 def test_the_ledger_is_read_as_it_was_written(tmp_path):
