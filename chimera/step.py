@@ -317,6 +317,7 @@ def agents_observe(
     smoothing=spec.pid.smoothing,
     limit=spec.pid.limit,
     slew=spec.pid.slew,
+    memory=spec.pid.memory,
   )
   own_loss = state.own_loss
   if spec.q.history == 'own':

@@ -23,19 +23,18 @@ import types
 
 import ml_collections
 
-# What each loss term comes to in the default run, about; of adv its share of
-# the gradient at the reconstruction.
+# What each specialist's PID wants of each loss term: see `target` below.
 _TARGET = {
-  'l1': 0.11,
-  'vq': 0.15,
+  'l1': 1.0,
+  'vq': 1.0,
   'adv': 0.02,
-  'varentropy': 1.7,
-  'ssim': 0.125,
-  'edge': 0.145,
-  'autocorrelation': 0.043,
-  'moments': 0.035,
-  'spectrum': 0.43,
-  'color_covariance': 0.01,
+  'varentropy': 1.0,
+  'ssim': 1.0,
+  'edge': 1.0,
+  'autocorrelation': 1.0,
+  'moments': 1.0,
+  'spectrum': 1.0,
+  'color_covariance': 1.0,
 }
 
 
@@ -61,7 +60,9 @@ def _specialist(
   c.pid.proportional = proportional
   c.pid.integral = integral  # a cycle
   c.pid.derivative = derivative  # cycles
-  c.pid.target = {**_TARGET, **target}  # of each loss term
+  # Of each loss term, what the loss has been of late times this, over the
+  # clones' mean of it; of adv its share of the gradient at the reconstruction.
+  c.pid.target = {**_TARGET, **target}
   c.q = ml_collections.ConfigDict()
   c.q.low = low  # least trim of the learning rate
   c.q.high = high  # greatest
@@ -174,11 +175,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       'spectrum': 2.0,
     },
     target={
-      'varentropy': 1.8,
-      'ssim': 0.06,
-      'edge': 0.085,
-      'autocorrelation': 0.024,
-      'spectrum': 0.4,
+      'ssim': 0.5,
+      'edge': 0.5,
+      'autocorrelation': 0.5,
+      'spectrum': 0.5,
     },
     derivative=1.0,
     high=1.25,
@@ -195,14 +195,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       'autocorrelation': 0.5,
       'spectrum': 0.5,
     },
-    target={
-      'l1': 0.045,
-      'vq': 0.07,
-      'varentropy': 1.6,
-      'edge': 0.11,
-      'autocorrelation': 0.048,
-      'color_covariance': 0.008,
-    },
+    target={'l1': 0.5, 'vq': 0.5},
     high=2.0,
   )
   # C leads the arms race with its critic.
@@ -217,7 +210,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       'edge': 0.7,
       'autocorrelation': 0.7,
     },
-    target={'l1': 0.1, 'vq': 0.135, 'adv': 0.2},
+    target={'adv': 0.2},
   )
   # D, the librarian, cleans and organizes the latent space.
   c.specialists.latent_purity = _specialist(
@@ -232,13 +225,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       'autocorrelation': 0.7,
       'spectrum': 0.7,
     },
-    target={
-      'adv': 0.025,
-      'varentropy': 1.0,
-      'edge': 0.155,
-      'moments': 0.036,
-      'color_covariance': 0.011,
-    },
+    target={'varentropy': 0.5},
   )
 
   # The PID lambda controller: what is common to all.
@@ -247,6 +234,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.pid.smoothing = 0.9  # of the filtered log error
   c.pid.limit = 0.5  # |adjustment| of log lambda: at most a factor of 1.65
   c.pid.slew = 0.02  # most that log lambda moves in one cycle
+  c.pid.memory = 100.0  # cycles in which what was is forgotten by e
   # Of an enabled PID, whatever the weights: the adversarial share is at most
   # target.adv * exp(limit), the commitment's at the encodings within vq_share.
   c.pid.bounded = True

@@ -73,6 +73,7 @@ def appendix_a(config, spec, bins, paths, total_steps):
       smoothing=spec.pid.smoothing,
       limit=spec.pid.limit,
       slew=spec.pid.slew,
+      memory=spec.pid.memory,
     )
   )
   choose_action = jax.jit(

@@ -27,13 +27,16 @@ class Spec:
   smoothing: float
   limit: float
   slew: float
+  memory: float
 
 
 class Mission(NamedTuple):
   """What tells one clone's controller from another's, float32."""
 
   base_K: jax.Array  # weights of the loss terms before any adjustment
-  target_K: jax.Array  # where each measured loss ought to be, above 0
+  # Where each measured loss ought to be, above 0: a multiple of the usual one.
+  target_K: jax.Array
+  relative_K: jax.Array  # or, where this is 0 and not 1, the loss itself
   proportional_K: jax.Array  # log weight per unit of log error
   integral_K: jax.Array  # log weight per unit of log error and cycle
   derivative_K: jax.Array  # log weight per unit of log error a cycle, in cycles
@@ -42,6 +45,7 @@ class Mission(NamedTuple):
 class State(NamedTuple):
   """What the controller remembers of each loss term."""
 
+  usual_K: jax.Array  # log of the loss of late, 0 where that is not asked for
   error_K: jax.Array  # filtered log(measured / target), float32
   integral_K: jax.Array  # the grudge, its share of the adjustment, float32
   derivative_K: jax.Array  # change of error_K in the last cycle, float32
@@ -52,7 +56,7 @@ class State(NamedTuple):
 def init(k: int) -> State:
   """A controller of `k` terms that has seen nothing."""
   zeros_K = jnp.zeros(k, jnp.float32)
-  return State(zeros_K, zeros_K, zeros_K, zeros_K, jnp.zeros(k, bool))
+  return State(*[zeros_K] * 5, jnp.zeros(k, bool))
 
 
 def act(state: State, mission: Mission) -> jax.Array:
@@ -73,7 +77,7 @@ def conserve(
   errors tell how large each term is; `exempt` is the one that is no loss of its
   own size (adversarial).
   """
-  size_K = mission.target_K * jnp.exp(state.error_K)
+  size_K = mission.target_K * jnp.exp(state.usual_K + state.error_K)
   size_K = size_K.at[exempt].set(0)
   return lambda_K * (
     jnp.vdot(mission.base_K, size_K) / jnp.vdot(lambda_K, size_K)
@@ -88,17 +92,24 @@ def observe(
   smoothing: float,
   limit: float,
   slew: float,
+  memory: float,
 ) -> State:
   """Moves the weights by what was measured.
 
   In log space, so that terms of any scale share one set of gains:
 
-    e = EMA of log(measured / target)       d = e - e of the cycle before
-    I <- I + Ki e, no further than where Kp e + I reaches the limit
+    usual = EMA of log(measured), of the cycles before
+    e = EMA of log(measured) - usual - log(target)
+    d = e - e of the cycle before
+    I <- (1 - 1 / memory) I + Ki e, no further than Kp e + I = the limit
     u = Kp e + I + Kd (d if d > 0 else EASE d)
     adjustment <- u within +-limit, at most slew from where it was
 
-  The target is constant, so d is the derivative of the filtered measurement.
+  A target is half or twice what the loss has been of late, and no number that
+  another data set, image size or base weight would change. A loss that stays
+  off its target earns a grudge of memory Ki e in the end.
+
+  The target moves slowly, so d is the derivative of the filtered measurement.
   The clamp on I is conditional integration: an error held for however long
   winds up nothing that its reversal must first unwind (Astrom and Hagglund,
   "Advanced PID Control", 2006, section 3.5).
@@ -111,17 +122,24 @@ def observe(
     smoothing: of the filter, in [0, 1): the share that e keeps of itself.
     limit: greatest |log(weight / base weight)|.
     slew: greatest change of it in one cycle.
+    memory: cycles, at least 1, in which what was usual and the grudge are
+      forgotten by e.
   """
   chex.assert_equal_shape([measured_K, *mission, *state])
   measured_K = measured_K.astype(state.error_K.dtype)
-  ratio_K = jnp.maximum(measured_K, 1e-30) / mission.target_K
-  raw_K = jnp.clip(jnp.log(ratio_K), -MAX_ERROR, MAX_ERROR)
+  log_K = jnp.log(jnp.maximum(measured_K, 1e-30))
+  before_K = jnp.where(state.started_K, state.usual_K, log_K)
+  before_K = mission.relative_K * before_K
+  raw_K = log_K - before_K - jnp.log(mission.target_K)
+  raw_K = jnp.clip(raw_K, -MAX_ERROR, MAX_ERROR)
+  news_K = jnp.clip(log_K - before_K, -MAX_ERROR, MAX_ERROR)
+  usual_K = before_K + mission.relative_K * news_K / memory
   error_K = smoothing * state.error_K + (1 - smoothing) * raw_K
   error_K = jnp.where(state.started_K, error_K, raw_K)
   derivative_K = jnp.where(state.started_K, error_K - state.error_K, 0.0)
   present_K = mission.proportional_K * error_K
   integral_K = jnp.clip(
-    state.integral_K + mission.integral_K * error_K,
+    (1 - 1 / memory) * state.integral_K + mission.integral_K * error_K,
     jnp.minimum(state.integral_K, -limit - present_K),
     jnp.maximum(state.integral_K, limit - present_K),
   )
@@ -129,6 +147,7 @@ def observe(
   wanted_K = present_K + integral_K + mission.derivative_K * kick_K
   step_K = jnp.clip(wanted_K, -limit, limit) - state.adjustment_K
   moved = State(
+    usual_K,
     error_K,
     integral_K,
     derivative_K,

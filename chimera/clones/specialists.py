@@ -47,6 +47,22 @@ def base_weights(config: Mapping[str, Any], name: str) -> dict[str, float]:
   }
 
 
+def targets(config: Mapping[str, Any], name: str) -> dict[str, float]:
+  """Where a clone's PID wants each loss term, as a multiple of the usual loss.
+
+  Over their geometric mean of all clones: what one asks for the others forgo,
+  and their mean objective remains that of the base weights. Of adv it is the
+  share of the gradient at the reconstruction, as it stands in the block.
+  """
+  blocks = [config['specialists'][n] for n in config['clone_names']]
+  asked = {}
+  for term, target in config['specialists'][name]['pid']['target'].items():
+    logs = [math.log(block['pid']['target'][term]) for block in blocks]
+    mean = 0.0 if term == 'adv' else sum(logs) / len(logs)
+    asked[term] = math.exp(math.log(target) - mean)
+  return asked
+
+
 def create_missions(
   config: ml_collections.ConfigDict,
   bins: dict[int, list[int]],
@@ -68,6 +84,7 @@ def create_missions(
   for i, name in enumerate(c.clone_names):
     block = c.specialists[name]
     base = base_weights(c, name)
+    asked = targets(c, name)
     gain = np.full(len(terms), float(c.pid.enabled))
     mass = sum(len(bins[b]) for b in block.bins) / samples
     missions.append(
@@ -77,7 +94,8 @@ def create_missions(
         enrols=_float32(block.enrols),
         pid=pid_lib.Mission(
           base_K=_float32([base[t] for t in terms]),
-          target_K=_float32([block.pid.target[t] for t in terms]),
+          target_K=_float32([asked[t] for t in terms]),
+          relative_K=_float32([t != 'adv' for t in terms]),
           proportional_K=_float32(gain * block.pid.proportional),
           integral_K=_float32(gain * block.pid.integral),
           derivative_K=_float32(gain * block.pid.derivative),

@@ -260,6 +260,7 @@ RULES = {
   'pid.smoothing': _DECAY,
   'pid.limit': at_least(0, 80),  # exp of more is no float32
   'pid.slew': _GAIN,
+  'pid.memory': at_least(1, 1e6),
   'q.enabled': _FLAG,
   'q.actions': Rule(
     'a tuple of numbers above 0, each from 1e-06 to 1e+06',

@@ -14,16 +14,17 @@ import pytest
 
 from chimera.agents import pid as pid_lib
 
-NO_LIMIT = {'smoothing': 0.0, 'limit': 9.0, 'slew': 9.0}
-DEFAULTS = {'smoothing': 0.9, 'limit': 1.1, 'slew': 0.02}
+NAN = math.nan
+NO_LIMIT = {'smoothing': 0.0, 'limit': 9.0, 'slew': 9.0, 'memory': math.inf}
+DEFAULTS = {'smoothing': 0.9, 'limit': 1.1, 'slew': 0.02, 'memory': math.inf}
 
 
 def _mission(
   p: float = 0.0, i: float = 0.0, d: float = 0.0, terms: int = 1
 ) -> pid_lib.Mission:
-  """Base weight 2 and target 0.1 for every term."""
+  """Base weight 2 and target 0.1, whatever is usual, for every term."""
   return pid_lib.Mission(
-    *(jnp.full(terms, x, jnp.float32) for x in (2.0, 0.1, p, i, d))
+    *(jnp.full(terms, x, jnp.float32) for x in (2.0, 0.1, 0.0, p, i, d))
   )
 
 
@@ -47,6 +48,12 @@ def _scan_pid(mission, losses_TxK, keywords):
 def _held(error: float, cycles: int) -> np.ndarray:
   """Losses whose log error is `error`."""
   return np.full(cycles, 0.1 * math.exp(error))
+
+
+def _relative(mission: pid_lib.Mission, target: float) -> pid_lib.Mission:
+  """Likewise, with a target that is a multiple of what is usual."""
+  ones_K = jnp.ones_like(mission.target_K)
+  return mission._replace(target_K=target * ones_K, relative_K=ones_K)
 
 
 # Section 5.2: "Each of the four clones is equipped with its own independent PID
@@ -193,6 +200,7 @@ def test_derivative_is_the_rate_of_change_of_the_filtered_error():
       smoothing=0.5,
       limit=9.0,
       slew=9.0,
+      memory=math.inf,
     )
     rates.append(float(state.derivative_K[0]))
   # Filtered: 1, (1 + 3) / 2 = 2, (2 + 2) / 2 = 2.
@@ -292,9 +300,7 @@ def test_held_error_winds_the_integral_up_no_further_than_the_limit():
 def test_spike_of_the_present_beyond_the_limit_does_not_erase_the_grudge():
   # P = 0.3 * 4 is past the limit by itself.
   losses = [*_held(1.0, 100), *_held(4.0, 3), *_held(0.0, 1)]
-  lambdas = _lambdas(
-    _mission(0.3, 0.002), losses, smoothing=0.0, limit=1.1, slew=9.0
-  )
+  lambdas = _lambdas(_mission(0.3, 0.002), losses, **NO_LIMIT | {'limit': 1.1})
   np.testing.assert_allclose(lambdas[102, 0], 2 * math.exp(1.1), rtol=1e-5)
   np.testing.assert_allclose(lambdas[103, 0], 2 * math.exp(0.2), rtol=1e-4)
 
@@ -364,3 +370,81 @@ def test_controller_keeps_its_types_and_shapes(x64: bool):
 def test_measurements_of_another_number_of_terms_are_refused():
   with pytest.raises(AssertionError):
     pid_lib.observe(pid_lib.init(2), _mission(terms=2), jnp.ones(3), **DEFAULTS)
+
+
+# Where the target is: what the letter calls "its target", without a number.
+
+
+@pytest.mark.parametrize('level', [1e-3, 0.1, 30.0])
+def test_half_of_the_usual_loss_is_asked_for_at_any_level(level: float):
+  # log(1 / 0.5), times 0.3, from the first cycle to the last.
+  lambdas = _lambdas(
+    _relative(_mission(0.3), 0.5),
+    np.full(50, level),
+    **NO_LIMIT | {'memory': 9},
+  )
+  np.testing.assert_allclose(lambdas[:, 0], 2 * 2**0.3, rtol=1e-5)
+
+
+def test_what_is_usual_follows_the_loss_within_the_memory():
+  # Errors 0, 1, and 0.75, for a quarter of 1 was usual by then.
+  losses = np.exp([0.0, 1.0, 1.0])
+  lambdas = _lambdas(
+    _relative(_mission(1.0), 1.0), losses, **NO_LIMIT | {'memory': 4.0}
+  )
+  np.testing.assert_allclose(lambdas[:, 0], 2 * np.exp([0, 1, 0.75]), rtol=1e-5)
+
+
+def test_a_grudge_grows_as_long_as_the_memory_and_fades_with_it():
+  # 0.1, 0.1 + 0.9 * 0.1, ...: in the end 10 * 0.1. Then a tenth less a cycle.
+  losses = [*_held(1.0, 200), *_held(0.0, 2)]
+  lambdas = _lambdas(_mission(i=0.1), losses, **NO_LIMIT | {'memory': 10.0})
+  logs = np.log(lambdas[[0, 1, 199, 200, 201], 0] / 2)
+  np.testing.assert_allclose(logs, [0.1, 0.19, 1.0, 0.9, 0.81], rtol=1e-4)
+
+
+def test_one_absurd_loss_is_soon_no_longer_usual():
+  # Clipped at 5, of which a tenth: after it, -0.5 where a tenth of 87 would be -8.7.
+  losses = [1.0, 1e38, 1.0]
+  lambdas = _lambdas(
+    _relative(_mission(0.1), 1.0), losses, **NO_LIMIT | {'memory': 10.0}
+  )
+  np.testing.assert_allclose(
+    np.log(lambdas[:, 0] / 2), [0, 0.5, -0.05], atol=1e-5
+  )
+
+
+def test_the_usual_loss_of_a_term_outlives_what_is_not_finite():
+  mission = _relative(_mission(0.3, terms=2), 1.0)
+  keywords = NO_LIMIT | {'memory': 4.0}
+  state = pid_lib.init(2)
+  for measured in ([NAN, 3.0], [2.0, NAN], [2.0, math.inf]):
+    state = pid_lib.observe(state, mission, jnp.array(measured), **keywords)
+  np.testing.assert_allclose(state.usual_K, np.log([2.0, 3.0]), rtol=1e-6)
+  assert state.started_K.all()
+
+
+def test_weights_are_the_same_for_losses_of_any_scale_and_course():
+  course = np.exp(np.random.default_rng(0).normal(size=(60, 1)).cumsum(0) / 9)
+  losses = course * [1e-4, 1.0, 1e4]
+  lambdas = _lambdas(
+    _relative(_mission(0.3, 0.002, 0.5, terms=3), 0.7),
+    losses,
+    **DEFAULTS | {'memory': 20.0},
+  )
+  np.testing.assert_allclose(lambdas[:, 0], lambdas[:, 1], rtol=1e-4)
+  np.testing.assert_allclose(lambdas[:, 2], lambdas[:, 1], rtol=1e-4)
+  assert np.ptp(np.log(lambdas[:, 1])) > 0.1
+
+
+def test_the_voice_is_kept_by_the_sizes_that_terms_have():
+  mission = _relative(_mission(terms=3), 0.5)
+  state = pid_lib.init(3)._replace(
+    usual_K=jnp.log(jnp.array([0.2, 0.4, 1.0])),
+    error_K=jnp.log(jnp.array([2.0, 4.0, 1.0])),
+  )
+  # Sizes 0.2 and 0.8, the last exempt: 2 * 1.0 against 0.2 * 2 + 0.8 * 4.5.
+  lambda_K = pid_lib.conserve(
+    jnp.array([2.0, 4.5, 2.0]), state, mission, exempt=2
+  )
+  np.testing.assert_allclose(lambda_K, [1.0, 2.25, 1.0], rtol=1e-6)

@@ -17,15 +17,15 @@ from chimera.agents import pid as pid_lib
 from chimera.agents import q_learning
 
 ACTIONS = (0.8, 0.95, 1.0, 1.05, 1.2)
-DEFAULTS = {'smoothing': 0.9, 'limit': 1.1, 'slew': 0.02}
+DEFAULTS = {'smoothing': 0.9, 'limit': 1.1, 'slew': 0.02, 'memory': math.inf}
 
 
 def _mission(
   p: float = 0.0, i: float = 0.0, d: float = 0.0, terms: int = 1
 ) -> pid_lib.Mission:
-  """Base weight 2 and target 0.1 for every term."""
+  """Base weight 2 and target 0.1, whatever is usual, for every term."""
   return pid_lib.Mission(
-    *(jnp.full(terms, x, jnp.float32) for x in (2.0, 0.1, p, i, d))
+    *(jnp.full(terms, x, jnp.float32) for x in (2.0, 0.1, 0.0, p, i, d))
   )
 
 
