@@ -404,7 +404,7 @@ def test_a_grudge_grows_as_long_as_the_memory_and_fades_with_it():
 
 
 def test_one_absurd_loss_is_soon_no_longer_usual():
-  # Clipped at 5, of which a tenth: after it, -0.5 where a tenth of 87 would be -8.7.
+  # It counts as 5, and what is usual rises by a tenth of that, not of 87.
   losses = [1.0, 1e38, 1.0]
   lambdas = _lambdas(
     _relative(_mission(0.1), 1.0), losses, **NO_LIMIT | {'memory': 10.0}

@@ -60,14 +60,30 @@ def test_a_specialist_s_base_weights_by_hand():
 def test_base_weights_and_missions_follow_the_order_of_the_terms():
   weights = {f'loss__{t}': 1.0 + i for i, t in enumerate(terms.TERMS)}
   targets = {
-    f'specialists__structural__pid__target__{t}': 1.0 + i
+    f'specialists__{name}__pid__target__{t}': 1.0 + i * (name == 'structural')
+    for name in chimera_config.get_config().clone_names
     for i, t in enumerate(terms.TERMS)
   }
   of_terms = 1.0 + np.arange(len(terms.TERMS))
   found = missions(loss__emphasis=0.0, **weights, **targets)
   for mission in found:
     np.testing.assert_allclose(mission.pid.base_K, of_terms)
-  np.testing.assert_allclose(found[1].pid.target_K, of_terms)
+  # Over the mean of four, of which the others ask for 1; but the share of adv.
+  relative = np.array([t != 'adv' for t in terms.TERMS])
+  np.testing.assert_array_equal(found[1].pid.relative_K, relative)
+  by_hand = np.where(relative, of_terms ** (3 / 4), of_terms)
+  np.testing.assert_allclose(found[1].pid.target_K, by_hand, rtol=1e-6)
+
+
+def test_what_a_specialist_asks_for_the_others_forgo():
+  # Of SSIM one asks for 0.5, three for 1: over the mean, 0.5 ** (1 / 4).
+  config = chimera_config.get_config()
+  asked = [specialists.targets(config, n) for n in config.clone_names]
+  half, other = 0.5**0.75, 0.5**-0.25
+  assert [a['ssim'] for a in asked] == pytest.approx([half, *[other] * 3])
+  assert [a['l1'] for a in asked] == pytest.approx([other, half, other, other])
+  assert [a['moments'] for a in asked] == pytest.approx([1.0] * 4)
+  assert [a['adv'] for a in asked] == pytest.approx([0.02, 0.02, 0.2, 0.02])
 
 
 def test_the_missions_differ_in_data_alone():
@@ -103,7 +119,7 @@ def test_the_weights_of_the_meld_are_equal_or_by_mass():
 
 def test_agents_are_switched_off_by_their_gains_and_bounds():
   for mission in missions(pid__enabled=False, q__enabled=False):
-    for gain_K in mission.pid[2:]:
+    for gain_K in mission.pid[3:]:
       np.testing.assert_array_equal(gain_K, np.zeros(len(terms.TERMS)))
     assert mission.q.low == mission.q.high == 1
 
@@ -149,7 +165,7 @@ def test_the_shares_of_a_gradient_are_bounded_by_targets_and_limit():
   np.testing.assert_allclose(
     bounds(config),
     [(1, 0.08, 0.15), (0.033, 0.08, 0.15)]
-    + [(0.3297, 0.08, 0.15), (0.0412, 0.08, 0.15)],
+    + [(0.3297, 0.08, 0.15), (0.033, 0.08, 0.15)],
     atol=1e-4,
   )
   for variant in ('control', 'seed'):
