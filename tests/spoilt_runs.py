@@ -69,9 +69,8 @@ RUNS = {
   'copied_images': Spoilt({'data.source': 'COPIES'}, symptoms.COPIES),
   'unreachable_targets': Spoilt(
     {
-      f'specialists.{name}.pid.target.{term}': 1e-6
-      for name in CONFIG.clone_names
-      for term in CONFIG.specialists[name].pid.target
+      f'specialists.structural.pid.target.{term}': 1e-6
+      for term in CONFIG.specialists.structural.pid.target
     },
     symptoms.UNREACHABLE,
   ),

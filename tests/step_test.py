@@ -83,6 +83,7 @@ def host(tree, replicas=1):
 
 def get_config(**overrides):
   c = tiny.get_config()
+  c.seed = 4  # with 0 a critic's unit lies at its kink: rounding decides there
   c.school.mix = 0.0
   c.school.enrol_from, c.school.enrol_every = 2, 3
   c.update_from_flattened_dict(

@@ -6,10 +6,13 @@ the same as arrays, for the compiled step. Importing this imports no JAX.
 
 from collections.abc import Mapping
 import math
+import statistics
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_collections
 import numpy as np
+
+from chimera.clones import terms as terms_lib
 
 if TYPE_CHECKING:
   import jax
@@ -47,19 +50,21 @@ def base_weights(config: Mapping[str, Any], name: str) -> dict[str, float]:
   }
 
 
-def targets(config: Mapping[str, Any], name: str) -> dict[str, float]:
+def targets(config: ml_collections.ConfigDict, name: str) -> dict[str, float]:
   """Where a clone's PID wants each loss term, as a multiple of the usual loss.
 
   Over their geometric mean of all clones: what one asks for the others forgo,
   and their mean objective remains that of the base weights. Of adv it is the
   share of the gradient at the reconstruction, as it stands in the block.
   """
-  blocks = [config['specialists'][n] for n in config['clone_names']]
-  asked = {}
-  for term, target in config['specialists'][name]['pid']['target'].items():
-    logs = [math.log(block['pid']['target'][term]) for block in blocks]
-    mean = 0.0 if term == 'adv' else sum(logs) / len(logs)
-    asked[term] = math.exp(math.log(target) - mean)
+
+  def of(name: str) -> dict[str, float]:
+    return {t: config.specialists[name].pid.target[t] for t in terms_lib.TERMS}
+
+  of_all = [of(name) for name in config.clone_names]
+  asked = of(name)
+  for t in asked.keys() - {'adv'}:
+    asked[t] /= statistics.geometric_mean(each[t] for each in of_all)
   return asked
 
 
@@ -75,7 +80,6 @@ def create_missions(
   # They import JAX, for which those who want the weights alone need not wait.
   from chimera.agents import pid as pid_lib
   from chimera.agents import q_learning
-  from chimera.clones import terms as terms_lib
 
   c = config
   terms = terms_lib.of(c.model.quantizer)

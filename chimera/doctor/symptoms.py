@@ -37,6 +37,10 @@ _WRONG_RATE = 3.0  # factor from the reference's that is suspect
 _FAR = math.log(10.0)  # error of a term that no weight will fix
 _MOST = 4.99  # error at which the PID counts no further
 _STUCK = 'A weight at its limit is a constant: nothing is controlled any more.'
+_NEARER = (
+  '--config.specialists.NAME.pid.target.TERM nearer to that of the other '
+  'clones (adv: to what loss/adv_share comes to)'
+)
 
 
 def _data(case: case_lib.Case) -> Iterator[case_lib.Finding]:
@@ -250,11 +254,11 @@ def _pid(case: case_lib.Case) -> Iterator[case_lib.Finding]:
       f'{far_MxK.sum()} of {far_MxK.size} loss weights stand at their upper '
       'limit with a loss more than ten times from its target: '
       f'{_terms(run, far_MxK)}. The farthest is {term} of {run.clones[i]}, '
-      f'{times:.0f} times {more}{side} {target:g}. In the '
-      f'reference {usual} of the weights are at a limit, and none so far off.',
+      f'{times:.0f} times {more}{side} what its target of {target:g} asks '
+      f'for. In the reference {usual} of the weights are at a limit, and none '
+      'so far off.',
       _STUCK,
-      'set --config.specialists.NAME.pid.target.TERM to about what loss/TERM '
-      'of NAME comes to in this run (adv: loss/adv_share).',
+      f'bring {_NEARER}.',
     )
   stuck_M = stuck_MxK.sum(1) / max(weighed_K.sum(), 1)
   if not far_MxK.any() and stuck_M.max() > 0.6:
@@ -264,8 +268,7 @@ def _pid(case: case_lib.Case) -> Iterator[case_lib.Finding]:
       f'limit for the second half of the run: {_terms(run, stuck_MxK)}; in '
       f'the reference {usual} do.',
       _STUCK,
-      'move --config.specialists.NAME.pid.target.TERM towards what loss/TERM '
-      'of NAME comes to in this run, or widen --config.pid.limit.',
+      f'bring {_NEARER}, or widen --config.pid.limit.',
     )
 
 

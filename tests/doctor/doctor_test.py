@@ -78,9 +78,8 @@ def test_causes_come_before_what_follows_from_them(tmp_path):
 def test_a_trained_run_with_absurd_targets_is_told_so(tmp_path):
   config = tiny.get_config()
   config.train.cycles = 200
-  for name in config.clone_names:
-    for term in written.TERMS:
-      config.specialists[name].pid.target[term] = 1e-6
+  for term in written.TERMS:
+    config.specialists.structural.pid.target[term] = 1e-6
   (tmp_path / 'config.json').write_text(config.to_json())
   spec = state_lib.create_spec(config)
   _, log = tiny.run(config, 200, jax.local_devices()[:1], spec)

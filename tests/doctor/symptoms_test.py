@@ -84,7 +84,7 @@ FAULTS = {
     # exp(5) = 148.4
     {'clone': _held_terms(1, 5.0, 0.0)},
     symptoms.UNREACHABLE,
-    'The farthest is l1 of structural, 148 times and more above 0.045',
+    'l1 of structural, 148 times and more above what its target of 0.5 asks',
   ),
   # 0.3 * 1 + 0.2 = 0.5, the limit; 7 of 10 terms.
   'weights at the limit': (
