@@ -105,9 +105,9 @@ def observe(
     u = Kp e + I + Kd (d if d > 0 else EASE d)
     adjustment <- u within +-limit, at most slew from where it was
 
-  A target is half or twice what the loss has been of late, and no number that
-  another data set, image size or base weight would change. A loss that stays
-  off its target earns a grudge of memory Ki e in the end.
+  A relative target is a multiple of what the loss has been of late: no number
+  that another data set, image size or base weight would change. A loss that
+  stays off its target by e earns a grudge of memory Ki e in the end.
 
   The target moves slowly, so d is the derivative of the filtered measurement.
   The clamp on I is conditional integration: an error held for however long

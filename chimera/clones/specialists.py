@@ -54,7 +54,7 @@ def targets(config: ml_collections.ConfigDict, name: str) -> dict[str, float]:
   """Where a clone's PID wants each loss term, as a multiple of the usual loss.
 
   Over their geometric mean of all clones: what one asks for the others forgo,
-  and their mean objective remains that of the base weights. Of adv it is the
+  so that all together ask for no term more than for another. Of adv it is the
   share of the gradient at the reconstruction, as it stands in the block.
   """
 
