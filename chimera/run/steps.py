@@ -326,7 +326,8 @@ def _check_kinds(
     raise ValueError(
       f'Checkpoint {folder} must be of this config and version, but {name} is '
       f'{saved.get(name, "absent")} there and {wanted.get(name, "absent")} '
-      'here: fix it with another --workdir.'
+      'here: give another --workdir, and to start from what this one has '
+      f'learned --config.init_from={folder.parent.parent / "tokenizer"}.'
     )
 
 
