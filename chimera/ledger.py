@@ -329,24 +329,23 @@ def _there(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def tabulate_regrets(
   lines: Sequence[dict[str, Any]], figure: str
 ) -> rich.table.Table:
-  """A row a method: percent, mean over seeds and spread; worst and mean."""
+  """A row a condition: percent, mean over seeds and spread; worst and mean."""
   title = f'{figure}, held out: percent above the tuned control'
-  table = rich.table.Table(title=title, title_justify='left')
+  table = rich.table.Table('condition', title=title, title_justify='left')
   found = regrets(lines, figure)
-  there = _there(found)
-  for head in ('method', *there, 'worst', 'mean'):
-    table.add_column(head, justify='left' if head == 'method' else 'right')
-  for method, of in found.items():
-    means = {c: statistics.mean(of[c]) for c in there if c in of}
+  for method in found:
+    table.add_column(method, justify='right')
+  for condition in (there := _there(found)):
     cells = []
-    for c in there:
-      shares = of.get(c, [])
-      is_known = len(shares) > 1 and all(map(math.isfinite, shares))
-      spread = statistics.stdev(shares) if is_known else math.nan
-      text = f'{100 * means[c]:+.1f}' if c in means else ''
-      cells.append(text + f' ± {100 * spread:.1f}' * (not math.isnan(spread)))
-    worst, mean = max(means.values()), statistics.mean(means.values())
-    table.add_row(method, *cells, f'{100 * worst:+.1f}', f'{100 * mean:+.1f}')
+    for of in found.values():
+      shares = of.get(condition, [])
+      cells.append(f'{100 * statistics.mean(shares):+.1f}' if shares else '')
+      if len(shares) > 1 and all(map(math.isfinite, shares)):
+        cells[-1] += f' ± {100 * statistics.stdev(shares):.1f}'
+    table.add_row(condition, *cells, end_section=condition == there[-1])
+  for name, whole in (('worst', max), ('mean', statistics.mean)):
+    of_all = [whole(map(statistics.mean, of.values())) for of in found.values()]
+    table.add_row(name, *(f'{100 * x:+.1f}' for x in of_all))
   return table
 
 
@@ -390,7 +389,8 @@ def draw_regrets(lines: Sequence[dict[str, Any]], figure: str) -> bytes:
   ax.set_title('Held-out error above that of one tuned learner', loc='left')
   ax.axhline(0, color='#888', linewidth=1, zorder=0)
   ax.grid(axis='y', color='#eee', zorder=0)
-  ax.legend(frameon=False, ncols=len(found), loc='upper right')
+  beside = {'loc': 'lower right', 'bbox_to_anchor': (1, 1)}  # the title
+  ax.legend(frameon=False, ncols=len(found), **beside)
   data = io.BytesIO()
   drawing.savefig(data, format='svg', metadata={'Date': None})
   return data.getvalue()
