@@ -322,12 +322,16 @@ def _verify(folder: pathlib.Path) -> dict[str, Any] | None:
 def _check_kinds(
   folder: pathlib.Path, saved: dict[str, str], wanted: dict[str, str]
 ) -> None:
+  advice, learned = 'give another --workdir', folder.parent.parent / 'tokenizer'
+  if learned.exists():
+    advice += (
+      f', and --config.init_from={learned} to start from what it learned'
+    )
   for name, _ in sorted(saved.items() ^ wanted.items()):
     raise ValueError(
       f'Checkpoint {folder} must be of this config and version, but {name} is '
       f'{saved.get(name, "absent")} there and {wanted.get(name, "absent")} '
-      'here: give another --workdir, and to start from what this one has '
-      f'learned --config.init_from={folder.parent.parent / "tokenizer"}.'
+      f'here: {advice}.'
     )
 
 

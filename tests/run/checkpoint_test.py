@@ -90,6 +90,11 @@ def test_a_checkpoint_without_specialists_is_refused_in_one_line(
   with pytest.raises(ValueError, match=r'another --workdir\.$') as e:
     checkpoint.restore(config, str(tmp_path), born, bins)
   assert '\n' not in str(e.value)
+  # What its run learned can be taken where it was exported.
+  (tmp_path / 'tokenizer').mkdir()
+  taken = rf'--config\.init_from={tmp_path}/tokenizer to start from'
+  with pytest.raises(ValueError, match=taken):
+    checkpoint.restore(config, str(tmp_path), born, bins)
 
 
 def test_without_a_checkpoint_there_is_nothing_to_evaluate(

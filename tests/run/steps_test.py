@@ -355,7 +355,7 @@ def test_another_config_is_refused_in_one_line(two):
   with pytest.raises(ValueError, match=r'kernel.*--workdir') as e:
     two.restore(other)
   assert '\n' not in str(e.value)
-  with pytest.raises(ValueError, match=r'absent here: .*init_from='):
+  with pytest.raises(ValueError, match='absent here'):
     two.restore({'other': np.zeros(3)})
 
 
