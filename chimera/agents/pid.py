@@ -118,7 +118,8 @@ def observe(
     state: as it was before this cycle.
     mission: this clone's.
     measured_K: the losses of this cycle. One at or below 0 counts as far below
-      its target; one that is not finite leaves its term as it was.
+      its target; one that is not finite leaves its term as it was, and so does
+      one at or below 0 before anything is usual.
     smoothing: of the filter, in [0, 1): the share that e keeps of itself.
     limit: greatest |log(weight / base weight)|.
     slew: greatest change of it in one cycle.
@@ -154,5 +155,6 @@ def observe(
     state.adjustment_K + jnp.clip(step_K, -slew, slew),
     jnp.ones_like(state.started_K),
   )
-  finite_K = jnp.isfinite(measured_K)
-  return State(*(jnp.where(finite_K, m, s) for m, s in zip(moved, state)))
+  is_known_K = state.started_K | (mission.relative_K == 0) | (measured_K > 0)
+  counts_K = jnp.isfinite(measured_K) & is_known_K
+  return State(*(jnp.where(counts_K, m, s) for m, s in zip(moved, state)))

@@ -424,6 +424,15 @@ def test_the_usual_loss_of_a_term_outlives_what_is_not_finite():
   assert state.started_K.all()
 
 
+def test_a_loss_of_zero_before_any_other_is_not_what_is_usual():
+  mission = _relative(_mission(p=0.4), 0.5)
+  losses = [0.0, 0.0, 0.08, 0.04]
+  lambdas = _lambdas(mission, losses, **{**NO_LIMIT, 'memory': 1e9})[:, 0]
+  # At twice its target the third is the first that counts; the fourth is on it.
+  expected = [2.0, 2.0, 2.0 * 2**0.4, 2.0]
+  np.testing.assert_allclose(lambdas, expected, rtol=1e-5)
+
+
 def test_weights_are_the_same_for_losses_of_any_scale_and_course():
   course = np.exp(np.random.default_rng(0).normal(size=(60, 1)).cumsum(0) / 9)
   losses = course * [1e-4, 1.0, 1e4]
