@@ -24,6 +24,7 @@ from chimera.benchmarks import (
   step,
   tokens,
 )
+from chimera.system import memory
 
 # The flags of each and their defaults; that of --rounds is 5.
 COMMANDS = {
@@ -58,6 +59,7 @@ def main() -> None:
     for name, value in {'rounds': 5, **flags}.items():
       command.add_argument(f'--{name}', type=type(value), default=value)
   args = parser.parse_args()
+  memory.keep_freed()  # as a training does
   try:
     args.run(args)
   except ValueError as e:

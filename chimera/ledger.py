@@ -40,7 +40,7 @@ from scipy import stats
 
 from chimera.evaluation import metrics
 from chimera.run import config_json, default_config, preflight
-from chimera.system import cpus, disk, provenance
+from chimera.system import cpus, disk, memory, provenance
 
 # name -> (variant, what is changed in it).
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -425,9 +425,9 @@ def main() -> None:
     'train.eval_every': args.cycles,
     'train.checkpoint_every': args.cycles,
   }
-  for change in args.set:
-    key, _, value = change.partition('=')
-    overrides[key] = ast.literal_eval(value)
+  changes = (change.split('=', 1) for change in args.set)
+  overrides |= {key: ast.literal_eval(value) for key, value in changes}
+  memory.keep_freed()
   cpus.split(len(default_config.get_config().clone_names))
   conditions = [TUNED]
   if args.table == 'robust':

@@ -27,6 +27,7 @@ from chimera.system import (
   cpus,
   disk,
   hosts,
+  memory,
   preemption,
   provenance,
   streams,
@@ -183,6 +184,7 @@ def _main(argv: Sequence[str]) -> int:
     preflight.check_config(job.config)
     if job.place and not hosts.is_guarded():
       return hosts.guard(argv[1:], job.place)
+    memory.keep_freed()
     cpus.split(len(job.config.clone_names))
     with job.watch, compiled.kept():
       return _run_on_all(job) if job.place else _run(command, job)
