@@ -13,6 +13,7 @@ time lost.
 
 from collections.abc import Sequence
 import io
+import itertools
 import math
 import os
 import pathlib
@@ -41,6 +42,7 @@ COST = 2 * CYCLES  # cycles of four clones, whose images it takes
 RATES = 4  # a round
 _WARMUP = state_lib.FOUND_WARMUP / CYCLES  # of the cycles
 _JUDGED = 0.25  # of the cycles, the last ones, whose mean loss counts
+_ALIKE = 0.01  # of the least loss; what is no worse does as well
 CLIFF = 0.15  # of the least loss; what is worse than that is told no further
 
 
@@ -152,7 +154,7 @@ def hold(
         least, best_P = loss, learned_P
   found, known = choose(tried, given), sorted(tried.items())
   logging.info('Learning rate found: %.2g (given: %.2g).', found, given)
-  if min(tried, key=tried.get) in (known[0][0], known[-1][0]):
+  if _best(tried) in (known[0][0], known[-1][0]):
     logging.warning(
       'The best learning rate is at the edge of those that were tried: look '
       'farther by --config.train.learning_rate=%.2g, in another --workdir.',
@@ -198,8 +200,7 @@ def first_round(given: float, count: int) -> list[float]:
 
 def second_round(tried: dict[float, float], count: int) -> list[float]:
   """About the best; outward where that is the lowest or the highest."""
-  rates = sorted(tried)
-  best = min(rates, key=tried.get)
+  rates, best = sorted(tried), _best(tried)
   low = -_NEAR - 1 if best == rates[0] else -_NEAR
   high = _NEAR + 1 if best == rates[-1] else _NEAR
   return [best * APART**p for p in np.linspace(low, high, count).tolist()]
@@ -218,7 +219,7 @@ def choose(tried: dict[float, float], given: float) -> float:
   if not math.isfinite(min(heard)):
     logging.warning('No learning rate had a finite loss in the audition.')
     return given
-  best, worst = heard.index(min(heard)), (1 + CLIFF) * min(heard)
+  best, worst = rates.index(_best(tried)), (1 + CLIFF) * min(heard)
   low = high = best
   while low > 0 and heard[low] < worst:
     low -= 1
@@ -233,6 +234,22 @@ def choose(tried: dict[float, float], given: float) -> float:
       at = np.clip(at - slope / (2 * bend), x[0], x[-1])
   failed = [r for r, l in tried.items() if r > rates[best] and l == math.inf]
   return float(f'{min(HORIZON * math.exp(at), *failed, math.inf):.1e}')
+
+
+def _best(tried: dict[float, float]) -> float:
+  """The rate of the least loss; the lowest of all that is about as good where
+  the highest is among these, and did not get there by falling all the way.
+
+  Learners that died of too high a rate draw one flat image, and have one loss:
+  where none is better, lower rates are what is left to try.
+  """
+  bound = (1 + _ALIKE) * min(tried.values())
+  finite = sorted(rate for rate, loss in tried.items() if loss < math.inf)
+  pairs = itertools.pairwise(finite)
+  falls = all(tried[low] > tried[high] for low, high in pairs)
+  if finite and not falls and tried[finite[-1]] <= bound:
+    return min(rate for rate, loss in tried.items() if loss <= bound)
+  return min(tried, key=tried.get)
 
 
 class Stage:

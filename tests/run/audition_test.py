@@ -78,6 +78,32 @@ def test_the_second_round_is_about_the_best_and_goes_outward(heard, powers):
   np.testing.assert_allclose(np.log(rates) / math.log(8), powers, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+  ('heard', 'best'),
+  [
+    # All have died, as of a rate x 30 (BSDS500, seed 1).
+    ([1.2474, 1.2445, 1.2445, 1.2445], 0),
+    ([1.2474, 1.4785, 1.2445, 1.2445], 0),
+    ([1.2474, 1.2445, 1.2445, math.inf], 0),
+    # One is better than what has died, if by little.
+    ([1.2474, 1.2200, 1.2445, 1.2445], 1),
+    # The highest is the best by itself.
+    ([0.90, 0.80, 0.75, 0.70], 3),
+    # All are too low to learn anything.
+    ([1.2448, 1.2447, 1.2446, 1.2445], 3),
+  ],
+)
+def test_where_nobody_is_better_than_who_died_lower_rates_are_tried(
+  heard, best
+):
+  tried = dict(zip([1.0, 8.0, 64.0, 512.0], heard))
+  low, *_, high = audition.second_round(tried, 4)
+  outward = {0: (-1.6, 0.6), 3: (-0.6, 1.6)}.get(best, (-0.6, 0.6))
+  np.testing.assert_allclose(
+    [low, high], [8.0 ** (best + power) for power in outward]
+  )
+
+
 def test_what_is_chosen_is_least_on_the_parabola():
   # (log2 of the rate - 1.3)^2 is least between 2 and 4.
   tried = {2.0**i: 1 + 0.01 * (i - 1.3) ** 2 for i in range(-1, 4)}
