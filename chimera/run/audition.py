@@ -42,7 +42,7 @@ COST = 2 * CYCLES  # cycles of four clones, whose images it takes
 RATES = 4  # a round
 _WARMUP = state_lib.FOUND_WARMUP / CYCLES  # of the cycles
 _JUDGED = 0.25  # of the cycles, the last ones, whose mean loss counts
-_ALIKE = 0.01  # of the least loss; what is no worse does as well
+_ALIKE = 0.03  # of the least loss; what is no worse does as well
 CLIFF = 0.15  # of the least loss; what is worse than that is told no further
 
 

@@ -85,8 +85,9 @@ def test_the_second_round_is_about_the_best_and_goes_outward(heard, powers):
     ([1.2474, 1.2445, 1.2445, 1.2445], 0),
     ([1.2474, 1.4785, 1.2445, 1.2445], 0),
     ([1.2474, 1.2445, 1.2445, math.inf], 0),
-    # One is better than what has died, if by little.
-    ([1.2474, 1.2200, 1.2445, 1.2445], 1),
+    ([1.2474, 1.2200, 1.2445, 1.2445], 0),
+    # One is better than what has died.
+    ([1.2474, 1.1900, 1.2445, 1.2445], 1),
     # The highest is the best by itself.
     ([0.90, 0.80, 0.75, 0.70], 3),
     # All are too low to learn anything.
