@@ -2,7 +2,7 @@
 
 XLA on a CPU takes its scratch anew for each dispatch. From 32 MB on, glibc has
 the kernel map it and takes it back afterwards, so that every page of it is
-cleared and mapped again in every cycle: a fifth of the time.
+cleared and mapped again in every cycle: a tenth to a quarter of the time.
 https://www.gnu.org/software/libc/manual/html_node/Malloc-Tunable-Parameters.html
 """
 
