@@ -223,13 +223,14 @@ def _main(argv: Sequence[str]) -> int:
 def _run_on_all(job: Job) -> int:
   """Trains as the first host, or as one that follows it."""
   hosts.end_with_the_guard()
-  values = preflight.binding(config_json.keys(job.config))
+  values = config_json.keys(job.config)
+  values.pop('train.dashboard')
   hosts.meet(
     job.place,
     {
       'code': provenance.commit(),
-      'config': provenance.digest(values),
       'jax': importlib.metadata.version('jax'),
+      **{f'--config.{k}': str(v) for k, v in values.items()},
     },
   )
   with hosts.Team(job.place) as team:

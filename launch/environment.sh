@@ -47,4 +47,4 @@ else:
 fi
 
 # What was compiled once is not compiled again; goes when the environment goes.
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$(cd "$venv" && pwd)/compiled}
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR-$(cd "$venv" && pwd)/compiled}

@@ -6,20 +6,30 @@
 # hang-up (129). It ends when the run does (0), when there is something to fix
 # (2), at Ctrl-C (130), at a SIGTERM or a hang-up of its own, which it passes on
 # to the run and whose checkpoint it waits for, and after three deaths in a row,
-# each within a minute or without a new checkpoint in the workdir: what always
-# dies before it saves would never be done.
+# each within a minute or, on the host that saves, without a new checkpoint in the
+# workdir: what always dies before it saves would never be done.
 #
 #   CHIMERA_QUICK  seconds that a death is quick within; default 60
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 # The checkpoints in the workdir: whatever a word, or the value of a flag, names.
-committed() {
-  local word
-  [[ $* == *--workdir* ]] || printf '%s\n' runs/*/checkpoints/*/digests.json
+committed() (
+  shopt -s nullglob
+  [[ $* == *--workdir* ]] || echo runs/*/checkpoints/*/digests.json
   for word; do
-    printf '%s\n' "${word#*=}"/checkpoints/*/digests.json
+    path=${word#*=}
+    [[ $path != \~/* ]] || path=$HOME/${path:2}
+    echo "$path"/checkpoints/*/digests.json
   done
+)
+
+# Of several hosts only the first one saves; which one that is, 'auto' hides.
+saves() {
+  case " $*" in
+    *-host=[1-9]* | *"-host "[1-9]*) return 1 ;;
+    *-coordinator=auto* | *"-coordinator auto"*) [[ $(committed "$@") ]] ;;
+  esac
 }
 
 quick=${CHIMERA_QUICK:-60}
@@ -49,7 +59,8 @@ while [[ ! $stopped ]]; do
     129 | 134 | 137 | 143) ;;
     *) exit "$code" ;;
   esac
-  if ((SECONDS < quick)) || [[ $(committed "$@") == "$before" ]]; then
+  if ((SECONDS < quick)) ||
+    { saves "$@" && [[ $(committed "$@") == "$before" ]]; }; then
     deaths=$((deaths + 1))
   else
     deaths=0

@@ -681,7 +681,7 @@ def test_without_tensorboard_its_script_says_so_in_one_line(desk):
   )
 
 
-def _until_done(desk, codes, workdir='--workdir=a b', **variables):
+def _until_done(desk, codes, workdir='--workdir=a b', flags=(), **variables):
   """Runs it where one run after the other ends with the next of the codes.
 
   Each but those that end with 134 commits a checkpoint.
@@ -689,13 +689,14 @@ def _until_done(desk, codes, workdir='--workdir=a b', **variables):
   venv = desk.repository / '.venv'
   _script(
     venv / 'bin' / 'python',
-    """#!/bin/bash
+    r"""#!/bin/bash
 [[ $1 == -m ]] || exit 0
 echo "${@:3}" >> told
 code=$(head -n 1 codes)
 sed -i 1d codes
 folder=${3:-runs/chimera}
-folder=${folder#*=}/checkpoints/$(wc -l < told)
+folder=${folder#*=}
+folder=${folder/#\~/$HOME}/checkpoints/$(wc -l < told)
 [[ $code == 134 ]] || { mkdir -p "$folder" && touch "$folder/digests.json"; }
 [[ $code != 9 ]] || kill -9 $$
 exit "$code"
@@ -704,10 +705,10 @@ exit "$code"
   (venv / 'requirements.installed').write_text('jax\n')
   (desk.repository / 'codes').write_text('\n'.join(map(str, codes)) + '\n')
   (desk.repository / 'told').write_text('')
-  argv = (workdir,) if workdir else ()
+  argv = (*((workdir,) if workdir else ()), *flags)
   ran = desk.run(*argv, script='until_done.sh', **variables)
   told = (desk.repository / 'told').read_text().splitlines()
-  assert set(told) == {workdir}
+  assert set(told) == {' '.join(argv)}
   return ran, len(told)
 
 
@@ -743,6 +744,34 @@ def test_after_three_deaths_without_a_checkpoint_it_is_not_started_again(
   ran, told = _until_done(desk, codes, workdir, CHIMERA_QUICK='0')
   assert (ran.returncode, told) == (134, 6)
   assert 'without a new checkpoint' in ran.stderr.splitlines()[-1]
+
+
+def test_a_checkpoint_is_found_in_a_workdir_at_home(desk):
+  codes = (143, 143, 143, 143, 0)
+  ran, told = _until_done(
+    *(desk, codes, '--workdir=~/w'),
+    HOME=str(desk.repository / 'home'),
+    CHIMERA_QUICK='0',
+  )
+  assert (ran.returncode, told) == (0, 5)
+
+
+@pytest.mark.parametrize(
+  'flags', [('--host=1',), ('--host', '12'), ('--coordinator=auto',)]
+)
+def test_a_host_that_saves_nothing_is_not_asked_for_checkpoints(desk, flags):
+  codes = (134, 134, 134, 134, 0)
+  ran, told = _until_done(desk, codes, flags=flags, CHIMERA_QUICK='0')
+  assert (ran.returncode, told) == (0, 5)
+  ran, told = _until_done(desk, codes, flags=flags, CHIMERA_QUICK='3600')
+  assert (ran.returncode, told) == (134, 3)
+
+
+@pytest.mark.parametrize('flags', [('--host=0',), ('--coordinator=auto',)])
+def test_the_host_that_saves_is_asked_for_checkpoints(desk, flags):
+  codes = (143, 134, 134, 134, 0)
+  ran, told = _until_done(desk, codes, flags=flags, CHIMERA_QUICK='0')
+  assert (ran.returncode, told) == (134, 4)
 
 
 @pytest.mark.parametrize(

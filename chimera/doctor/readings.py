@@ -5,6 +5,7 @@ Nothing here needs JAX.
 
 from collections.abc import Sequence
 import concurrent.futures
+import contextlib
 import hashlib
 import math
 import os
@@ -282,8 +283,9 @@ def _thumbnails(run: Run, sources: Sequence[str]) -> np.ndarray:
   """Of the photographs that are still there, (n, 16, 16)."""
   source = run.settings['data.source']
   if source == 'photos' or os.path.isdir(source):
-    # With those that are held out.
-    sources = folders.list_sources(source, '--config.data.source')
+    # With those that are held out; of an empty folder there are none.
+    with contextlib.suppress(ValueError):
+      sources = folders.list_sources(source, '--config.data.source')
   step = -(-len(sources) // _THUMBNAILS)
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     found = [x for x in pool.map(_thumbnail, sources[::step]) if x is not None]

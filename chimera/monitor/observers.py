@@ -95,6 +95,7 @@ class Observers:
     logging.info('%s%s.', doing.capitalize(), last_time)
     self._look.say(doing, last_time)
     self._start = time.monotonic()
+    self._progress.begin(self._start)
 
   def compiled(self) -> None:
     self._compile_seconds = time.monotonic() - self._start

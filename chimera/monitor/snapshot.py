@@ -147,7 +147,7 @@ def steady_rate(rows: Sequence[history.Row]) -> float | None:
   A stretch that holds a compilation counts without it, and only where there is
   no other.
   """
-  logged = [row for row in rows[-2 * _RATES :] if row.clones]
+  logged = _logged(rows[-2 * _RATES :])
   rates = [
     rate
     for row in logged[-_RATES:]
@@ -166,8 +166,13 @@ def steady_rate(rows: Sequence[history.Row]) -> float | None:
 
 def _stretch(rows: Sequence[history.Row]) -> int:
   """Cycles from the last log cycle but one to the last."""
-  before, last = [0, 0, *(row.cycle for row in rows if row.clones)][-2:]
+  before, last = [0, 0, *(row.cycle for row in _logged(rows))][-2:]
   return last - before
+
+
+def _logged(rows: Sequence[history.Row]) -> list[history.Row]:
+  """Those of log cycles, not of evaluations."""
+  return [row for row in rows if 'perf/cycles_per_sec' in row.master]
 
 
 def compile_seconds(rows: Iterable[history.Row]) -> float | None:

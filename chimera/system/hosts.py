@@ -21,11 +21,15 @@ import threading
 import time
 from typing import Any, NamedTuple
 
+from absl import logging
 import numpy as np
 
 from chimera.system import preemption
 
-_PATIENCE = 25.0  # seconds in which all hosts must have come
+# Seconds in which all hosts must have come: those that one has left notice that
+# within a minute, and start again.
+_PATIENCE = 120.0
+_MANNERS = 5.0  # seconds in which who came must say who it is
 _HEARTBEAT = 30  # seconds of silence after which JAX gives a host up
 _PART = 1 << 24  # bytes that are told at a time
 _GUARDED = 'CHIMERA_GUARDED'
@@ -76,7 +80,7 @@ class Place(NamedTuple):
 def find(coordinator: str, count: int, number: int) -> Place | None:
   """What the flags say, or the cluster; None where this host is alone.
 
-  Slurm and Open MPI are asked where no flag is given and they started several
+  Slurm and Open MPI 4 are asked where no flag is given and they started several
   processes; a Cloud TPU by coordinator = 'auto'.
 
   Raises:
@@ -121,6 +125,10 @@ def meet(place: Place, papers: Mapping[str, str]) -> None:
   Raises:
     ValueError: on all that came, where one did not come, or has other papers.
   """
+  logging.info(
+    'Waiting at %s for %d hosts, %.0f s at most.',
+    *(place.coordinator, place.count, _PATIENCE),
+  )
   deadline = time.monotonic() + _PATIENCE
   mine = {'number': place.number, 'papers': dict(papers)}
   if place.number:
@@ -150,10 +158,6 @@ def _judge(place: Place, mine: dict[str, Any], deadline: float) -> str:
       door.settimeout(max(0.01, deadline - time.monotonic()))
       try:
         guest, _ = door.accept()
-        opened.enter_context(guest)
-        guest.settimeout(5)
-        its = json.loads(guest.makefile('rb').readline())
-        number, papers = its['number'], its['papers']
       except TimeoutError:
         missing = sorted({*range(place.count)} - {*there})
         wrong = (
@@ -162,6 +166,11 @@ def _judge(place: Place, mine: dict[str, Any], deadline: float) -> str:
           'same command on each, with its own --host.'
         )
         break
+      opened.enter_context(guest)
+      guest.settimeout(_MANNERS)
+      try:
+        its = json.loads(guest.makefile('rb').readline())
+        number, papers = its['number'], its['papers']
       except (OSError, ValueError, LookupError, TypeError):
         continue  # somebody else's knock
       guests.append(guest)
@@ -182,7 +191,7 @@ def _judge(place: Place, mine: dict[str, Any], deadline: float) -> str:
 def _differences(
   first: Mapping[str, str], papers: Mapping[str, str], number: int
 ) -> str:
-  for name in sorted({*first, *papers}):
+  for name in dict.fromkeys([*first, *papers]):
     if first.get(name) != papers.get(name):
       return (
         f'All hosts need the same {name}: host 0 has {first.get(name)}, host '

@@ -24,6 +24,10 @@ class Progress:
     self._then = time.monotonic() if now is None else now
     self._warm: tuple[int, float] | None = None
 
+  def begin(self, now: float | None = None) -> None:
+    """The loop begins now: what came before is none of its time."""
+    self._then = time.monotonic() if now is None else now
+
   def update(
     self, done: int, note: str = '', now: float | None = None
   ) -> float:

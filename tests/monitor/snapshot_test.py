@@ -36,6 +36,17 @@ def test_the_time_left_counts_down_and_leaves_the_compilation_out():
   assert snapshot_lib.steady_rate([]) is None
 
 
+def test_the_time_left_counts_down_after_an_evaluation():
+  warm = [seen.row(c, perf__cycles_per_sec=2.0) for c in (50, 100)]
+  judged = history.Row(100, warm[1].time, warm[1].clones, {'eval/psnr': 9.0})
+  rows = [*warm, judged]
+  assert snapshot_lib.steady_rate(rows) == pytest.approx(2)
+  # 900 cycles to go, 2 a second.
+  now = warm[1].time
+  assert seen.snapshot(rows, now=now).left == pytest.approx(450)
+  assert seen.snapshot(rows, now=now + 10).left == pytest.approx(440)
+
+
 def test_a_compilation_takes_what_the_last_one_took():
   assert snapshot_lib.compile_seconds(seen.rows()) == 25.0
   assert snapshot_lib.compile_seconds([]) is None

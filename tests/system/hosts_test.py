@@ -97,6 +97,23 @@ def test_a_stranger_at_the_door_is_not_counted(address):
     assert later.result() == {1: ''}
 
 
+def test_a_stranger_who_says_nothing_is_not_waited_for(address, monkeypatch):
+  monkeypatch.setattr(hosts, '_PATIENCE', 20.0)
+  monkeypatch.setattr(hosts, '_MANNERS', 0.2)
+  host, port = address.split(':')
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    first = pool.submit(_meet, address, 2, {0: PAPERS})
+    while True:
+      try:
+        silent = socket.create_connection((host, int(port)))
+        break
+      except ConnectionRefusedError:
+        continue
+    with silent:
+      assert _meet(address, 2, {1: PAPERS}) == {1: ''}
+    assert first.result() == {0: ''}
+
+
 def test_a_port_that_is_taken_is_one_line(address):
   port = int(address.partition(':')[2])
   with socket.create_server(('', port)):

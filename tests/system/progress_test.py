@@ -25,6 +25,13 @@ def test_a_resumed_run_counts_only_what_it_did_itself(said):
   assert said == ['Cycle 95 of 100 (95 %), 1.00 cycles/s, 5s left, l1 0.1']
 
 
+def test_what_came_before_the_loop_is_none_of_its_time(said):
+  progress = progress_lib.Progress(100, now=0.0)
+  progress.begin(now=100.0)
+  assert progress.update(10, now=150.0) == pytest.approx(0.2)
+  assert said == ['Cycle 10 of 100 (10 %), 0.20 cycles/s, 7m30s left']
+
+
 @pytest.mark.parametrize(
   ('seconds', 'text'),
   [(0, '0s'), (7.4, '7s'), (59.6, '1m00s'), (125, '2m05s'), (3725, '1h02m')],
