@@ -62,7 +62,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 RIVALS = ('adam', 'prodigy', 'dadapt_adamw', 'mechanize', 'schedule_free_adamw')
 METHODS |= {name: ('control', {}) for name in RIVALS}
 
-
 _NONE: Mapping[str, Any] = types.MappingProxyType({})
 _LEAST_CYCLES = 100  # as many are an audition's
 _BESIDE = 0.2  # of a condition's width, from one method to the next
@@ -172,7 +171,8 @@ def create_config(
     config.update_from_flattened_dict({**times, **wrong.put})
   config.train.learning_rate *= float(scale or 1)
   if config.train.audition:
-    config.train.cycles -= audition.COST
+    seen = config.train.batch_size * len(config.clone_names)
+    config.train.cycles -= audition.images(config) // seen
   config.train.dashboard = False
   preflight.check_config(config)
   return config
@@ -263,14 +263,15 @@ def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
 
 def tabulate(lines: Sequence[dict[str, Any]], group: str) -> rich.table.Table:
   """Mean over seeds and its spread (standard deviation), a row a method;
-  below it the paired difference from the first row and its 95 % interval.
+  below it the paired difference from the first row and its 95 % interval. NaN
+  where a run had no such figure, or was lost.
   """
   table = rich.table.Table(title=f'{group}, held out', title_justify='left')
   table.add_column('method (seeds)')
   by_method: dict[str, dict[int, dict[str, float]]] = {}
   for line in lines:
     by_method.setdefault(line['method'], {})[line['seed']] = line['figures']
-  known, columns = lines[0]['figures'], {}
+  known, columns = set().union(*(line['figures'] for line in lines)), {}
   for m in metrics.shown('ledger'):
     if (key := f'{group}/{m.name}') in known:
       columns[key] = m.form
@@ -279,13 +280,13 @@ def tabulate(lines: Sequence[dict[str, Any]], group: str) -> rich.table.Table:
   for method, by_seed in by_method.items():
     cells, differences = [], []
     for key, form in columns.items():
-      values = [figures[key] for figures in by_seed.values()]
-      spread = statistics.stdev(values) if len(values) > 1 else math.nan
+      values = [figures.get(key, math.nan) for figures in by_seed.values()]
+      spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
       cells.append(f'{statistics.mean(values):{form}} ± {spread:{form}}')
       common = [s for s in by_seed if s in by_method[reference]]
       mean, half = paired(
-        [by_seed[s][key] for s in common],
-        [by_method[reference][s][key] for s in common],
+        [by_seed[s].get(key, math.nan) for s in common],
+        [by_method[reference][s].get(key, math.nan) for s in common],
       )
       differences.append(f'{mean:+{form}} ± {half:{form}}')
     table.add_row(f'{method} ({len(by_seed)})', *cells)
@@ -432,8 +433,7 @@ def main() -> None:
   conditions = [TUNED]
   if args.table == 'robust':
     conditions = args.conditions or list(CONDITIONS)
-  what = args.home, args.methods, args.seeds, overrides, conditions
-  lines = list(run(*what))
+  lines = list(run(args.home, args.methods, args.seeds, overrides, conditions))
   console = rich.console.Console()
   console.width = max(console.width, 150)
   if args.table == 'robust':

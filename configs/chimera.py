@@ -232,7 +232,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.pid = ml_collections.ConfigDict()
   c.pid.enabled = True  # False: the base weights
   c.pid.smoothing = 0.9  # of the filtered log error
-  c.pid.limit = 0.5  # |adjustment| of log lambda: at most a factor of 1.65
+  c.pid.limit = 0.5  # |adjustment| of log lambda: a factor of 1.65
   c.pid.slew = 0.02  # most that log lambda moves in one cycle
   c.pid.memory = 100.0  # cycles in which what was is forgotten by e
   # Of an enabled PID, whatever the weights: the adversarial share is at most

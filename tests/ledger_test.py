@@ -85,11 +85,27 @@ def test_the_table_pairs_by_seed_and_shows_the_spread():
   assert less.startswith('-0.0200 ± ')
 
 
+def test_a_method_lacks_what_it_has_no_figure_of():
+  lost = {**_line('control', 1, 0.0), 'figures': {}}
+  rival = {**_line('prodigy', 0, 0.0), 'figures': {'master/psnr': 21.0}}
+  lines = [lost, _line('control', 0, 0.1), _line('default', 0, 0.2), rival]
+  ema, master = (ledger.tabulate(lines, group) for group in ('ema', 'master'))
+  assert list(ema.columns[1].cells) == [
+    *('nan ± nan', '0.2000 ± nan', '+0.1000 ± nan'),
+    *('nan ± nan', '+nan ± nan'),
+  ]
+  assert list(master.columns[1].cells)[-2:] == ['21.00 ± nan', '+1.00 ± nan']
+
+
 def test_an_audition_counts_as_cycles():
   config = ledger.create_config('default', 0, {'train.cycles': 700})
   assert (config.train.cycles, config.train.audition) == (600, True)
   control = ledger.create_config('control', 0, {'train.cycles': 700})
   assert (control.train.cycles, control.train.audition) == (700, False)
+  two = {'train.cycles': 700, 'clone_names': ('perceptual', 'structural')}
+  assert ledger.create_config('default', 0, two).train.cycles == 500
+  later = {'train.cycles': 700, 'init_from': 'tokenizer'}
+  assert ledger.create_config('default', 0, later).train.cycles == 700
 
 
 def test_a_condition_sets_one_thing_wrong():

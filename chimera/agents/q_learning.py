@@ -147,6 +147,7 @@ def observe(
   loss: jax.Array,
   *,
   every: int,
+  over: int,
   cycle: jax.Array,
   rate: float,
   discount: float,
@@ -163,7 +164,8 @@ def observe(
   and planning in average-reward Markov decision processes", 2021,
   https://arxiv.org/abs/2006.16318
 
-  The loss is positive, of any scale; one that is not finite is not noted.
+  The loss is positive, of any scale; one that is not finite is not noted. The
+  trend is that of the newest `over`, two at least.
   """
   finite = jnp.isfinite(loss)
   window = state.history_W.shape[0]
@@ -171,7 +173,7 @@ def observe(
   history_W = jnp.where(finite, pushed_W, state.history_W)
   filled = jnp.minimum(state.filled + finite, window)
 
-  slope = trend(history_W)
+  slope = trend(history_W[-over:])
   reward = reward_of(slope)
   next_state = state_of(slope, state.settled)
   due = ((cycle + 1) % every == 0) & (filled == window)

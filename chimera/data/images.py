@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from absl import logging
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from chimera.data import archives, arrays, mending, values
 from chimera.system import disk, streams
@@ -47,6 +47,7 @@ _IMAGE = re.compile(
 _MAYBE = (b'RIFF', b'BM', b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 # Pillow would run Ghostscript for the one, and knows but the other's size.
 _NOT_READ = ('EPS', 'MPEG')
+_PHOTOMETRIC = ExifTags.Base.PhotometricInterpretation
 _LARGE = 2**24  # pixels from which images are decoded one at a time
 _ALONE = threading.Lock()
 _TURNS = {
@@ -137,7 +138,8 @@ def decode_image(f: BinaryIO) -> Image.Image:
         image = mending.read(data, lambda x: _load(io.BytesIO(x))) or image
   if image is None:
     raise error
-  return values.to_rgb(_turn(image))
+  rgb = values.to_rgb(_turn(image))
+  return ImageOps.invert(rgb) if _is_negative(image) else rgb
 
 
 def why(error: BaseException) -> str:
@@ -344,10 +346,20 @@ def _load(f: BinaryIO) -> Image.Image:
 def _lacks_end(f: BinaryIO, image: Image.Image) -> bool:
   """Whether pixels may lack that Pillow has not missed.
 
-  It takes what a cut JPEG was filled up with, often zeros, for its pixels.
+  It takes what a cut JPEG or PNG was filled up with, often zeros, for its
+  pixels.
   """
-  f.seek(-2, os.SEEK_END)
-  return image.format in _JPEG and f.read(2) != b'\xff\xd9'
+  f.seek(-8, os.SEEK_END)
+  end = f.read(8)
+  if image.format == 'PNG':
+    return end != b'IEND\xaeB`\x82'
+  return image.format in _JPEG and end[-2:] != b'\xff\xd9'
+
+
+def _is_negative(image: Image.Image) -> bool:
+  """Whether 0 is white, as in scans. Pillow turns that over in 8 bits only."""
+  tags = getattr(image, 'tag_v2', {})
+  return image.mode.startswith('I;16') and tags.get(_PHOTOMETRIC) == 0
 
 
 def _unknown(start: bytes) -> str:

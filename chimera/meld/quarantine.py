@@ -99,20 +99,27 @@ def judge(
   must not move it.
 
   Returns whether each clone's sizes are finite and within all bounds, bool
-  (M,), and the medians of what is finite, (S,). A baseline of 0 is none yet, a
-  bound of 0 is none.
+  (M,), and the medians of the clones that are, (S,). A baseline of 0 is none
+  yet, a bound of 0 is none.
   """
   bounds_S = np.asarray(bounds_S, np.float32)
   finite_MxS = jnp.isfinite(sizes_MxS)
-  rising_MxS = jnp.sort(jnp.where(finite_MxS, sizes_MxS, jnp.inf), axis=0)
-  middle_S = jnp.maximum(jnp.sum(finite_MxS, axis=0) - 1, 0) // 2
-  median_S = jnp.take_along_axis(rising_MxS, middle_S[None], axis=0)[0]
+  median_S = _lesser_median(sizes_MxS, finite_MxS)
   trusted_S = jnp.where(
     baseline_S > 0, jnp.minimum(median_S, bounds_S * baseline_S), median_S
   )
   within_MxS = sizes_MxS <= (bounds_S * trusted_S)[None]
   within_MxS |= (bounds_S == 0)[None]
-  return jnp.all(finite_MxS & within_MxS, axis=1), median_S
+  healthy_M = jnp.all(finite_MxS & within_MxS, axis=1)
+  return healthy_M, _lesser_median(sizes_MxS, healthy_M[:, None])
+
+
+def _lesser_median(sizes_MxS: jax.Array, counts_MxS: jax.Array) -> jax.Array:
+  """Of those that count, (S,); infinite where none does."""
+  rising_MxS = jnp.sort(jnp.where(counts_MxS, sizes_MxS, jnp.inf), axis=0)
+  middle_S = jnp.maximum(jnp.sum(counts_MxS, axis=0) - 1, 0) // 2
+  middle_1xS = jnp.broadcast_to(middle_S, (1, sizes_MxS.shape[1]))
+  return jnp.take_along_axis(rising_MxS, middle_1xS, axis=0)[0]
 
 
 def remember(

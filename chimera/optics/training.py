@@ -74,7 +74,7 @@ def train_optics(
   if not np.isfinite(loss):
     raise ValueError(
       f'The optics must stay finite, got loss = {float(loss)}: lower '
-      f'--config.optics.learning_rate = {learning_rate}.'
+      f'--config.optics.learning_rate = {learning_rate}, in another --workdir.'
     )
   return variables, float(loss)
 

@@ -212,7 +212,8 @@ def choose(tried: dict[float, float], given: float) -> float:
   That rate is where a parabola is least, in the logarithm of the rate, which is
   fitted to the basin: the losses about the best up to CLIFF above it, and the
   next one on either side, cut there. Each loss is noisy, so the best itself
-  would be so too. It is no rate that failed, and where all did the given one.
+  would be so too. Below a rate that failed it is at most halfway to it from
+  the next one tried; where all failed it is the given one.
   """
   rates = sorted(tried)
   heard = [tried[rate] for rate in rates]
@@ -232,8 +233,11 @@ def choose(tried: dict[float, float], given: float) -> float:
     bend, slope, _ = np.polyfit(x - at, y, 2)
     if bend > 0:
       at = np.clip(at - slope / (2 * bend), x[0], x[-1])
-  failed = [r for r, l in tried.items() if r > rates[best] and l == math.inf]
-  return float(f'{min(HORIZON * math.exp(at), *failed, math.inf):.1e}')
+  found = HORIZON * math.exp(at)
+  if math.inf in heard[best:]:
+    failed = heard.index(math.inf, best)
+    found = min(found, math.sqrt(rates[failed - 1] * rates[failed]))
+  return float(f'{found:.1e}')
 
 
 def _best(tried: dict[float, float]) -> float:

@@ -33,7 +33,8 @@ _SORTED = 2**20  # samples of a group, about, where there are more
 
 
 def _mean_radius(x_nxHxWxC: np.ndarray) -> np.ndarray:
-  return x_nxHxWxC[..., 2].mean((1, 2))
+  # A radius may lie below 0 by rounding (data.images), a score may not.
+  return np.maximum(x_nxHxWxC[..., 2].mean((1, 2)), 0)
 
 
 def _total_variation(x_nxHxWxC: np.ndarray) -> np.ndarray:

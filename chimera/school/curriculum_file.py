@@ -87,7 +87,7 @@ def check_curriculum(
     raise ValueError(
       f'Curriculum {path} must be whole and of this dataset, but '
       f'{disk.reason(e)}: fix it with `python -m chimera.main '
-      f'prepare-curriculum --workdir={path.parent}`.'
+      'prepare-curriculum` and the same flags.'
     ) from e
 
 

@@ -50,7 +50,7 @@ def images(x: Any, side: int) -> _Array:
   Raises:
     ValueError: another shape, dtype or range, with what was found.
   """
-  x = _to_array(x, 'images')
+  x = to_array(x, 'images')
   _check_shape(x, 'images', side, (3,))
   if x.dtype == np.uint8:
     return _to_own(x, np.uint8)
@@ -83,7 +83,7 @@ def path_params(x: Any, side: int) -> _Array:
   Raises:
     ValueError: another shape, dtype or range, with what was found.
   """
-  x = _to_array(x, 'path_params')
+  x = to_array(x, 'path_params')
   _check_shape(x, 'path_params', side, (3,))
   if not _is_float(x.dtype):
     raise ValueError(f'path_params must be floats, got dtype = {x.dtype}.')
@@ -106,7 +106,7 @@ def tokens(x: Any, codes: int) -> _Array:
   Raises:
     ValueError: another shape, dtype or range, with what was found.
   """
-  x = _to_array(x, 'tokens')
+  x = to_array(x, 'tokens')
   _check_shape(x, 'tokens', 1)
   if not jnp.issubdtype(x.dtype, jnp.integer):
     raise ValueError(f'tokens must be integers, got dtype = {x.dtype}.')
@@ -133,7 +133,7 @@ def is_token(tokens_Bxhxw: jax.Array, codes: int) -> jax.Array:
   return jnp.all(is_known, axis=(1, 2))
 
 
-def _to_array(x: Any, name: str) -> _Array:
+def to_array(x: Any, name: str) -> _Array:
   """x as NumPy's array or JAX's, without a copy where that can be.
 
   Raises:
@@ -151,7 +151,7 @@ def _to_array(x: Any, name: str) -> _Array:
   if np.ma.is_masked(x):
     raise ValueError(f'{name} must not be masked: give {name}.filled(value).')
   if isinstance(x, list | tuple) and x and not _is_plain(x[0]):
-    return _stack([_to_array(part, name) for part in x], name)
+    return _stack([to_array(part, name) for part in x], name)
   # NumPy's way first, which knows all strides; JAX knows devices.
   ways, said = (np.asarray, np.from_dlpack, _from_dlpack), ''
   for way in ways if hasattr(x, '__dlpack__') else ways[:1]:

@@ -224,7 +224,7 @@ class Tokenizer:
       ValueError: what is no such image.
     """
     self._check_eyes()
-    image = np.asarray(image_HxWx3)
+    image = np.asarray(door.to_array(image_HxWx3, 'images'))
     if image.ndim != 3 or image.shape[2] != 3 or not image.size:
       raise ValueError(
         f'reconstruct takes one image (H, W, 3), got {image.shape}: give one '

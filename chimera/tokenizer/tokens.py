@@ -33,7 +33,7 @@ from chimera.tokenizer import tiles as tiles_lib
 
 FORMAT = 2  # 1 has no fingerprints; `store.load` reads it
 _SHARD = re.compile(r'tokens-\d{5,}(-[0-9a-f]{8})?\.npy')
-_AHEAD = 32  # photographs decoded before they are needed
+_AHEAD = 32  # photographs cut before they are needed
 _ANEW = 1024  # photographs whose tokens wait for their place in the shards
 
 
@@ -369,9 +369,12 @@ class _Work:
 
     Of what cannot be used None, and the reason.
     """
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      waiting = [pool.submit(self._cut, name) for name in names[:_AHEAD]]
-      for name in [*names[_AHEAD:], *[None] * len(waiting)]:
+    workers = os.cpu_count()
+    # Of large photographs few fit into memory.
+    ahead = 2 * workers if self._done['crop'] == 'whole' else _AHEAD
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+      waiting = [pool.submit(self._cut, name) for name in names[:ahead]]
+      for name in [*names[ahead:], *[None] * len(waiting)]:
         yield waiting.pop(0).result()
         if name is not None:
           waiting.append(pool.submit(self._cut, name))

@@ -57,12 +57,13 @@ def _act(state, rng=None, mission=None, cycle=10, epsilon=0.0):
   )
 
 
-@jax.jit
-def _observe(state, loss, cycle=9, rate=0.5, discount=0.9):
+@functools.partial(jax.jit, static_argnames='over')
+def _observe(state, loss, cycle=9, rate=0.5, discount=0.9, over=10):
   return q_learning.observe(
     state,
     jnp.float32(loss),
     every=10,
+    over=over,
     cycle=cycle,
     rate=rate,
     discount=discount,
@@ -79,6 +80,17 @@ def _gains_by_care(lr_scale: jax.Array) -> jax.Array:
 
 def _best_at_one(lr_scale: jax.Array) -> jax.Array:
   return 0.002 * (1 - jnp.log(lr_scale) ** 2)
+
+
+def test_the_reward_is_of_the_newest_losses_only():
+  state = q_learning.init(window=10, actions=5)._replace(
+    history_W=jnp.array([9, 8, 7, 6, 5, 4, 1, 1, 1, 1.0]), filled=10
+  )
+  state = state._replace(decisions=jnp.int32(1))
+  for over, slope in ((10, -1.0), (4, 0.0)):
+    reward = _observe(state, 1.0, over=over).reward
+    still = float(q_learning.reward_of(jnp.float32(0.0)))
+    assert (reward == pytest.approx(still)) == (slope == 0)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -102,6 +102,13 @@ def test_a_cut_jpeg_that_was_filled_up_lacks_as_much(filling):
   assert 'too soon' in _refused(whole[: len(whole) * 3 // 4] + filling)
 
 
+def test_a_cut_png_that_was_filled_up_lacks_as_much():
+  # Its deflate goes on with zeros, to the last row.
+  whole = _save(SMOOTH.repeat(6, 0), 'PNG')
+  for cut in range(len(whole) // 4, len(whole) - 12, 99):
+    _refused(whole[:cut] + bytes(len(whole) - cut))
+
+
 def test_what_follows_a_jpeg_is_not_its_matter():
   whole = _save(NOISE, 'JPEG')
   for more in (b'\0', b'garbage' * 999, whole, whole[:-2], b'\xff\xd8\xff'):

@@ -77,6 +77,19 @@ def test_16_bit_gray_of_fewer_bits_is_stretched(
   ]
 
 
+@pytest.mark.parametrize('bits', [8, 16])
+def test_a_scan_whose_0_is_white_is_no_negative(tmp_path, bits):
+  gray = np.array([[0, 51, 255]], np.uint8)
+  stored = gray if bits == 8 else gray.astype(np.uint16) * 257
+  path = tmp_path / 'a.tif'
+  Image.fromarray(stored).save(path)
+  black, white = (b'\x06\1\3\0\1\0\0\0' + n for n in (b'\1\0', b'\0\0'))
+  data = path.read_bytes()
+  assert data.count(black) == 1
+  path.write_bytes(data.replace(black, white))
+  assert _read(path)[0, :, 1].tolist() == [255, 204, 0]
+
+
 @pytest.mark.parametrize('channels', [3, 4])
 def test_16_bit_color_of_fewer_bits_is_stretched(tmp_path, said, channels):
   rng = np.random.default_rng(0)

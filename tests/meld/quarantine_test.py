@@ -319,8 +319,14 @@ def test_a_size_is_held_against_the_median_of_the_finite_ones():
 def test_two_absurd_ones_of_four_do_not_move_the_median():
   assert judged([[1, 1], [1e15, 1], [2, 1], [1e15, 1]]) == (
     [True, False, True, False],
-    [2, 1],
+    [1, 1],
   )
+
+
+def test_of_five_the_three_absurd_ones_are_not_remembered():
+  sizes = [[1, 1], [1, 1], [1e6, 1], [1e6, 1], [1e6, 1]]
+  healthy = [True, True, False, False, False]
+  assert judged(sizes, (1.0, 1.0)) == (healthy, [1, 1])
 
 
 def test_the_median_itself_is_held_against_the_usual_one():

@@ -48,6 +48,15 @@ def test_what_a_resumed_run_does_again_counts_once(workdir):
   assert [row.cycle for row in history.read(workdir)] == [10, 15]
 
 
+def test_an_evaluation_that_is_repeated_counts_once(workdir):
+  _fill(workdir, [10])
+  for _ in range(3):
+    history.History(workdir, 10).append(10, {}, {'eval/psnr': 20.0})
+  rows = history.read(workdir)
+  assert history.series(rows, 'eval/psnr') == ([10], [20.0])
+  assert history.series(rows, 'perf/cycles_per_sec') == ([10], [10])
+
+
 def test_rows_that_found_no_room_are_written_with_the_next_that_does(
   workdir, monkeypatch
 ):

@@ -29,6 +29,11 @@ def test_mean_radius_is_the_mean_of_the_third_channel():
   np.testing.assert_allclose(scores, [0.0, 0.25], rtol=1e-6)
 
 
+def test_a_radius_below_0_by_rounding_is_a_score_of_0():
+  latents = np.full((1, 2, 2, 3), -3e-7, np.float32)
+  assert curriculum.score(latents, metric='mean_radius').tolist() == [0.0]
+
+
 def test_total_variation_is_the_mean_step_down_plus_across():
   latents = np.zeros((1, 2, 2, 3), np.float32)
   latents[0, ..., 1] = [[0.0, 0.3], [0.6, 0.9]]

@@ -435,6 +435,8 @@ def test_what_is_no_image_and_no_token_is_refused(folder, pictures):
     with pytest.raises(ValueError, match=r'one image \(H, W, 3\), got') as e:
       loaded.reconstruct(np.zeros(shape, np.uint8))
     assert '\n' not in str(e.value)
+  with pytest.raises(ValueError, match='mode RGB, got YCbCr'):
+    loaded.reconstruct(Image.new('YCbCr', (16, 16)))
   with pytest.raises(ValueError, match='got dtype = int32'):
     loaded.encode(pictures.astype(np.int32))
   with pytest.raises(ValueError, match=r'\(H, W\) or .*, got \(4,\)'):
