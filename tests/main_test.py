@@ -10,6 +10,7 @@ import pytest
 
 from chimera import main
 from chimera.monitor import history
+from chimera.system import hosts
 from tests import written
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -550,3 +551,23 @@ sys.exit(main.main(['chimera', '--workdir={tmp_path}/w']))
   first, second = done.stderr.splitlines()
   assert first.endswith('a warning of others')
   assert 'Cycle 5 of 10 (50 %)' in second
+
+
+def test_hosts_compare_every_key_but_the_dashboard(ran, monkeypatch):
+  told = []
+  monkeypatch.setattr(hosts, 'end_with_the_guard', lambda: None)
+  monkeypatch.setattr(
+    hosts, 'meet', lambda place, papers: told.append(papers) or 1 / 0
+  )
+
+  def papers_of(change):
+    _, job = main.parse(['chimera', CONFIG, f'--config.{change}'])
+    with pytest.raises(ZeroDivisionError):
+      main._run_on_all(job)
+    return told.pop().items()
+
+  base = papers_of('train.cycles=1000')
+  assert papers_of('train.dashboard=false') == base
+  for change in ('train.cycles=2000', 'train.decay=7.0', 'devices=2'):
+    key, _, value = change.partition('=')
+    assert papers_of(change) - base == {(f'--config.{key}', value)}

@@ -1,5 +1,7 @@
 """A run read from its files: its curves and its data, by hand."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -121,3 +123,10 @@ def test_a_row_that_lacks_what_a_log_cycle_has_is_no_log_cycle(tmp_path):
   path.write_text(path.read_text().replace('pid/error', 'pid/errors'))
   with pytest.raises(ValueError, match='must have the row of a log cycle'):
     readings.read_run(workdir)
+
+
+def test_an_empty_folder_of_photographs_is_one_that_is_gone(tmp_path):
+  settings = {'data.source': str(tmp_path)}
+  run = types.SimpleNamespace(settings=settings)
+  gone = [str(tmp_path / 'a.png')]
+  assert readings._thumbnails(run, gone).shape == (0, 16, 16)
