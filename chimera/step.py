@@ -332,7 +332,7 @@ def agents_observe(
     own_loss if spec.q.history == 'own' else base_loss,
     every=spec.q.every,
     # A clone's own effect is told from the last decision on.
-    over=max(spec.q.every, 2) if spec.q.history == 'own' else spec.q.window,
+    over=max(spec.q.every, 2) if spec.q.history == 'own' else len(q.history_W),
     cycle=state.step,
     rate=spec.q.rate,
     discount=spec.q.discount,

@@ -87,6 +87,7 @@ def appendix_a(config, spec, bins, paths, total_steps):
     functools.partial(
       q_learning.observe,
       every=spec.q.every,
+      over=spec.q.every,
       rate=spec.q.rate,
       discount=spec.q.discount,
     )

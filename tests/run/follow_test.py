@@ -181,7 +181,10 @@ def test_hosts_of_different_configs_are_refused_in_a_line(home):
   assert [host.end(60) for host in two] == [2, 2]
   [line], [same] = (ONE_LINE.findall(host.says()) for host in two)
   assert line == same
-  assert line.startswith('Error: All hosts need the same config: host 0 has')
+  assert line == (
+    'Error: All hosts need the same --config.q.every: host 0 has 4, host 1 has '
+    '5.'
+  )
   assert not (home / 'configs').exists()
 
 
