@@ -171,8 +171,7 @@ def create_config(
     config.update_from_flattened_dict({**times, **wrong.put})
   config.train.learning_rate *= float(scale or 1)
   if config.train.audition:
-    seen = config.train.batch_size * len(config.clone_names)
-    config.train.cycles -= audition.images(config) // seen
+    config.train.cycles -= audition.cycles(config)
   config.train.dashboard = False
   preflight.check_config(config)
   return config

@@ -320,9 +320,9 @@ def _left(
   left = max(c.train.cycles - first, 0)
   about = progress.format_seconds(left * cycle)
   yield f'{left} cycles: about {about}, without stage 1 and evaluations'
-  if c.train.audition and not (first or c.init_from):
-    about = progress.format_seconds(audition.COST * cycle)
-    as_many = f'as {audition.COST} cycles'
+  if (cost := audition.cycles(c)) and not first:
+    about = progress.format_seconds(cost * cycle)
+    as_many = f'as {cost} cycles'
     yield f'before them an audition of rates, {as_many}: about {about}'
 
 

@@ -38,7 +38,6 @@ APART = 8.0  # times, from one rate of the first round to the next
 _NEAR = 0.6  # powers of APART from the best to the outermost of the second
 HORIZON = 4.0  # times the best rate of CYCLES is best for a whole run
 CYCLES = 50  # of a round
-COST = 2 * CYCLES  # cycles of four clones, whose images it takes
 RATES = 4  # a round
 _WARMUP = state_lib.FOUND_WARMUP / CYCLES  # of the cycles
 _JUDGED = 0.25  # of the cycles, the last ones, whose mean loss counts
@@ -190,6 +189,11 @@ def images(config: ml_collections.ConfigDict) -> int:
   if not state_lib.is_auditioned(config):
     return 0
   return 2 * CYCLES * RATES * config.train.batch_size
+
+
+def cycles(config: ml_collections.ConfigDict) -> int:
+  """Of the run, in which its clones see as many."""
+  return images(config) // (config.train.batch_size * len(config.clone_names))
 
 
 def first_round(given: float, count: int) -> list[float]:
