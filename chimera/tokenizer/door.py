@@ -211,7 +211,7 @@ def _check_shape(
       hint = 'crop or resize them, or have `reconstruct` pad them'
   elif x.ndim in (rank, rank + 1) and x.shape[-rank:][:1] == channels:
     axes = '(1, 2, 0)' if x.ndim == 3 else '(0, 2, 3, 1)'
-    hint = f'channels come last, give x.transpose{axes}'
+    hint = f'channels come last, give x.transpose{axes}; torch says permute'
   form = ', '.join(['H', 'W', *map(str, channels)])
   of = f', H and W multiples of {side}' if side > 1 else ''
   raise ValueError(
