@@ -4,12 +4,15 @@ A member is named `/path/photos.zip!inner/name.jpg`. Names are only compared,
 never made into paths, so that none can lead out of anywhere.
 """
 
+import collections
+from collections.abc import Mapping
 import functools
 import os
 import re
 import stat
 import tarfile
 import threading
+from typing import NamedTuple
 import zipfile
 
 from chimera.system import disk
@@ -19,10 +22,17 @@ SUFFIXES = ('.zip', '.tar')
 _COMPRESSED = ('.tar.gz', '.tgz', '.tar.bz2', '.tbz2', '.tar.xz', '.txz')
 MAX_BYTES = 2**28  # of a member, as an image file
 _SOURCE = re.compile(r'\.(?:zip|tar)!', re.IGNORECASE)
-# The open .zip, None for a .tar; the size of each file, and where it begins.
-_Directory = tuple[
-  zipfile.ZipFile | None, dict[str, tuple[int, zipfile.ZipInfo | int]]
-]
+
+
+class _Directory(NamedTuple):
+  """What is in an archive."""
+
+  file: zipfile.ZipFile | None  # the open .zip, None for a .tar
+  # Of each file its size, and where it begins.
+  places: dict[str, tuple[int, zipfile.ZipInfo | int]]
+  others: Mapping[str, int]  # how many hold no bytes of their own, by kind
+
+
 _ONE_AT_A_TIME = threading.Lock()  # what reads a .zip moves in its one file
 
 
@@ -34,7 +44,8 @@ def is_archive(path: str | bytes | os.PathLike) -> bool:
 def members(path: str | bytes | os.PathLike) -> list[str]:
   """The names of the files in an archive, sorted.
 
-  Of two files of one name the last counts, as in unpacking; links are none.
+  Of two files of one name the last counts, as in unpacking. A hard link is
+  its file; other links are none.
 
   Raises:
     ValueError: it is broken, encrypted, or a compressed .tar; one line.
@@ -45,13 +56,22 @@ def members(path: str | bytes | os.PathLike) -> list[str]:
       f'Images come from a .tar that is not compressed, got {path}: unpack it, '
       'or make it a .tar or .zip.'
     )
-  file, places = _open(path)
+  file, places, _ = _open(path)
   if file and any(info.flag_bits & 1 for _, info in places.values()):
     raise ValueError(
       f'{path} must not be encrypted: unpack it, or make it anew without a '
       'password.'
     )
   return sorted(places)
+
+
+def others(path: str | bytes | os.PathLike) -> Mapping[str, int]:
+  """How many entries are no `members`, by kind: 'link', 'sparse file'.
+
+  Raises:
+    ValueError: see `members`.
+  """
+  return _open(os.path.abspath(os.fsdecode(path))).others
 
 
 def split(source: str | bytes | os.PathLike) -> tuple[str, str] | None:
@@ -75,7 +95,7 @@ def read(
       `MAX_BYTES`.
   """
   path = os.fsdecode(path)
-  file, places = _open(path)
+  file, places, _ = _open(path)
   if member not in places:
     raise ValueError(f'{path} holds no {member!r}')
   size, place = places[member]
@@ -115,8 +135,8 @@ def _index(path: str, size: int, modified: int) -> _Directory:
   if path.lower().endswith('.zip'):
     file = zipfile.ZipFile(path)
     infos = [i for i in file.infolist() if not i.is_dir()]
-    return file, {i.filename: (i.file_size, i) for i in infos}
-  places, last = {}, -1
+    return _Directory(file, {i.filename: (i.file_size, i) for i in infos}, {})
+  places, others, last = {}, collections.Counter(), -1
   with tarfile.open(path, 'r:') as file:
     for member in file:
       # tarfile would go back to it, forever (gh-130577).
@@ -125,4 +145,10 @@ def _index(path: str, size: int, modified: int) -> _Directory:
       last = member.offset
       if member.isreg() and not member.issparse():
         places[member.name] = member.size, member.offset_data
-  return None, places
+      elif member.islnk() and member.linkname in places:
+        places[member.name] = places[member.linkname]
+      elif not member.isdir():
+        is_link = member.islnk() or member.issym()
+        kind = 'sparse file' if member.issparse() else 'no file'
+        others['link' if is_link else kind] += 1
+  return _Directory(None, places, others)

@@ -226,7 +226,7 @@ def _examine_all(
   with contextlib.ExitStack() as stack:
     notes, noted = None, {}
     if path is not None:
-      work = ['planning', 1, PIL.__version__]
+      work = ['planning', 2, PIL.__version__]
       notes = stack.enter_context(journal.Journal(path, work))
       noted = {entry[0]: entry for entry in notes.entries}
 

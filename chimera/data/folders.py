@@ -72,6 +72,11 @@ def search(source: images.AnyPath, flag: str) -> Listing:
       raise ValueError(
         f"A file here is named {there[0]}, as one of 'photos' is: rename it."
       )
+    if os.path.isdir(source):
+      skipped.say_once(
+        "'photos' are the photographs that are bundled; the folder here of "
+        'that name is ./photos.'
+      )
     return Listing(sources, {}, {})
   found = _Found()
   if os.path.isdir(source):
@@ -151,7 +156,9 @@ class _Found:
       ValueError: it is broken.
     """
     path = os.path.abspath(path)
-    for name in archives.members(path):
+    names = archives.members(path)
+    self.left_out.update(archives.others(path))
+    for name in names:
       if any(map(_is_hidden, name.split('/'))):
         self.left_out['hidden'] += 1
       elif _is_named_image(name):

@@ -30,6 +30,8 @@ PATH_PARAMS_SUFFIXES = ('.npy', '.npz', '.pkl')
 MAX_PIXELS = 2**28
 # Pixels in a byte of a large image: deflate packs 1032 bytes of 8 in one.
 _MOST_GROWN = 2**13
+# What packs plain areas into nothing: formats, and compressions of a TIFF.
+_GROWS_MORE = {'AVIF', 'HEIF', 'WEBP', 'group3', 'group4'}
 _MOST_PLANES = 8  # of a TIFF; Pillow reads six
 # Pixels times scans of a JPEG: a scan of a few bytes takes as long as any.
 _MOST_SCANNED = 2**32
@@ -43,6 +45,7 @@ _IMAGE = re.compile(
   rb'|\0\0\0\x0cjP  \r\n|.{4}ftypavif',
   re.DOTALL,
 )
+_HEIC = re.compile(rb'.{4}ftyp(hei|hev|mif1)', re.DOTALL)
 # And how they may begin: so do cameras' raw files, sounds and a few texts.
 _MAYBE = (b'RIFF', b'BM', b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 # Pillow would run Ghostscript for the one, and knows but the other's size.
@@ -313,7 +316,8 @@ def _load(f: BinaryIO) -> Image.Image:
       f'it has too many pixels: {image.width} x {image.height} are more than '
       f'{MAX_PIXELS}'
     )
-  if pixels > max(_LARGE, _MOST_GROWN * size):
+  grows_more = {image.format, image.info.get('compression')} & _GROWS_MORE
+  if pixels > max(_LARGE, _MOST_GROWN * size) and not grows_more:
     raise ValueError(f'{pixels} pixels cannot be in {size} bytes')
   if image.format == 'TIFF':
     covered = sum((r - x) * (b - y) for _, (x, y, r, b), *_ in image.tile)
@@ -366,6 +370,8 @@ def _unknown(start: bytes) -> str:
   """Why a file that begins like this was not known by Pillow."""
   if not start:
     return 'it is empty'
+  if _HEIC.match(start):
+    return 'it is HEIC, which needs `pip install pillow-heif`'
   if begins_like_image(start) or start.startswith(_MAYBE):
     return 'its header is broken, or of a kind that Pillow does not read'
   return f'it is no image that Pillow knows, it begins with {start!r}'

@@ -6,7 +6,7 @@ apart. A copy that is cut, turned or mirrored is another photograph.
 """
 
 from collections.abc import Iterator, Sequence
-import itertools
+import hashlib
 
 import numpy as np
 from PIL import Image
@@ -25,21 +25,27 @@ _ROWS = 512  # of them that are compared with the others at a time
 
 
 def look(image: Image.Image) -> bytes:
-  """Brightness of the 256 cells of an RGB image, row by row."""
+  """Brightness of the 256 cells of an RGB image, row by row.
+
+  Of one whose cells show nothing, the 32 bytes of a digest of its pixels.
+  """
   some = image.resize((_SAMPLED, _SAMPLED), Image.Resampling.NEAREST)
-  return some.convert('L').reduce(_SAMPLED // _SIDE).tobytes()
+  cells = some.convert('L').reduce(_SAMPLED // _SIDE).tobytes()
+  if max(cells) - min(cells) >= _FLAT:
+    return cells
+  return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
 
 
 def group(looks: Sequence[bytes]) -> list[int]:
   """A number for each: that of its near copies, and of theirs, is the same.
 
-  One that shows nothing has no copies: all such would look alike.
+  One that shows nothing is a copy where all pixels are the same: all such
+  would look alike.
   """
-  shown = dict.fromkeys(x for x in looks if max(x) - min(x) >= _FLAT)
-  order = {x: i for i, x in enumerate(shown)}
-  if not order:
-    return list(range(len(looks)))
-  cells_NxF = np.frombuffer(b''.join(order), np.uint8).reshape(len(order), -1)
+  distinct = sorted(dict.fromkeys(looks), key=len, reverse=True)
+  order = {x: i for i, x in enumerate(distinct)}
+  shown = [x for x in distinct if len(x) == _SIDE**2]
+  cells_NxF = np.frombuffer(b''.join(shown), np.uint8).reshape(-1, _SIDE**2)
   first_N = np.arange(len(order))  # another one of its group, or itself
 
   def find(i: int) -> int:
@@ -53,8 +59,7 @@ def group(looks: Sequence[bytes]) -> list[int]:
       if np.ptp(first_N[near]):
         firsts = [find(i) for i in np.unique(first_N[near])]
         first_N[firsts] = first_N[near] = min(firsts)
-  others = itertools.count(len(order))
-  return [int(find(order[x])) if x in order else next(others) for x in looks]
+  return [int(find(order[x])) for x in looks]
 
 
 def _neighbors(
@@ -65,6 +70,8 @@ def _neighbors(
   Every two that are near are in a piece. Compared are only those whose larger
   cells are near, and of these only neighbors along the axis of most change.
   """
+  if not len(cells_NxF):
+    return
   parts = [cells_NxF[i : i + _CHUNK] for i in range(0, len(cells_NxF), _CHUNK)]
   coarse_NxD = np.concatenate([_coarse(_unit(part)) for part in parts])
   _, axes_DxD = np.linalg.eigh(coarse_NxD.T @ coarse_NxD)

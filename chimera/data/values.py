@@ -16,8 +16,9 @@ from chimera.system import disk
 
 # Bits that a 16-bit file may have: scanners and cameras fill 10 or 12.
 _BITS = (8, 10, 12, 16)
-# Of a float above 1 that is but rounding, or a filter's overshoot.
-_OVER = 1.01
+_OVER = 2.0  # up to it floats are of [0, 1], with a filter's overshoot
+_DARKEST = 16.0  # from it on they are of [0, 255]
+_SAME = 2  # levels of 255 by which a profile of sRGB's may differ from it
 # How Pillow unpacks the high byte of 16 bits of a color, and how the low one.
 _OTHER_BYTE = {
   f'{mode};16{order}': f'{mode};16{other}'
@@ -36,10 +37,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
   Raises:
     ValueError: its values are no light.
   """
+  profile = image.info.get('icc_profile')
   if image.mode.startswith('I') or image.mode == 'F':
-    gray = _to_8_bits(np.asarray(image), image.mode)
-    return Image.fromarray(gray).convert('RGB')
-  if profile := image.info.get('icc_profile'):
+    image = Image.fromarray(_to_8_bits(np.asarray(image), image.mode))
+  if profile:
     image = _to_srgb(image, profile)
   if image.has_transparency_data:
     image = image.convert('RGBA')
@@ -109,6 +110,10 @@ def _to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
     )
   if not is_float:
     return stretch(values)
+  if _OVER < most < _DARKEST:
+    raise ValueError(
+      f'values of mode F up to {most:g} are neither of [0, 1] nor of [0, 255]'
+    )
   scale = np.float64(255.0 if most <= _OVER else 1.0)
   return np.rint(np.minimum(values * scale, 255.0)).astype(np.uint8)
 
@@ -153,9 +158,20 @@ def _transform(
   source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
   space = source.profile.xcolor_space.strip()
   mode = {'GRAY': 'L', 'Lab': 'LAB'}.get(space, space)
-  if 'sRGB' in (source.profile.profile_description or ''):
-    return mode, None
   # Several threads share it.
-  return mode, ImageCms.buildTransform(
+  transform = ImageCms.buildTransform(
     source, _SRGB, mode, 'RGB', flags=ImageCms.Flags.NOCACHE
   )
+  return mode, None if _is_srgb(mode, transform) else transform
+
+
+def _is_srgb(mode: str, transform: ImageCms.ImageCmsTransform) -> bool:
+  """Whether it leaves grays and pure colors as they are; names may lie."""
+  if mode not in ('L', 'RGB'):
+    return False
+  ramp = np.arange(256, dtype=np.uint8)[:, None, None]
+  colors = ramp * np.uint8([[1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+  before = Image.fromarray(colors if mode == 'RGB' else ramp[..., 0])
+  after = ImageCms.applyTransform(before, transform)
+  apart = np.asarray(before.convert('RGB'), int) - np.asarray(after, int)
+  return np.abs(apart).max() <= _SAME

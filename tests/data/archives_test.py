@@ -45,6 +45,24 @@ def test_members_are_sorted_and_read_by_name(tmp_path, make):
     archives.read(path, 'd.png')
 
 
+def test_a_hard_link_is_its_file_and_other_links_are_counted(tmp_path):
+  path = _tar(tmp_path / 'a.tar', a_png=b'a')
+  with tarfile.open(path, 'a') as archive:
+    for name, kind, target in (
+      ('b.png', tarfile.LNKTYPE, 'a.png'),
+      ('c.png', tarfile.SYMTYPE, 'a.png'),
+      ('d.png', tarfile.LNKTYPE, 'gone.png'),
+      ('e', tarfile.DIRTYPE, ''),
+      ('f.png', tarfile.FIFOTYPE, ''),
+    ):
+      info = tarfile.TarInfo(name)
+      info.type, info.linkname = kind, target
+      archive.addfile(info)
+  assert archives.members(path) == ['a.png', 'b.png']
+  assert archives.read(path, 'b.png') == b'a'
+  assert archives.others(path) == {'link': 2, 'no file': 1}
+
+
 def test_an_archive_is_indexed_once_until_it_changes(tmp_path, monkeypatch):
   path = _tar(tmp_path / 'a.tar', a_png=b'a')
   opened = []

@@ -48,6 +48,28 @@ def test_hidden_files_and_folders_are_left_out_and_counted(tmp_path):
   assert _search(tmp_path / '.thumbnails') == (['a.png'], {}, {})
 
 
+def test_links_in_a_tar_are_counted_among_what_is_left_out(tmp_path):
+  with tarfile.open(tmp_path / 'a.tar', 'w') as archive:
+    info = tarfile.TarInfo('a.png')
+    info.type, info.linkname = tarfile.SYMTYPE, 'b.png'
+    archive.addfile(info)
+  with pytest.raises(ValueError, match=r'No readable image in .*: 1 link\.'):
+    folders.search(tmp_path / 'a.tar', '--x')
+
+
+def test_a_folder_called_photos_is_told_from_the_bundled_photographs(
+  tmp_path, monkeypatch, warnings
+):
+  _fill(tmp_path, 'photos/a.png')
+  monkeypatch.chdir(tmp_path)
+  assert len(folders.list_sources('photos', '--x')) == len(folders.PHOTOGRAPHS)
+  [line] = warnings
+  assert './photos' in line
+  assert folders.list_sources('./photos', '--x') == [
+    str(tmp_path / 'photos' / 'a.png')
+  ]
+
+
 def test_links_are_followed_and_loops_end(tmp_path):
   home = _fill(tmp_path / 'home', 'a.png', 'z/b.png')
   _fill(tmp_path / 'others', 'c.png', 'deep/d.png')

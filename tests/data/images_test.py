@@ -205,6 +205,23 @@ def test_no_memory_is_taken_for_pixels_that_cannot_be_there(tmp_path):
     images.load_photograph(path)
 
 
+def test_plain_pictures_are_read_however_small_their_files(tmp_path):
+  plain = Image.new('1', (6000, 5000), 1)
+  plain.paste(0, (100, 100, 200, 200))
+  plain.save(tmp_path / 'a.tif', compression='group4')
+  plain.convert('RGB').save(tmp_path / 'a.webp', lossless=True)
+  for path in tmp_path.iterdir():
+    assert path.stat().st_size * 2**13 < 6000 * 5000
+    assert images.load_image(path).size == (6000, 5000)
+
+
+def test_heic_by_another_name_is_told_what_it_needs(tmp_path):
+  path = tmp_path / 'IMG_1.jpg'
+  path.write_bytes(b'\0\0\0\x24ftypheic' + bytes(99))
+  with pytest.raises(ValueError, match='HEIC, which needs `pip install pillow'):
+    images.load_photograph(path)
+
+
 def test_a_tiff_of_fewer_strips_than_rows_is_no_half_black_image(tmp_path):
   path = tmp_path / 'a.tif'
   _GRAY.save(path)

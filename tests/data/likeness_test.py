@@ -16,6 +16,10 @@ def photographs():
   ]
 
 
+def _kept(image):
+  return _encoded(image, 'WEBP', lossless=True)
+
+
 def _encoded(image, form, **options):
   f = io.BytesIO()
   image.save(f, form, **options)
@@ -66,6 +70,10 @@ def test_what_shows_nothing_falls_together_with_nothing():
     flat[i % 20] = Image.fromarray(noise)
   groups = likeness.group([likeness.look(x) for x in flat])
   assert len(set(groups)) == 40
+  # But for its own pixels, in whatever file.
+  again = likeness.group([likeness.look(x) for x in [*flat, *map(_kept, flat)]])
+  assert again[:40] == again[40:]
+  assert len(set(again)) == 40
   assert likeness.group([]) == []
 
 

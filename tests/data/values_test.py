@@ -123,7 +123,8 @@ def test_the_alpha_of_stretched_color_stays(tmp_path):
   ('floats', 'expected'),
   [
     ([0, 0.5, 1], [0, 128, 255]),
-    ([0, 0.5, 1.004], [0, 128, 255]),  # a filter's overshoot
+    ([0, 0.5, 1.2], [0, 128, 255]),  # a filter's overshoot
+    ([0, 1, 16], [0, 1, 16]),
     ([0, 100.4, 255], [0, 100, 255]),
     ([0, 0, 0], [0, 0, 0]),
   ],
@@ -140,6 +141,7 @@ def test_floats_are_of_0_to_1_or_of_0_to_255(tmp_path, floats, expected):
       np.float32([[0, 256]]),
       r'must be in \[0, 1\] or \[0, 255\], got \[0, 2',
     ),
+    (np.float32([[0, 2.5]]), r'up to 2\.5 are neither of \[0, 1\] nor'),
     (np.float32([[-0.1, 1]]), r'got \[-0\.1, 1\]'),
     (np.float32([[0, np.nan]]), r'got \[nan, nan\]'),
     (np.int32([[0, 65536]]), r'I must be in \[0, 65535\], got \[0, 65536\]'),
@@ -192,6 +194,26 @@ def test_srgb_s_own_profile_changes_no_bit(tmp_path):
   pixels = rng.integers(0, 256, (40, 40, 3), np.uint8)
   Image.fromarray(pixels).save(tmp_path / 'a.png', icc_profile=_profile())
   np.testing.assert_array_equal(_read(tmp_path / 'a.png'), pixels)
+
+
+def _linear():
+  """Linear light, under sRGB's name, as GIMP and Krita have one."""
+  data = bytearray(_profile())
+  for i in range(struct.unpack_from('>I', data, 128)[0]):
+    tag, at, _ = struct.unpack_from('>4sII', data, 132 + 12 * i)
+    if tag in (b'rTRC', b'gTRC', b'bTRC'):
+      data[at : at + 12] = b'curv' + bytes(8)  # of no points: the identity
+  return bytes(data)
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_linear_light_is_no_srgb_whatever_its_name(tmp_path, said, dtype):
+  # 55 / 255 of light is 12.92 c or 1.055 c^(1 / 2.4) - .055: 127.8.
+  gray = np.full((4, 4), 55 * (np.iinfo(dtype).max // 255), dtype)
+  image = Image.fromarray(gray)
+  image.save(tmp_path / 'a.png', icc_profile=_linear())
+  np.testing.assert_allclose(_read(tmp_path / 'a.png'), 128, atol=1)
+  assert said == []
 
 
 def test_a_profile_holds_for_alpha_palettes_and_gray(tmp_path, said):
