@@ -15,6 +15,7 @@ import stat
 from typing import Any, BinaryIO
 import zipfile
 
+from absl import logging
 import numpy as np
 
 from chimera.system import disk
@@ -54,6 +55,20 @@ def read_shape(path: str) -> tuple[int, ...]:
     member = _member(file)
     with file.open(member) as f:
       return _read_header(f, member.file_size)[0]
+
+
+def absent(
+  rows_NxHxWxC: np.ndarray, ids_n: np.ndarray, others_MxHxWxC: np.ndarray
+) -> np.ndarray:
+  """Those of ids_n whose row is none of the others, to the last bit."""
+  others = {row.tobytes() for row in others_MxHxWxC}
+  is_other = (rows_NxHxWxC[i].tobytes() in others for i in ids_n)
+  is_other_n = np.fromiter(is_other, bool, len(ids_n))
+  if count := int(is_other_n.sum()):
+    logging.info(
+      '%d of %d rows are held out too, and not trained on.', count, len(ids_n)
+    )
+  return ids_n[~is_other_n]
 
 
 def read_latents(path: str | os.PathLike) -> np.ndarray:

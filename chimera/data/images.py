@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from absl import logging
 import numpy as np
+import PIL
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from chimera.data import archives, arrays, mending, values
@@ -269,6 +270,11 @@ def _let_in(path: str) -> Iterator[None]:
 def suffixes() -> frozenset[str]:
   """Of the files that Pillow reads here: '.jpg', '.avif', ..., in small."""
   return _formats()[1]
+
+
+def reader() -> str:
+  """What reads images here: another may read what this one cannot."""
+  return f'Pillow {PIL.__version__}, {len(suffixes())} suffixes'
 
 
 def begins_like_image(start: bytes) -> bool:

@@ -99,8 +99,7 @@ def prepare(
       f.flush()
       digests = {k: disk.digest(p) for k, p in files.items() if p.exists()}
       disk.write_sealed(home / _DIGESTS, digests)
-  if (home / _PLANNED).exists():
-    (home / _PLANNED).unlink()
+  (home / _PLANNED).unlink(missing_ok=True)
   cutting.forget(home / _CROPS)
   _tell_of_changes(home)
   crops, gradients_N = crops_lib.read_manifest(home / 'crops.csv')
@@ -122,14 +121,14 @@ def split_path_params(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(all path_params, train_N: those to train on, the held-out path_params).
 
-  They were made elsewhere.
+  They were made elsewhere. What is held out is not trained on twice either.
 
   Raises:
     ValueError: they cannot be used.
   """
   source, chunk = config.data.source, config.optics.chunk
   paths = images.load_path_params(source, chunk=chunk)
-  train_N = np.arange(len(paths))
+  train_N, rng = np.arange(len(paths)), np.random.default_rng(config.data.seed)
   if config.data.held_out_source:
     if not images.is_path_params(config.data.held_out_source):
       raise ValueError(
@@ -143,15 +142,17 @@ def split_path_params(
         f'{others.shape[1:]} and {paths.shape[1:]}: fix '
         '--config.data.held_out_source.'
       )
-    held_out = others[: config.data.held_out_count]
+    order = rng.permutation(len(others))[: config.data.held_out_count]
+    held_out = others[np.sort(order)]
   else:
-    order = np.random.default_rng(config.data.seed).permutation(len(paths))
+    order = rng.permutation(len(paths))
     count = images.count_held_out(
       len(paths),
       fraction=config.data.held_out_fraction,
       most=config.data.held_out_count,
     )
     held_out, train_N = paths[np.sort(order[:count])], np.sort(order[count:])
+  train_N = arrays.absent(paths, train_N, held_out)
   _check_count(config, len(train_N))
   return paths, train_N, held_out
 

@@ -18,7 +18,8 @@ from chimera.tokenizer import tokens as tokens_lib
 
 _BATCH = 64  # crops decoded at a time
 _TEXT = 15  # pixels, the height of a picture's letters
-_LEAST = 192  # pixels: smaller pictures are drawn larger
+_LEAST = 192  # pixels: smaller pictures are drawn larger,
+_MOST = 4096  # but none to more pixels than these
 _LONGEST = 255 - len('.png.tmp')  # bytes of a name that is drawn to
 
 
@@ -44,18 +45,24 @@ def detokenize(folder: str, tokenizer: str, out: str) -> None:
     lock.hold(home, '--out'),
     progress.bar('Pictures', len(meta['sources'])) as report,
   ):
-    drawn = _draw_each(loaded, tokens)
+    drawn, taken = _draw_each(loaded, tokens), set()
     for i, (source, picture) in enumerate(zip(meta['sources'], drawn)):
       if meta['crop'] != 'center':
         picture = picture[: source['height'], : source['width']]
-      path = home / _drawn(source['file'])
+      path = _free(home, source['file'], taken)
       if not path.resolve().is_relative_to(home.resolve()):
         raise ValueError(
           f'Pictures are drawn within {home}, got {source["file"]!r} in '
           f'{folder}: rename that image and tokenize anew.'
         )
-      path.parent.mkdir(parents=True, exist_ok=True)
-      _save(path, picture)
+      try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _save(path, picture)
+      except OSError as e:
+        raise ValueError(
+          f'{path} cannot be written ({disk.reason(e)}): free its place, or '
+          f'rename {source["file"]!r} and tokenize anew.'
+        ) from e
       report(i + 1, '')
   logging.info('%d picture(s) in %s.', len(meta['sources']), home)
 
@@ -89,11 +96,7 @@ def reconstruct(paths: Sequence[str], tokenizer: str, out: str) -> None:
     name = os.path.basename(path)
     if not os.path.exists(path):
       name = name.removeprefix(images.BUNDLED)
-    target, again = home / _drawn(name), 1
-    while os.path.abspath(target) in taken:
-      again += 1
-      target = home / _drawn(f'{name}.{again}')
-    taken.add(os.path.abspath(target))
+    target = _free(home, name, taken)
     _save(target, _beside(picture, optics, back))
     logging.info(
       '%s: %d x %d pixels, %d x %d tokens; PSNR %.2f dB; see %s',
@@ -135,7 +138,8 @@ def _look(loaded: export.Tokenizer, picture: np.ndarray) -> np.ndarray:
 
 def _beside(*pictures: np.ndarray) -> np.ndarray:
   """The three next to each other under their names; small ones enlarged."""
-  scale = max(1, -(-_LEAST // min(pictures[0].shape[:2])))
+  short, long = sorted(pictures[0].shape[:2])
+  scale = max(1, min(-(-_LEAST // short), _MOST // long))
   pictures = [p.repeat(scale, axis=0).repeat(scale, axis=1) for p in pictures]
   height, width = pictures[0].shape[:2]
   step, header = width + 4, _TEXT + 8
@@ -148,6 +152,16 @@ def _beside(*pictures: np.ndarray) -> np.ndarray:
     pen.text(middle, name, 'black', font, anchor='mm')
     canvas.paste(Image.fromarray(picture), (i * step, header))
   return np.asarray(canvas)
+
+
+def _free(home: pathlib.Path, file: str, taken: set[str]) -> pathlib.Path:
+  """Where `file` is drawn: numbered where that is taken, which it then is."""
+  path, again = home / _drawn(file), 1
+  while os.path.abspath(path) in taken:
+    again += 1
+    path = home / _drawn(f'{file}.{again}')
+  taken.add(os.path.abspath(path))
+  return path
 
 
 def _drawn(file: str) -> str:

@@ -206,7 +206,11 @@ class _Work:
       then[name] |= now[name]
     self._changed = [s for s in done['sources'] if s['file'] in changes.changed]
     again = {*changes.changed, *changes.gone}
-    done['skipped'] = [e for e in done['skipped'] if e['file'] not in again]
+    done['skipped'] = [
+      entry
+      for entry in done['skipped']
+      if entry['file'] not in again and entry.get('reader') == images.reader()
+    ]
     known = rows | {e['file'] for e in done['skipped']}
     self._todo = [name for name in sources if name not in known]
     news = changes._replace(
@@ -386,7 +390,8 @@ class _Work:
         picture = images.decode(f)
       check_size(picture, self._loaded)
     except disk.BROKEN as e:
-      return None, {**taken, 'reason': images.why(e)}
+      reason = {'reason': images.why(e), 'reader': images.reader()}
+      return None, {**taken, **reason}
     height, width = picture.shape[:2]
     if self._done['crop'] == 'center':
       cut, rows, columns = images.center(picture, self._size), 1, 1

@@ -363,8 +363,8 @@ def test_path_params_that_were_replaced_are_told(tmp_path, warnings):
   config = _config()
   config.data.source = str(tmp_path / 'mine.npy')
   config.data.held_out_source = str(tmp_path / 'held.npy')
-  for name in ('mine', 'held'):
-    np.save(tmp_path / f'{name}.npy', np.full((21, 4, 4, 3), 0.5, np.float32))
+  for name, value in (('mine', 0.5), ('held', 0.75)):
+    np.save(tmp_path / f'{name}.npy', np.full((21, 4, 4, 3), value, np.float32))
   run = tmp_path / 'run'
   first = np.array(stage_1.prepare(config, str(run)).paths_NxHxWxC)
   np.save(config.data.source, np.full((21, 4, 4, 3), 0.25, np.float32))
@@ -513,13 +513,48 @@ def test_path_params_of_others_are_split_and_streamed(tmp_path):
   )
 
 
+def test_path_params_that_are_held_out_are_not_trained_on(tmp_path, said):
+  rng = np.random.default_rng(0)
+  paths = rng.uniform(0, 0.7, (40, 4, 4, 3)).astype(np.float32)
+  config = _config()
+  for name, rows in (('mine', paths[:30]), ('held', paths[20:])):
+    np.save(tmp_path / f'{name}.npy', rows)
+  config.data.source = str(tmp_path / 'mine.npy')
+  config.data.held_out_source = str(tmp_path / 'held.npy')
+  _, train_N, held_out = stage_1.split_path_params(config)
+  # The 12 are from all over the file.
+  rows = [int(np.flatnonzero((paths == x).all((1, 2, 3)))[0]) for x in held_out]
+  assert len(set(rows)) == 12
+  assert min(rows) >= 20
+  assert max(rows) > 32
+  np.testing.assert_array_equal(train_N, sorted({*range(30)} - {*rows}))
+  np.save(config.data.source, paths[20:])
+  with config.unlocked():
+    config.data.held_out_count = 20
+  with pytest.raises(ValueError, match=r'got 0 of .*held_out_source'):
+    stage_1.split_path_params(config)
+  assert '20 of 20 rows are held out too, and not trained on.' in said
+  # Two rows are one where the source is split, too.
+  config.data.held_out_source = ''
+  np.save(config.data.source, np.concatenate([paths, paths]))
+  _, train_N, held_out = stage_1.split_path_params(config)
+  assert len(held_out) == 20
+  both = {x.tobytes() for x in held_out}
+  assert not any(paths[i % 40].tobytes() in both for i in train_N)
+
+
+def _distinct(samples):
+  rng = np.random.default_rng(0)
+  return rng.uniform(0, 0.7, (samples, 4, 4, 3)).astype(np.float32)
+
+
 @pytest.mark.parametrize(
   'error', [OSError(errno.ENOSPC, 'No space left'), preemption.Stopped(15, '')]
 )
 @pytest.mark.parametrize('name', ['fsync', 'replace'])
 def test_what_fails_gives_its_room_back(tmp_path, monkeypatch, error, name):
   source = str(tmp_path / 'mine.npy')
-  np.save(source, np.full((21, 4, 4, 3), 0.5, np.float32))
+  np.save(source, _distinct(21))
   config = _config()
   config.data.source = source
   run = tmp_path / 'run'
@@ -551,7 +586,7 @@ def test_latents_that_leave_no_ten_to_train_on_leave_no_trace(
   tmp_path, samples
 ):
   source = str(tmp_path / 'mine.npy')
-  np.save(source, np.full((samples, 4, 4, 3), 0.5, np.float32))
+  np.save(source, _distinct(samples))
   config = _config()
   config.data.source = source
   run = tmp_path / 'run'
@@ -563,10 +598,12 @@ def test_latents_that_leave_no_ten_to_train_on_leave_no_trace(
 
 def test_latents_in_float64_are_rounded_and_the_log_says_so(tmp_path, caplog):
   source = str(tmp_path / 'mine.npy')
-  np.save(source, np.full((40, 4, 4, 3), 1 / 3))
+  paths = np.linspace(0.1, 0.7, 40 * 48).reshape(40, 4, 4, 3)
+  np.save(source, paths)
   config = _config()
   config.data.source = source
   with caplog.at_level('INFO', 'absl'):
     data = stage_1.prepare(config, str(tmp_path / 'run'))
   assert f'{source} holds float64, rounded to float32.' in caplog.messages
-  np.testing.assert_array_equal(data.paths_NxHxWxC, np.float32(1 / 3))
+  rows = [int(c.source.split('[')[1][:-1]) for c in data.crops]
+  np.testing.assert_array_equal(data.paths_NxHxWxC, np.float32(paths[rows]))

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tarfile
 import zipfile
 
 import numpy as np
@@ -64,6 +65,41 @@ def test_no_picture_is_drawn_outside_of_its_folder(
       str(tmp_path / 'tokens'), str(tokenizer), str(tmp_path / 'p' / 'q')
     )
   assert not (tmp_path / '0.png.png').exists()
+
+
+def test_no_picture_takes_another_s_place(folder, tokenizer, config, tmp_path):
+  with tarfile.open(tmp_path / 'a.tar', 'w') as archive:
+    for i, name in enumerate(('a.png', './a.png', 'b/a.png', 'b//a.png')):
+      archive.add(folder / f'{i}.png', name)
+  made, out = tmp_path / 'tokens', tmp_path / 'out'
+  rows, _ = _tokenize(tmp_path / 'a.tar', tokenizer, made, config)
+  pictures.detokenize(str(made), str(tokenizer), str(out))
+  assert len(rows) == 4
+  drawn = {str(p.relative_to(out)) for p in out.rglob('*.png')}
+  assert drawn == {
+    *('a.png.png', 'a.png.2.png'),
+    *('b/a.png.png', 'b/a.png.2.png'),
+  }
+
+
+def test_a_folder_in_the_place_of_a_picture_is_said_to_be_in_the_way(
+  folder, tokenizer, config, tmp_path
+):
+  _tokenize(folder, tokenizer, tmp_path / 'tokens', config)
+  (tmp_path / 'out' / '3.png.png').mkdir(parents=True)
+  with pytest.raises(ValueError, match=r"3\.png\.png cannot .*rename '3\.png'"):
+    pictures.detokenize(
+      str(tmp_path / 'tokens'), str(tokenizer), str(tmp_path / 'out')
+    )
+
+
+def test_a_thin_strip_is_not_enlarged_without_end(tokenizer, tmp_path):
+  Image.new('RGB', (3000, 4)).save(tmp_path / 'strip.png')
+  pictures.reconstruct(
+    [str(tmp_path / 'strip.png')], str(tokenizer), str(tmp_path / 'out')
+  )
+  with Image.open(tmp_path / 'out' / 'strip.png.png') as picture:
+    assert picture.size == (3 * (3000 + 4) - 4, 23 + 4)
 
 
 def test_reconstructions_lie_beside_the_original(

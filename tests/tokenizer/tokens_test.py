@@ -541,6 +541,28 @@ def test_what_only_looks_changed_is_not_made_anew(
   assert said == [f'Nothing to do: {out} is whole.']
 
 
+def test_what_another_pillow_may_read_is_tried_again(
+  mine, tokenizer, config, tmp_path, monkeypatch, said
+):
+  _tokenize(mine, tokenizer, tmp_path / 'out', config)
+  decode = tokens.images.decode
+
+  def read(f):
+    data = f.read()
+    f.seek(0)
+    return decode(f) if len(data) > 20 else np.zeros((20, 20, 3), np.uint8)
+
+  monkeypatch.setattr(tokens.images, 'decode', read)
+  said.clear()
+  _tokenize(mine, tokenizer, tmp_path / 'out', config)
+  assert said == [f'Nothing to do: {tmp_path / "out"} is whole.']
+  monkeypatch.setattr(tokens.images, 'reader', lambda: 'a later one')
+  found, meta = _tokenize(mine, tokenizer, tmp_path / 'out', config)
+  assert [s['file'] for s in meta['skipped']] == ['4.5.png']
+  assert meta['sources'][-1]['file'] == '3.5.jpg'
+  assert len(found) == 11
+
+
 def test_names_that_were_exchanged_are_two_changes(
   mine, tokenizer, config, tmp_path
 ):
