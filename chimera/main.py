@@ -156,6 +156,11 @@ _PATHS = (
   *('data.source', 'data.held_out_source', 'init_from'),
   *('eval.inception', 'eval.features'),
 )
+# The commands that have these flags.
+_FLAGS_OF = {
+  'out': ('export', 'reconstruct', 'tokenize', 'detokenize'),
+  'tokenizer': ('reconstruct', 'tokenize', 'detokenize'),
+}
 # They need a checkpoint, and go by its config.
 _OF_CHECKPOINTS = ('evaluate', 'export')
 
@@ -202,6 +207,14 @@ def _main(argv: Sequence[str]) -> int:
     sys.stderr.write(f'Error: {e}\n')
     sys.stderr.flush()
     os._exit(hosts.GONE_CODE)  # JAX would wait for the host that is gone
+  except MemoryError as e:
+    if debug:
+      raise
+    sys.stderr.write(
+      f'Error: there is not enough memory ({disk.reason(e)}): give fewer '
+      'samples by --config.data.train_count, or end other programs.\n'
+    )
+    return 2
   except RuntimeError as e:
     from chimera.run import engine
 
@@ -244,7 +257,7 @@ def _run_on_all(job: Job) -> int:
 def _run(command: str, job: Job) -> int:
   if command in _READERS:
     return COMMANDS[command](job) or 0
-  preflight.check_data(job.config)
+  preflight.check_data(job.config, '' if job.dry_run else job.workdir)
   preflight.check_workdir(job.config, job.workdir)
   preflight.check_init_from(job.config, job.workdir)
   if command == 'train':
@@ -292,7 +305,9 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
     # A config file that raises is quoted with its traceback.
     reason = str(e).strip().splitlines()[-1].removeprefix('ValueError: ')
     # And one that is refused in full.
-    raise ValueError(f'--config: {reason[:500]}') from e
+    raise ValueError(
+      reason if reason.startswith('flag --') else f'--config: {reason[:500]}'
+    ) from e
   # A config file is code, and raises what it likes.
   except (ImportError, NameError, *disk.BROKEN) as e:
     raise ValueError(f'--config does not load: {e!r}.') from e
@@ -333,6 +348,11 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
     )
   if values['dry-run'].value and command != 'train':
     raise ValueError(f'--dry-run is of train, got {command}.')
+  for flag, commands in _FLAGS_OF.items():
+    if values[flag].present and command not in commands:
+      raise ValueError(
+        f'--{flag} is of {", ".join(commands)}, got {command}: leave it out.'
+      )
   place = None
   if command == 'train' and not values['dry-run'].value:
     place = hosts.find(values.coordinator, values.hosts, values.host)

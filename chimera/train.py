@@ -84,7 +84,7 @@ def train(
     logging.info('Starting from %s.', config.init_from)
   cycles = config.train.cycles
   is_over = done >= cycles
-  if is_over and results.are_there(workdir, done):
+  if is_over and results.are_there(config, workdir, done):
     logging.info('Nothing to do: %s has all its cycles.', workdir)
     return {}
   held_out, scores_N = exam_lib.look_at_held_out(config, data, bins)

@@ -5,6 +5,7 @@
 #   CHIMERA_PYTHON  what it is made with; default python3
 # shellcheck shell=bash
 
+unset CDPATH # or cd may go elsewhere, and says where
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 venv=${CHIMERA_VENV:-.venv}
 # Rewritten last, so that an installation that broke off is taken up again.

@@ -23,6 +23,12 @@ srun --kill-on-bad-exit=0 --ntasks-per-node=1 \
   "$venv/bin/python" -m chimera.main "$@" || code=$?
 case $code in
   # Told to stop, or left by a node: what is saved goes on.
-  134 | 143) scontrol requeue "$SLURM_JOB_ID" ;;
+  143) scontrol requeue "$SLURM_JOB_ID" ;;
+  # But not for ever where it ends at once.
+  134)
+    if ((SECONDS > 60 || ${SLURM_RESTART_COUNT:-0} < 3)); then
+      scontrol requeue "$SLURM_JOB_ID"
+    fi
+    ;;
 esac
 exit "$code"

@@ -18,6 +18,7 @@ if [[ ${1:-} && $1 != -* ]]; then
   logdir=$1
   shift
 fi
+unset CDPATH # or cd may go elsewhere, and says where
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [[ ! -d $logdir ]]; then
   echo "Error: no such folder: $logdir: name a workdir or a folder of them; launch/local.sh makes runs." >&2

@@ -33,6 +33,7 @@
 # What follows a -- goes to Chimera as it stands. A relative path is taken from
 # the root of the repository.
 set -euo pipefail
+unset CDPATH # or cd may go elsewhere, and says where
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Else macOS's tar packs a ._photo.jpg beside each photo.jpg.
 export COPYFILE_DISABLE=1

@@ -11,6 +11,7 @@
 #
 #   CHIMERA_QUICK  seconds that a death is quick within; default 60
 set -uo pipefail
+unset CDPATH # or cd may go elsewhere, and says where
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 # The checkpoints in the workdir: whatever a word, or the value of a flag, names.

@@ -730,6 +730,13 @@ def test_a_run_is_started_again_until_it_is_done(desk, codes, runs):
   assert ran.stderr.count('is started again') == runs - 1
 
 
+def test_a_cdpath_leads_the_scripts_nowhere_else(desk, tmp_path):
+  (tmp_path / 'other' / 'launch').mkdir(parents=True)
+  ran, told = _until_done(desk, (0,), CDPATH=str(tmp_path / 'other'))
+  assert (ran.returncode, told) == (0, 1), ran.stderr
+  assert ran.stdout == ''
+
+
 def test_after_three_quick_deaths_it_is_not_started_again(desk):
   ran, told = _until_done(desk, (143, 134, 143, 0), CHIMERA_QUICK='3600')
   assert (ran.returncode, told) == (143, 3)

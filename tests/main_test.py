@@ -257,6 +257,9 @@ def test_two_command_lines_in_one_process_do_not_mix(ran):
     ((f'{CONFIG}:smoky',), "smoke, seed, control, got 'smoky'"),
     ((f'{CONFIG}:128,',), "control, got ''"),
     (('evaluate', '--dry-run'), '--dry-run is of train, got evaluate'),
+    (('evaluate', '--out=x'), '--out is of export, reconstruct, tokenize, d'),
+    (('export', '--tokenizer=x'), '--tokenizer is of reconstruct, tokenize'),
+    (('--hosts=abc',), 'Error: flag --hosts=abc: '),
     (('--config.init_from=/nope',), 'an exported tokenizer or a workdir'),
     (('--config=nope.py',), 'No such config file: nope.py'),
     (('--config=',), 'No such config file: . Fix --config: without a file'),
@@ -366,6 +369,17 @@ def test_an_error_of_a_command_is_one_line_too(ran, capfd, monkeypatch):
   assert capfd.readouterr().err == (
     'Error: curriculum must be fresh: run it anew.\n'
   )
+
+
+def test_too_little_memory_is_one_line(ran, capfd, monkeypatch):
+  def fail(job):
+    raise MemoryError
+
+  monkeypatch.setitem(main.COMMANDS, 'train', fail)
+  assert _main() == 2
+  err = capfd.readouterr().err
+  assert 'not enough memory' in err
+  assert err.count('\n') == 1
 
 
 def test_an_interrupt_is_one_line_and_exit_code_130(ran, capfd, monkeypatch):

@@ -54,6 +54,7 @@ def protocol(
     'cycles': done,
     'images_seen': auditioned
     + done * config.train.batch_size * len(config.clone_names),
+    'decay': config.train.decay,
     'seed': config.seed,
     'config': provenance.digest(json.loads(config.to_json())),
     'commit': provenance.commit(),

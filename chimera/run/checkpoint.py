@@ -28,11 +28,12 @@ class Checkpointer:
     config: ml_collections.ConfigDict,
     workdir: str,
     bins: dict[int, np.ndarray],
+    steps: steps_lib.Steps | None = None,
   ):
     self._config = config
     self._workdir = workdir
     self._stable = state_lib.create_spec(config).schedule.stable
-    self._steps = open_steps(config, workdir)
+    self._steps = open_steps(config, workdir) if steps is None else steps
     self.bound = {
       'config': provenance.digest(preflight.binding(config_json.keys(config))),
       'curriculum': provenance.digest(
@@ -136,8 +137,12 @@ def restore(
   born: state_lib.CloneState,
   bins: dict[int, np.ndarray],
 ) -> tuple[int, state_lib.CloneState, Any]:
-  """`Checkpointer.restore`; that there is none is a ValueError too."""
-  restored = Checkpointer(config, workdir, bins).restore(born)
+  """The newest whole one there is, of a run of whatever length.
+
+  `Checkpointer.restore`; that there is none is a ValueError too.
+  """
+  steps = steps_lib.Steps(_folder(workdir), keep=config.train.keep)
+  restored = Checkpointer(config, workdir, bins, steps).restore(born)
   if restored is None:
     raise ValueError(
       f'There must be a trained tokenizer, got none in {workdir}: run '
@@ -159,13 +164,17 @@ def saved(
   return {'state': state, 'specialists': specialists}
 
 
+def _folder(workdir: str) -> str:
+  return os.path.join(workdir, 'checkpoints')
+
+
 def open_steps(
   config: ml_collections.ConfigDict, workdir: str
 ) -> steps_lib.Steps:
   """The steps of a run, of those there what one of this length goes on from."""
   schedule = state_lib.create_spec(config).schedule
   return steps_lib.Steps(
-    os.path.join(workdir, 'checkpoints'),
+    _folder(workdir),
     keep=config.train.keep,
     plan=steps_lib.Plan(schedule.cycles, schedule.stable),
   )

@@ -1,5 +1,6 @@
 """The compiled step on its devices: what it works on there, and where."""
 
+import collections
 from collections.abc import Callable, Sequence
 import concurrent.futures
 import contextlib
@@ -282,16 +283,24 @@ def check_devices(count: int, clones: int, batch_size: int) -> int:
   """
   try:
     there = jax.devices()
-  except RuntimeError as e:
+  # JAX asserts that the platform that was asked for is there.
+  except (RuntimeError, AssertionError) as e:
     raise ValueError(
-      f'JAX has no device: {e}. End what else uses it; JAX_PLATFORMS=cpu '
-      'trains on the CPU.'
+      f'JAX has no device: {str(e) or "none as JAX_PLATFORMS asks"}. End what '
+      'else uses it; JAX_PLATFORMS=cpu trains on the CPU.'
     ) from e
   # Whoever asks for the CPU gets it.
   asked = (jax.config.jax_platforms or '').partition(',')[0]
   if there[0].platform == 'cpu' != asked:
     for accelerator in _ACCELERATORS:
       _check_seen(accelerator)
+  each = collections.Counter(d.process_index for d in there)
+  if len(set(each.values())) > 1:
+    counts = ', '.join(str(each[i]) for i in sorted(each))
+    raise ValueError(
+      f'Each host must have as many devices as the others, got {counts}: on '
+      'CPUs fix it with JAX_NUM_CPU_DEVICES.'
+    )
   fit = [
     n
     for n in specialists.fitting_devices(clones, batch_size)

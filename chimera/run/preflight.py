@@ -18,7 +18,7 @@ from chimera.clones import specialists, terms
 from chimera.data import folders, images
 from chimera.run import config_json, rules
 from chimera.school import curriculum
-from chimera.system import disk, lock
+from chimera.system import disk, lock, preemption
 
 # What a resumed run may do differently: no token depends on it.
 FREE = (
@@ -117,11 +117,15 @@ def _check(values: Mapping[str, Any], known: Mapping[str, rules.Rule]) -> None:
     rules.check(key, rule, values[key])
 
 
-def check_data(config: ml_collections.ConfigDict) -> None:
+def check_data(config: ml_collections.ConfigDict, workdir: str = '') -> None:
   """Looks for the sources, and loads the networks of rFID and features.
 
-  Of path_params the header is read, of images nothing.
+  Of path_params the header is read, of images nothing; neither where a workdir
+  has its latents, whatever became of the sources.
   """
+  _check_networks(config)
+  if workdir and os.path.exists(os.path.join(workdir, 'latents.npy')):
+    return
   for key in ('source', 'held_out_source'):
     source = config.data[key]
     if images.is_path_params(source):
@@ -131,6 +135,12 @@ def check_data(config: ml_collections.ConfigDict) -> None:
       folders.list_sources(source, f'--config.data.{key}')
   if images.is_path_params(config.data.source):
     _check_path_params(config)
+
+
+def _check_networks(config: ml_collections.ConfigDict) -> None:
+  # Of several hosts the first one alone has them.
+  for key in ('inception', 'features'):
+    rules.check(f'eval.{key}', rules.FILE, config.eval[key])
   if config.eval.inception:
     # It imports JAX, for which those who have no such file need not wait.
     from chimera.evaluation import frechet
@@ -151,7 +161,7 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
   path = pathlib.Path(workdir)
   if path.exists() and not path.is_dir():
     raise ValueError(f'The workdir must be a folder, got --workdir={workdir}.')
-  trained, prepared = _contents(path)
+  trained, prepared = map(bool, _contents(path))
   try:
     there = config_json.parse(path)
   except FileNotFoundError:
@@ -285,8 +295,8 @@ def claim_workdir(
 ) -> Iterator[None]:
   """Holds a workdir, which was checked, for a command by its config.json.
 
-  Where the command fails by an error of the user's before it has made anything,
-  the workdir is left as it was found.
+  Where the command ends before it has made anything, whatever ends it, the
+  workdir is left as it was found.
   """
   path = pathlib.Path(workdir)
   claim = path / config_json.NAME
@@ -298,7 +308,7 @@ def claim_workdir(
     disk.write_json(claim, json.loads(config.to_json()))
     try:
       yield
-    except (ValueError, OSError):
+    except (ValueError, OSError, KeyboardInterrupt, preemption.Stopped):
       if _contents(path) == contents:
         if before is None:
           claim.unlink()
@@ -307,10 +317,12 @@ def claim_workdir(
       raise
 
 
-def _contents(path: pathlib.Path) -> tuple[bool, ...]:
-  """Whether there is a trained tokenizer, and whether stage 1's work."""
+def _contents(path: pathlib.Path) -> tuple[list[pathlib.Path], ...]:
+  """What there is of a trained tokenizer, and what of stage 1's work."""
   kinds = (_TRAINED, _PREPARED)
-  return tuple(any(any(path.glob(name)) for name in names) for names in kinds)
+  return tuple(
+    sorted(x for k in names for x in path.glob(k)) for names in kinds
+  )
 
 
 def _check_together(
@@ -343,8 +355,6 @@ def _check_together(
       terms.LEAST_GRID * c.optics.cell,
     )
     together += [
-      ('eval.inception', rules.FILE),
-      ('eval.features', rules.FILE),
       ('data.image_size', size),
       ('train.batch_size', _batch(config, c.data.train_count)),
     ]

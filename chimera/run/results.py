@@ -24,23 +24,32 @@ _MANY = 0.01  # of all samples: a few in a thousand always are
 _NAMED = 3  # files, in a warning
 
 
-def are_there(workdir: str, done: int) -> bool:
+def are_there(
+  config: ml_collections.ConfigDict, workdir: str, done: int
+) -> bool:
   """Whether all that is made of the last cycle is there."""
   home = pathlib.Path(workdir)
-  tokenizer = home / 'tokenizer' / export.META
+  figures = _of(home / 'evaluation.json', 'protocol', done)
+  tokenizer = _of(home / 'tokenizer' / export.META, 'came_from', done)
+  if not figures or not tokenizer or not (home / 'report.html').exists():
+    return False
+  came_from, decay = tokenizer['came_from'], config.train.decay
   return (
-    _is_of(home / 'evaluation.json', 'protocol', done)
-    and _is_of(tokenizer, 'came_from', done)
-    and (home / 'report.html').exists()
+    came_from.get('weights') == config.export.weights
+    # As many cycles may have been learned with another decay, and have then
+    # other figures.
+    and figures['protocol'].get('decay', decay) == decay
+    and came_from.get('evaluation', figures) == figures
   )
 
 
-def _is_of(path: pathlib.Path, record: str, done: int) -> bool:
-  """Whether a file of JSON says in a record that it is of the cycle `done`."""
+def _of(path: pathlib.Path, record: str, done: int) -> dict[str, Any] | None:
+  """A file of JSON, if a record in it says that it is of the cycle `done`."""
   try:
-    return disk.read_json(path)[record]['cycles'] == done
+    there = disk.read_json(path)
+    return there if there[record]['cycles'] == done else None
   except (OSError, ValueError, LookupError, TypeError):
-    return False
+    return None
 
 
 def summarize(
@@ -133,11 +142,10 @@ def save_tokenizer(
   parts = export.Parts(spec.tokenizer, params, model, variables)
   size = config.data.image_size
   came_from = {'weights': config.export.weights, 'cycles': done}
-  seen = pathlib.Path(workdir, 'evaluation.json')
-  if _is_of(seen, 'protocol', done):
-    figures = disk.read_json(seen)
-    if figures['protocol'].get('optics', data.drawn_by) == data.drawn_by:
-      came_from['evaluation'] = figures
+  figures = _of(pathlib.Path(workdir, 'evaluation.json'), 'protocol', done)
+  drawn_by = figures and figures['protocol'].get('optics', data.drawn_by)
+  if figures and drawn_by == data.drawn_by:
+    came_from['evaluation'] = figures
   out = out or os.path.join(workdir, 'tokenizer')
   shape = (size, size, 3) if model else data.paths_NxHxWxC.shape[1:]
   export.save(out, parts, input_shape=shape, came_from=came_from)

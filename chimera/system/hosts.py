@@ -153,7 +153,7 @@ def _judge(place: Place, mine: dict[str, Any], deadline: float) -> str:
         f'The first host cannot listen at {place.coordinator} ({e.strerror}): '
         'give another port by --coordinator.'
       )
-    wrong, guests = '', []
+    wrong, guests = '', {}
     while len(there) < place.count and not wrong:
       door.settimeout(max(0.01, deadline - time.monotonic()))
       try:
@@ -173,19 +173,35 @@ def _judge(place: Place, mine: dict[str, Any], deadline: float) -> str:
         number, papers = its['number'], its['papers']
       except (OSError, ValueError, LookupError, TypeError):
         continue  # somebody else's knock
-      guests.append(guest)
+      # Who left and comes again is no second one.
+      if number in guests and _has_left(guests[number]):
+        del there[number]
       if number in there or number not in range(place.count):
+        guests[len(guests), number] = guest
         wrong = (
           f'Two hosts are number {number} of {place.count}: each needs its own '
           '--host, from 0.'
         )
       else:
-        there[number] = papers
+        there[number], guests[number] = papers, guest
         wrong = _differences(there[0], papers, number)
-    for guest in guests:
+    for guest in guests.values():
       with contextlib.suppress(OSError):
         guest.sendall(json.dumps({'wrong': wrong}).encode() + b'\n')
   return wrong
+
+
+def _has_left(guest: socket.socket) -> bool:
+  patience = guest.gettimeout()
+  guest.setblocking(False)
+  try:
+    return not guest.recv(1, socket.MSG_PEEK)
+  except BlockingIOError:
+    return False
+  except OSError:
+    return True
+  finally:
+    guest.settimeout(patience)
 
 
 def _differences(

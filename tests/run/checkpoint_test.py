@@ -83,6 +83,23 @@ def test_a_checkpoint_of_another_config_or_curriculum_is_refused(
     checkpoint.restore(other, str(tmp_path), born, bins)
 
 
+def test_the_newest_is_restored_whatever_length_the_config_says(
+  config, bins, born, tmp_path
+):
+  params, config = born.generator.params, config.copy_and_resolve_references()
+  config.train.schedule = 'wsd'
+  checkpointer = checkpoint.Checkpointer(config, str(tmp_path), bins)
+  for done in (2, 6):
+    _save(checkpointer, done, born, params)
+  longer = config.copy_and_resolve_references()
+  longer.train.cycles = 60
+  # A run goes on from before its decay; who looks at it sees what is there.
+  run = checkpoint.Checkpointer(longer, str(tmp_path), bins)
+  with pytest.raises(ValueError, match='of before both decays'):
+    run.restore(born)
+  assert checkpoint.restore(longer, str(tmp_path), born, bins)[0] == 6
+
+
 def test_a_checkpoint_without_specialists_is_refused_in_one_line(
   config, bins, born, tmp_path
 ):

@@ -125,6 +125,17 @@ def test_of_several_hosts_each_has_as_many_side_by_side(monkeypatch):
     engine.choose_devices(0, 4, 2)
 
 
+def test_hosts_of_different_numbers_of_devices_are_told(monkeypatch):
+  there = [
+    types.SimpleNamespace(process_index=i, id=i, platform='cpu')
+    for i in (0, 1, 1)
+  ]
+  monkeypatch.setattr(jax, 'devices', lambda: there)
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with pytest.raises(ValueError, match=r'as the others, got 1, 2: on CPUs fix'):
+    engine.choose_devices(0, 4, 2)
+
+
 def _machine(monkeypatch, *, devices=1, platform='cpu', asked=None, files=()):
   """One of that many devices, whose /dev holds these files, with libtpu."""
   there = [
@@ -208,6 +219,15 @@ def test_a_tpu_that_another_program_has_is_one_line(monkeypatch):
   with pytest.raises(
     ValueError, match=r'JAX has no device: .* pid 7.* End what'
   ):
+    engine.check_devices(0, 4, 8)
+
+
+def test_a_platform_that_jax_does_not_know_is_one_line(monkeypatch):
+  def refuse():
+    raise AssertionError  # as JAX does, of JAX_PLATFORMS=cuda
+
+  monkeypatch.setattr(jax, 'devices', refuse)
+  with pytest.raises(ValueError, match=r'none as JAX_PLATFORMS asks\. End'):
     engine.check_devices(0, 4, 8)
 
 

@@ -1,5 +1,6 @@
 """Every rule of a config, and of whose a workdir is."""
 
+import contextlib
 import json
 import pickle
 import re
@@ -12,6 +13,7 @@ from chimera.doctor import doctor
 from chimera.monitor import live
 from chimera.run import config_json, preflight
 from chimera.school import curriculum
+from chimera.system import preemption
 from configs import chimera as chimera_config
 
 
@@ -106,7 +108,6 @@ def test_the_default_has_64_pixels():
     ('train__eval_every', 7, 'multiple of train.cycles_per_dispatch = 10'),
     ('train__checkpoint_every', 7, 'multiple of train.cycles_per_dispatch'),
     ('train__keep', 0, 'at least 1'),
-    ('eval__inception', '/nope/inception.jax', "'' or a file"),
     ('data__image_size', 60, 'multiple of optics.cell * model.downsample = 8'),
     ('data__image_size', 24, 'at least 32 (32 and 40 work)'),
     ('data__image_size', 60, '(56 and 64 work)'),
@@ -679,6 +680,39 @@ def test_what_a_command_made_before_it_failed_keeps_its_config(tmp_path):
   preflight.check_workdir(config, str(tmp_path))
   with pytest.raises(ValueError, match='of another config'):
     preflight.check_workdir(chimera_config.get_config(), str(tmp_path))
+
+
+def test_a_longer_run_keeps_its_config_once_it_has_a_checkpoint(tmp_path):
+  _trained(tmp_path, chimera_config.get_config())
+  longer = _config(train__cycles=2000)
+  for ended, name, cycles in (
+    (preemption.Stopped(15, ''), None, 1000),
+    (KeyboardInterrupt(), None, 1000),
+    (OSError('full'), 'checkpoints/1500', 2000),
+  ):
+    with (
+      contextlib.suppress(type(ended)),
+      preflight.claim_workdir(longer, str(tmp_path)),
+    ):
+      if name:
+        (tmp_path / name).mkdir()
+      raise ended
+    assert config_json.read(tmp_path)['train.cycles'] == cycles
+
+
+def test_where_the_latents_are_no_source_is_looked_for(tmp_path):
+  config = _config(data__source='/gone')
+  with pytest.raises(ValueError, match='no such folder: /gone'):
+    preflight.check_data(config, str(tmp_path))
+  (tmp_path / 'latents.npy').touch()
+  preflight.check_data(config, str(tmp_path))
+
+
+def test_the_first_host_alone_needs_the_networks_of_the_figures():
+  config = _config(eval__features='/srv/only-there.npz')
+  preflight.check_config(config)
+  with pytest.raises(ValueError, match=r"eval\.features must be '' or a file"):
+    preflight.check_data(config)
 
 
 def test_folders_of_others_are_left_alone(tmp_path):

@@ -11,6 +11,8 @@ from chimera.run import results
 from chimera.school import lessons
 from tests import tiny
 
+CONFIG = tiny.get_config()
+
 
 @pytest.fixture
 def whole(tmp_path):
@@ -20,14 +22,15 @@ def whole(tmp_path):
     ('evaluation.json', 'protocol'),
     ('tokenizer/tokenizer.json', 'came_from'),
   ):
-    (tmp_path / name).write_text(json.dumps({key: {'cycles': 6}}))
+    record = {'cycles': 6, 'weights': 'master'}
+    (tmp_path / name).write_text(json.dumps({key: record}))
   (tmp_path / 'report.html').touch()
   return tmp_path
 
 
 def test_results_are_there_if_all_are_of_the_last_cycle(whole):
-  assert results.are_there(str(whole), 6)
-  assert not results.are_there(str(whole), 8)
+  assert results.are_there(CONFIG, str(whole), 6)
+  assert not results.are_there(CONFIG, str(whole), 8)
 
 
 @pytest.mark.parametrize(
@@ -35,13 +38,34 @@ def test_results_are_there_if_all_are_of_the_last_cycle(whole):
 )
 def test_results_are_not_there_if_one_is_missing(whole, name):
   (whole / name).unlink()
-  assert not results.are_there(str(whole), 6)
+  assert not results.are_there(CONFIG, str(whole), 6)
+
+
+def test_a_tokenizer_of_other_figures_or_weights_is_not_of_this_run(whole):
+  figures = json.loads((whole / 'evaluation.json').read_text())
+  path = whole / 'tokenizer' / 'tokenizer.json'
+  for evaluation, weights, expected in (
+    (figures, 'master', True),
+    ({**figures, 'master/psnr': 9.0}, 'master', False),
+    (figures, 'ema', False),
+  ):
+    record = {'cycles': 6, 'weights': weights, 'evaluation': evaluation}
+    path.write_text(json.dumps({'came_from': record}))
+    assert results.are_there(CONFIG, str(whole), 6) == expected
+
+
+def test_figures_of_another_decay_are_not_of_this_run(whole):
+  decay = CONFIG.train.decay
+  for there, expected in ((decay, True), (decay + 0.1, False)):
+    record = {'protocol': {'cycles': 6, 'decay': there}}
+    (whole / 'evaluation.json').write_text(json.dumps(record))
+    assert results.are_there(CONFIG, str(whole), 6) == expected
 
 
 @pytest.mark.parametrize('text', ['{', '[]', '{}', '{"protocol": 6}'])
 def test_results_are_not_there_if_the_figures_cannot_be_read(whole, text):
   (whole / 'evaluation.json').write_text(text)
-  assert not results.are_there(str(whole), 6)
+  assert not results.are_there(CONFIG, str(whole), 6)
 
 
 def test_a_row_names_the_term_that_a_clone_weighs_most_above_its_base():
@@ -75,9 +99,9 @@ def test_a_row_names_the_term_that_a_clone_weighs_most_above_its_base():
 )
 def test_figures_that_are_broken_are_none_and_stop_nothing(whole, data):
   (whole / 'evaluation.json').write_bytes(data)
-  assert not results.are_there(str(whole), 6)
+  assert not results.are_there(CONFIG, str(whole), 6)
   (whole / 'tokenizer' / 'tokenizer.json').write_bytes(data)
-  assert not results.are_there(str(whole), 6)
+  assert not results.are_there(CONFIG, str(whole), 6)
 
 
 def _schools(error, fence):

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import json
 import re
 import socket
 
@@ -75,6 +76,24 @@ def test_two_hosts_of_one_number_are_told(address):
 
   with concurrent.futures.ThreadPoolExecutor(3) as pool:
     list(pool.map(one, (0, 1, 1)))
+
+
+def test_who_left_and_comes_again_is_no_second_one(address):
+  host, port = address.split(':')
+
+  def come_twice():
+    papers = json.dumps({'number': 1, 'papers': PAPERS}).encode() + b'\n'
+    while True:
+      with contextlib.suppress(ConnectionRefusedError):
+        with socket.create_connection((host, int(port))) as s:
+          s.sendall(papers)
+        break
+    return _meet(address, 3, {1: PAPERS, 2: PAPERS})
+
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    later = pool.submit(come_twice)
+    assert _meet(address, 3, {0: PAPERS}) == {0: ''}
+    assert later.result() == {1: '', 2: ''}
 
 
 def test_a_stranger_at_the_door_is_not_counted(address):
