@@ -87,7 +87,7 @@ def test_the_newest_is_restored_whatever_length_the_config_says(
   config, bins, born, tmp_path
 ):
   params, config = born.generator.params, config.copy_and_resolve_references()
-  config.train.schedule = 'wsd'
+  config.train.update(schedule='wsd', cycles=6)
   checkpointer = checkpoint.Checkpointer(config, str(tmp_path), bins)
   for done in (2, 6):
     _save(checkpointer, done, born, params)
