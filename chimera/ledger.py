@@ -21,7 +21,6 @@ batch, that is the best `control@SCALE` there is. `--picture=FILE.svg` draws it.
 import argparse
 import ast
 from collections.abc import Callable, Iterator, Mapping, Sequence
-import io
 import itertools
 import json
 import math
@@ -64,16 +63,6 @@ METHODS |= {name: ('control', {}) for name in RIVALS}
 
 _NONE: Mapping[str, Any] = types.MappingProxyType({})
 _LEAST_CYCLES = 100  # as many are an audition's
-_BESIDE = 0.2  # of a condition's width, from one method to the next
-_MOST = 1000  # percent, where the picture ends
-_TICKS = {
-  -5: '-5 %',
-  0: '0',
-  5: '+5 %',
-  10: '+10 %',
-  100: '+100 %',
-  _MOST: '+1000 %\nor more',
-}
 
 
 class Condition(NamedTuple):
@@ -228,7 +217,9 @@ def run(
           devices = engine.choose_devices(
             0, len(config.clone_names), config.train.batch_size
           )
-          figures = rivals.train(name, config, data, bins, devices)
+          figures = rivals.train(
+            name, config, data, bins, devices, str(stage_1)
+          )
         else:
           figures = train.train(config, str(workdir), data)
         if not figures:  # it was trained, but cut off before its line
@@ -349,53 +340,6 @@ def tabulate_regrets(
   return table
 
 
-def points(
-  found: Mapping[str, Mapping[str, Sequence[float]]],
-) -> dict[str, list[tuple[float, float, float, float]]]:
-  """Of each method of `regrets` its conditions: (place, mean, least, most).
-
-  The conditions are at 0, 1, ..., and the methods beside each other there. The
-  rest is percent, over the seeds; what is more than 1000, or infinite, is 1000.
-  """
-  shown: dict[str, list[tuple[float, float, float, float]]] = {}
-  for i, (method, of) in enumerate(found.items()):
-    beside = _BESIDE * (i - (len(found) - 1) / 2)
-    for x, condition in enumerate(_there(found)):
-      if shares := of.get(condition):
-        point = statistics.mean(shares), min(shares), max(shares)
-        percent = (min(100 * share, _MOST) for share in point)
-        shown.setdefault(method, []).append((x + beside, *percent))
-  return shown
-
-
-def draw_regrets(lines: Sequence[dict[str, Any]], figure: str) -> bytes:
-  """An SVG file: a mark a method and condition, a stroke over its seeds."""
-  from matplotlib import figure as drawings
-
-  from chimera.monitor import curves
-
-  found = regrets(lines, figure)
-  there = _there(found)
-  drawing = drawings.Figure((9, 3.6), layout='constrained')
-  ax = drawing.subplots()
-  colors = curves.palette(list(found))
-  for (method, of), mark in zip(points(found).items(), 'Do^sv' * len(found)):
-    x, mean, low, high = zip(*of)
-    ax.vlines(x, low, high, color=colors[method], linewidth=2)
-    ax.plot(x, mean, mark, color=colors[method], label=method)
-  ax.set_yscale('symlog', linthresh=5, linscale=1.5)
-  ax.set_yticks(list(_TICKS), _TICKS.values())
-  ax.set_xticks(range(len(there)), there)
-  ax.set_title('Held-out error above that of one tuned learner', loc='left')
-  ax.axhline(0, color='#888', linewidth=1, zorder=0)
-  ax.grid(axis='y', color='#eee', zorder=0)
-  beside = {'loc': 'lower right', 'bbox_to_anchor': (1, 1)}  # the title
-  ax.legend(frameon=False, ncols=len(found), **beside)
-  data = io.BytesIO()
-  drawing.savefig(data, format='svg', metadata={'Date': None})
-  return data.getvalue()
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(prog='python -m chimera.ledger')
   parser.add_argument(
@@ -417,6 +361,14 @@ def main() -> None:
     parser.error('--picture is of `robust`, got the table of methods.')
   if picture and (picture.is_dir() or not picture.parent.is_dir()):
     parser.error(f'--picture must be a file in a folder there is: {picture}.')
+  conditions = [TUNED]
+  if args.table == 'robust':
+    conditions = args.conditions or list(CONDITIONS)
+    own = all(CONDITIONS[of].has_its_own for of in conditions)
+    if not own and TUNED not in conditions:
+      parser.error(f'--conditions needs {TUNED}, which the others are held to.')
+    if not any(m.partition('@')[0] == 'control' for m in args.methods):
+      parser.error('--methods needs control, which the others are held to.')
   source = args.train if args.train == 'photos' else os.path.abspath(args.train)
   overrides = {
     'data.source': source,
@@ -429,9 +381,6 @@ def main() -> None:
   overrides |= {key: ast.literal_eval(value) for key, value in changes}
   memory.keep_freed()
   cpus.split(len(default_config.get_config().clone_names))
-  conditions = [TUNED]
-  if args.table == 'robust':
-    conditions = args.conditions or list(CONDITIONS)
   lines = list(run(args.home, args.methods, args.seeds, overrides, conditions))
   console = rich.console.Console()
   console.width = max(console.width, 150)
@@ -439,7 +388,10 @@ def main() -> None:
     for figure in ('master/path_l1', 'master/pixel_l1'):
       console.print(tabulate_regrets(lines, figure))
     if picture:
-      disk.write(picture, draw_regrets(lines, 'master/path_l1'))
+      from chimera.monitor import curves
+
+      found = regrets(lines, 'master/path_l1')
+      disk.write(picture, curves.draw_regrets(found, _there(found)))
     return
   for group in ('ema', 'master'):
     console.print(tabulate(lines, group))

@@ -8,6 +8,7 @@ from absl import logging
 import ml_collections
 import numpy as np
 
+from chimera.clones import specialists as specialists_lib
 from chimera.clones import state as state_lib
 from chimera.clones import terms as terms_lib
 from chimera.data import crops
@@ -333,12 +334,16 @@ def save_report(
   rows: list[dict[str, Any]],
 ) -> None:
   """report.html; what goes wrong with it is a warning."""
+  terms = terms_lib.of(config.model.quantizer)
   try:
     path = report.write(
       workdir,
       subject,
       rows,
-      base={t: config.loss[t] for t in terms_lib.of(config.model.quantizer)},
+      base={
+        name: {t: specialists_lib.base_weights(config, name)[t] for t in terms}
+        for name in config.clone_names
+      },
       image_size=config.data.image_size,
       chunk=config.optics.chunk,
     )

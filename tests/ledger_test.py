@@ -180,8 +180,8 @@ def test_the_regret_is_above_the_tuned_control_of_the_seed():
     _of('rate*3', 'control', 0, 0.12),
     _of('rate*3', 'default', 0, 0.09),
     _of('rate*3', 'default', 1, math.nan),
-    _of('rare', 'control', 0, 0.4),
     _of('rare', 'control@3', 0, 0.2),
+    _of('rare', 'control', 0, 0.4),
     _of('rare', 'default', 0, 0.3),
     _of('tuned', 'default', 2, 0.3),  # without its control
   ]
@@ -207,33 +207,14 @@ def test_the_regret_is_above_the_tuned_control_of_the_seed():
   ]
 
 
-def test_the_picture_has_a_point_a_method_and_condition():
-  found = {
-    'control': {'tuned': [0.0, 0.0], 'rate*3': [2.0, math.inf]},
-    'default': {'rare': [math.inf], 'tuned': [-0.25, 0.75]},
-  }
-  assert ledger.points(found) == {
-    'control': [(-0.1, 0.0, 0.0, 0.0), (0.9, 1000.0, 200.0, 1000.0)],
-    'default': [(0.1, 25.0, -25.0, 75.0), (2.1, 1000.0, 1000.0, 1000.0)],
-  }
-  lines = [
-    _of('tuned', 'control', 0, 0.1),
-    _of('rate*3', 'control', 0, 0.7),
-    _of('rate*3', 'default', 0, 0.09),
-  ]
-  drawing = ledger.draw_regrets(lines, 'ema/path_l1').decode()
-  # Matplotlib draws words as paths, and says them in comments.
-  words = ['tuned', 'rate*3', 'control', 'default']
-  assert [w for w in words if f'<!-- {w} -->' in drawing] == words
-  assert '<!-- rare -->' not in drawing
-
-
 @pytest.mark.parametrize(
   ('words', 'said'),
   [
     (['robust', '--picture', 'nowhere/a.svg'], 'a folder there is: nowhere/a'),
     (['robust', '--picture', '.'], 'must be a file'),
     (['--picture', 'a.svg'], 'is of `robust`'),
+    (['robust', '--conditions', 'rate*10'], '--conditions needs tuned'),
+    (['robust', '--methods', 'default'], '--methods needs control'),
   ],
 )
 def test_a_picture_that_cannot_be_is_refused_before_any_run(

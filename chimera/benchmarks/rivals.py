@@ -25,6 +25,7 @@ from chimera.benchmarks import plain
 from chimera.clones import state as state_lib
 from chimera.evaluation import evaluate, exam
 from chimera.optics import stage_1
+from chimera.run import finish
 
 _LOG_EVERY = 100  # cycles
 
@@ -64,8 +65,11 @@ def train(
   data: stage_1.Prepared,
   bins: dict[int, np.ndarray],
   devices: Sequence[jax.Device],
+  stage_1_dir: str,
 ) -> dict[str, float]:
   """The held-out figures, by 'master/figure', of one of OPTIMIZERS.
+
+  Drawn by optics that were finished for it, as those of any other method are.
 
   Of the last parameters; of Schedule-Free their average, which is its answer.
   """
@@ -82,10 +86,12 @@ def train(
   params = state.generator
   if name == 'schedule_free_adamw':
     params = contrib.schedule_free_eval_params(state.moments, params)
+  params = jax.device_get(params)
+  data = finish.finish(config, spec.tokenizer, params, data, stage_1_dir)
   held_out, _ = exam.look_at_held_out(config, data, bins)
   judged = evaluate.evaluate(
     spec.tokenizer,
-    jax.device_get(params),
+    params,
     held_out,
     evaluate.Eyes(*data.optics) if data.optics else None,
     batch_size=config.eval.batch_size,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import functools
 import io
 import itertools
+import statistics
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,20 @@ _COMPARED = {
 }
 
 
+# Of a picture of regrets: percent, as it is ticked and where it ends, and the
+# part of a condition's width that methods stand in, at most so far apart.
+_MOST = 1000
+_TICKS = {
+  -5: '-5 %',
+  0: '0',
+  5: '+5 %',
+  10: '+10 %',
+  100: '+100 %',
+  _MOST: '+1000 %\nor more',
+}
+_SPREAD, _APART = 0.8, 0.2
+
+
 def palette(names: Sequence[str]) -> dict[str, str]:
   """Each clone's color, by its place."""
   return {name: _COLORS[i % len(_COLORS)] for i, name in enumerate(names)}
@@ -47,7 +62,7 @@ def draw(
   seen: Sequence[history.Row],
   figures: metrics.Figures,
   colors: Mapping[str, str],
-  base: Mapping[str, float],
+  base: Mapping[str, Mapping[str, float]],
 ) -> Iterator[tuple[str, bytes]]:
   """Draws every figure of a run, each as it is asked for: (title, SVG file).
 
@@ -55,7 +70,7 @@ def draw(
     seen: rows of the history.
     figures: the last evaluation, 'master' among the tokenizers.
     colors: of each clone, see `palette`.
-    base: base weight of each loss term.
+    base: of each clone the base weight of each loss term.
   """
   curves = functools.partial(_curves, seen, colors)
 
@@ -65,13 +80,16 @@ def draw(
     )
 
   yield place('Losses', 'losses')
-  terms = {t: curves(f'loss/{t}') for t in base}
+  shown = dict.fromkeys(t for weights in base.values() for t in weights)
+  terms = {t: curves(f'loss/{t}') for t in shown}
   yield _picture('Loss terms, unweighted', terms, columns=5)
-  weights = {t: curves(f'lambda/{t}', v) for t, v in base.items() if v > 0}
+  bases = {t: {c: base[c][t] for c in colors if base[c][t] > 0} for t in shown}
+  weights = {t: curves(f'lambda/{t}', of) for t, of in bases.items() if of}
   yield _picture('Lambdas against their base', weights, columns=5, mark=1)
   yield place('Learning rates and the agents that trim them', 'agents')
   yield place('Critics', 'critics')
-  yield _picture('Held out', _compared(seen, colors))
+  if compared := _compared(seen, colors):
+    yield _picture('Held out', compared)
   master = figures['master']
   judge = metrics.BY_TAG['eval/psnr' if 'psnr' in master else 'eval/path_l1']
   bins = {
@@ -79,7 +97,8 @@ def draw(
     for m in map(judge.bin, range(curriculum.BINS))
     if m.name in master
   }
-  yield _picture(f'Held out, by bin: {judge.label}', bins, columns=5)
+  if bins:
+    yield _picture(f'Held out, by bin: {judge.label}', bins, columns=5)
   yield _picture(
     'Held out, by bin, at the last evaluation',
     dict(_by_bin(figures, colors)),
@@ -111,11 +130,12 @@ def _curves(
   seen: Sequence[history.Row],
   colors: Mapping[str, str],
   tag: str,
-  over: float = 1,
+  over: Mapping[str, float] | None = None,
 ) -> list[_Curve]:
-  """A tag of each clone, in multiples of `over`."""
-  series = ((*history.series(seen, tag, c), colors[c]) for c in colors)
-  return [(x, np.divide(y, over), color) for x, y, color in series]
+  """A tag of each clone, or of those of `over`, in multiples of that."""
+  over = dict.fromkeys(colors, 1.0) if over is None else over
+  series = ((*history.series(seen, tag, c), c) for c in over)
+  return [(x, np.divide(y, over[c]), colors[c]) for x, y, c in series]
 
 
 def _compared(
@@ -218,3 +238,51 @@ def _picture(
   data = io.BytesIO()
   drawing.savefig(data, format='svg', metadata={'Date': None})
   return title, data.getvalue()
+
+
+def points(
+  found: Mapping[str, Mapping[str, Sequence[float]]],
+  conditions: Sequence[str],
+) -> dict[str, list[tuple[float, float, float, float]]]:
+  """Of each method of `ledger.regrets` its conditions: (place, mean, least,
+  most).
+
+  The conditions are at 0, 1, ..., and the methods beside each other there. The
+  rest is percent, over the seeds; what is more than 1000, or infinite, is 1000.
+  """
+  shown: dict[str, list[tuple[float, float, float, float]]] = {}
+  apart = min(_APART, _SPREAD / max(len(found), 1))
+  for i, (method, of) in enumerate(found.items()):
+    beside = apart * (i - (len(found) - 1) / 2)
+    for x, condition in enumerate(conditions):
+      if shares := of.get(condition):
+        point = statistics.mean(shares), min(shares), max(shares)
+        percent = (min(100 * share, _MOST) for share in point)
+        shown.setdefault(method, []).append((x + beside, *percent))
+  return shown
+
+
+def draw_regrets(
+  found: Mapping[str, Mapping[str, Sequence[float]]],
+  conditions: Sequence[str],
+) -> bytes:
+  """An SVG file: a mark a method and condition, a stroke over its seeds."""
+  from matplotlib import figure
+
+  drawing = figure.Figure((9, 3.9), layout='constrained')
+  ax = drawing.subplots()
+  colors, marks = palette(list(found)), 'Do^sv' * len(found)
+  for (method, of), mark in zip(points(found, conditions).items(), marks):
+    x, mean, low, high = zip(*of)
+    ax.vlines(x, low, high, color=colors[method], linewidth=2)
+    ax.plot(x, mean, mark, color=colors[method], label=method)
+  ax.set_yscale('symlog', linthresh=5, linscale=1.5)
+  ax.set_yticks(list(_TICKS), _TICKS.values())
+  ax.set_xticks(range(len(conditions)), conditions)
+  ax.set_title('Held-out error above that of one tuned learner', loc='left')
+  ax.axhline(0, color='#888', linewidth=1, zorder=0)
+  ax.grid(axis='y', color='#eee', zorder=0)
+  drawing.legend(loc='outside lower center', frameon=False, ncols=5)
+  data = io.BytesIO()
+  drawing.savefig(data, format='svg', metadata={'Date': None})
+  return data.getvalue()

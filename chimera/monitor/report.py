@@ -92,7 +92,7 @@ def write(
   subject: Subject,
   rows: Sequence[Mapping[str, Any]],
   *,
-  base: Mapping[str, float],
+  base: Mapping[str, Mapping[str, float]],
   image_size: int,
   chunk: int,
 ) -> str:
@@ -102,7 +102,7 @@ def write(
     workdir: with history.jsonl, evaluation.json and previews/.
     subject: what else is shown.
     rows: each clone's of the last table, see `summary.summary`.
-    base: base weight of each loss term.
+    base: of each clone the base weight of each loss term.
     image_size: pixels, side of a crop.
     chunk: codes decoded at a time.
   """
@@ -216,7 +216,7 @@ def _curves(
   seen: Sequence[history.Row],
   figures: metrics.Figures,
   colors: Mapping[str, str],
-  base: Mapping[str, float],
+  base: Mapping[str, Mapping[str, float]],
 ) -> Iterable[str]:
   legend = ''.join(
     f'<span style="margin-right:1.5rem">{_name(name, colors)}</span>'

@@ -13,6 +13,7 @@ from chimera.clones import specialists
 from chimera.clones import terms as terms_lib
 from chimera.evaluation import metrics
 from chimera.monitor import history, summary
+from chimera.school import curriculum
 from chimera.system import progress
 
 # agents.TRENDS and what the zones of its trim are called; agents.EASE. They
@@ -132,7 +133,7 @@ def snapshot_of(
     limit=config['pid']['limit'],
     kind='path_params' if blind else 'pixels',
     figures=tuple(_held_out(rows, m) for m in shown),
-    master=history.latest(rows[-_RATES:]),
+    master=history.latest(_recent(rows)),
     codes=terms_lib.codes_of(config['model']),
     perplexity=_newest(rows, 'codebook/perplexity'),
     left=left,
@@ -175,6 +176,16 @@ def _logged(rows: Sequence[history.Row]) -> list[history.Row]:
   return [row for row in rows if 'perf/cycles_per_sec' in row.master]
 
 
+def _recent(rows: Sequence[history.Row]) -> Sequence[history.Row]:
+  """The last log cycles, and the evaluations among them and since."""
+  logged = 0
+  for i in reversed(range(len(rows))):
+    logged += 'perf/cycles_per_sec' in rows[i].master
+    if logged == _RATES:
+      return rows[i:]
+  return rows
+
+
 def compile_seconds(rows: Iterable[history.Row]) -> float | None:
   """How long the step took to compile when it last was."""
   _, seconds = history.series(rows, 'perf/compile_seconds')
@@ -210,11 +221,15 @@ def _student(
   rows: Sequence[history.Row], config: Mapping[str, Any], name: str
 ) -> Student:
   # An evaluation's row holds the figures of the clones alone.
-  seen = history.latest(rows[-_RATES:], name)
+  seen = history.latest(_recent(rows), name)
   block = config['specialists'][name]
   emphasis = block['emphasis']
   terms = terms_lib.of(terms_lib.kind_of(config['model']))
   mission = [t for t in emphasis if t in terms and emphasis[t] > 1]
+  if not config['loss']['emphasis']:
+    mission = []
+  is_taught = config['school']['enabled']
+  lesson = block['bins'] if is_taught else range(curriculum.BINS)
   bases = specialists.base_weights(config, name)
   lambdas = {t: seen.get(f'lambda/{t}') for t in bases if t in terms}
   weights = tuple(
@@ -229,7 +244,7 @@ def _student(
   trend, zone, action, reward = _agent(seen, config)
   return Student(
     name=name,
-    bins=summary.format_bins(block['bins']),
+    bins=summary.format_bins(lesson),
     mission=tuple(sorted(mission, key=lambda t: -emphasis[t])),
     g_loss=_newest(rows, 'loss/total', name),
     critic=_newest(rows, 'critic/loss', name),
@@ -274,7 +289,8 @@ def _agent(
   if not (0 <= state < states and 0 <= action < len(actions)):
     return '-', '', None, None
   # Exploration falls with each decision: at its first value there was none.
-  if math.isclose(epsilon, config['q']['epsilon'], rel_tol=1e-5):
+  first, last = (config['q'][key] for key in ('epsilon', 'epsilon_end'))
+  if first != last and math.isclose(epsilon, first, rel_tol=1e-5):
     return 'watching first', '', None, None
   zone, trend = divmod(int(state), len(TRENDS))
   return (

@@ -13,6 +13,7 @@ from chimera.evaluation import metrics
 from chimera.school import curriculum
 
 _WIDTH = 80  # columns that any terminal or log has
+_NAME = 20  # of them, at most, of a table's first column
 
 
 def summary(
@@ -119,7 +120,10 @@ def _table(
     collapse_padding=True,
   )
   for i, head in enumerate(heads):
-    table.add_column(head, justify='right' if i else 'left', no_wrap=not i)
+    if i:
+      table.add_column(head, justify='right', no_wrap=True)
+    else:
+      table.add_column(head, overflow='fold', max_width=_NAME)
   for row in rows:
     table.add_row(*row)
   return table

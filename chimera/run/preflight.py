@@ -344,6 +344,9 @@ def _check_together(
       for k in ('cycles', 'log_every', 'eval_every', 'checkpoint_every')
     ),
   ]
+  if c.q.enabled and c.q.history == 'own':
+    # What an action did is told from its second cycle on.
+    together.append(('q.every', rules.whole(2)))
   if images.is_path_params(c.data.source):
     together.append(('eval.inception', rules.one_of('')))
     together.append(('eval.features', rules.one_of('')))

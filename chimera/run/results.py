@@ -16,7 +16,7 @@ from chimera.clones import terms as terms_lib
 from chimera.meld import average
 from chimera.optics import stage_1
 from chimera.run import finish
-from chimera.school import lessons
+from chimera.school import curriculum, lessons
 from chimera.system import disk
 from chimera.tokenizer import export
 
@@ -61,6 +61,9 @@ def summarize(
   rows = []
   terms = terms_lib.of(config.model.quantizer)
   for i, name in enumerate(config.clone_names):
+    lesson = config.specialists[name].bins
+    if not config.school.enabled:
+      lesson = tuple(range(curriculum.BINS))
     base = specialists_lib.base_weights(config, name)
     base_K = np.array([base[t] for t in terms])
     ratio_K = seen['lambda'][i] / np.where(base_K > 0, base_K, np.inf)
@@ -68,8 +71,8 @@ def summarize(
     rows.append(
       {
         'name': name,
-        'bins': config.specialists[name].bins,
-        'samples': sum(len(bins[b]) for b in config.specialists[name].bins),
+        'bins': lesson,
+        'samples': sum(len(bins[b]) for b in lesson),
         'g_loss': float(seen['loss/total'][i]),
         'critic_loss': float(seen['critic/loss'][i]),
         'dominant': terms[k],

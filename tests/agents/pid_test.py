@@ -305,6 +305,14 @@ def test_spike_of_the_present_beyond_the_limit_does_not_erase_the_grudge():
   np.testing.assert_allclose(lambdas[103, 0], 2 * math.exp(0.2), rtol=1e-4)
 
 
+def test_dip_of_the_present_beyond_the_limit_does_not_erase_the_grudge():
+  # P = 0.3 * -8 is past the lower limit by itself.
+  losses = [*_held(1.0, 100), *_held(-8.0, 3), *_held(0.0, 1)]
+  lambdas = _lambdas(_mission(0.3, 0.002), losses, **NO_LIMIT | {'limit': 1.1})
+  np.testing.assert_allclose(lambdas[102, 0], 2 * math.exp(-1.1), rtol=1e-5)
+  np.testing.assert_allclose(lambdas[103, 0], 2 * math.exp(0.2), rtol=1e-4)
+
+
 def test_weight_moves_no_faster_than_the_slew_and_no_further_than_the_limit():
   losses = np.random.default_rng(0).lognormal(-2, 3, size=(500, 4))
   lambdas = _lambdas(_mission(2.0, 0.5, 5.0, terms=4), losses, **DEFAULTS)

@@ -1,6 +1,7 @@
 """The curves of a run: which are drawn, where, and in whose color."""
 
 import itertools
+import math
 import re
 from xml.etree import ElementTree
 
@@ -11,7 +12,7 @@ from chimera.monitor import curves, history
 from chimera.run import audition
 
 COLORS = curves.palette(('one', 'two'))
-BASE = {'l1': 1.0, 'vq': 0.5, 'adv': 0.0}
+BASE = {c: {'l1': 1.0, 'vq': 0.5, 'adv': 0.0} for c in COLORS}
 FIGURES = {'path_l1': 0.125, 'path_l1_bin_3': 0.1, 'path_l1_bin_4': 0.2}
 LAMBDAS = 'Lambdas against their base'
 
@@ -200,3 +201,43 @@ def test_no_number_is_cut_off_or_lies_in_another_panel(
     assert box.y0 >= whole.y0
   for one, other in itertools.combinations(boxes, 2):
     assert not one.overlaps(other)
+
+
+def test_each_clone_is_drawn_against_its_own_base():
+  base = {'one': {'l1': 2.0}, 'two': {'l1': 4.0}}
+  tags = {'one': {'lambda/l1': 2.0}, 'two': {'lambda/l1': 4.0}}
+  seen = [history.Row(c, 0.0, tags, {}) for c in (2, 4)]
+  drawn = curves.draw(seen, {'master': FIGURES}, COLORS, base)
+  svg = next(svg for title, svg in drawn if title == LAMBDAS)
+  [one], [two] = (lines(svg, COLORS[c]) for c in COLORS)
+  assert one == two
+
+
+def test_without_a_history_there_are_the_pictures_of_the_figures():
+  drawn = [title for title, _ in draw([])]
+  assert 'Held out' not in drawn
+  assert drawn[-1] == 'Held out, by bin, at the last evaluation'
+
+
+REGRETS = {
+  'control': {'tuned': [0.0, 0.0], 'rate*3': [2.0, math.inf]},
+  'default': {'rare': [math.inf], 'tuned': [-0.25, 0.75]},
+}
+
+
+def test_regrets_have_a_point_a_method_and_condition():
+  there = ['tuned', 'rate*3', 'rare']
+  assert curves.points(REGRETS, there) == {
+    'control': [(-0.1, 0.0, 0.0, 0.0), (0.9, 1000.0, 200.0, 1000.0)],
+    'default': [(0.1, 25.0, -25.0, 75.0), (2.1, 1000.0, 1000.0, 1000.0)],
+  }
+  drawn = texts(curves.draw_regrets(REGRETS, there))
+  assert {*there, *REGRETS} <= {*drawn}
+
+
+def test_any_number_of_methods_stand_with_their_condition():
+  found = {f'method {i}': {'a': [0.1], 'b': [0.2]} for i in range(16)}
+  shown = curves.points(found, ['a', 'b'])
+  assert max(of[0][0] for of in shown.values()) < 0.5
+  assert min(of[1][0] for of in shown.values()) > 0.5
+  assert {*found} <= {*texts(curves.draw_regrets(found, ['a', 'b']))}

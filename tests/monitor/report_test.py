@@ -34,6 +34,7 @@ ROWS = [
   }
   for i, name in enumerate(NAMES)
 ]
+BASES = {row['name']: BASE for row in ROWS}
 SECTIONS = (
   'Summary',
   'Curves',
@@ -101,7 +102,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def page(workdir, subject):
-  path = report.write(workdir, subject, ROWS, base=BASE, image_size=8, chunk=4)
+  path = report.write(workdir, subject, ROWS, base=BASES, image_size=8, chunk=4)
   with open(path, encoding='utf-8') as f:
     return f.read()
 
@@ -203,7 +204,7 @@ def test_there_is_a_patch_for_each_code(subject):
 
 def test_what_is_missing_raises_what_training_catches(tmp_path, subject):
   with pytest.raises(report.FAILURES):
-    report.write(tmp_path, subject, ROWS, base=BASE, image_size=8, chunk=4)
+    report.write(tmp_path, subject, ROWS, base=BASES, image_size=8, chunk=4)
   assert not (tmp_path / 'report.html').exists()
 
 

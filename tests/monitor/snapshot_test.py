@@ -85,11 +85,30 @@ def test_an_evaluation_of_the_clones_hides_nothing_of_their_training():
   assert seen.snapshot([*rows, judged]).students == before
 
 
+def test_frequent_evaluations_hide_nothing_of_the_training():
+  rows = seen.rows()
+  judged = history.Row(rows[-1].cycle, 0.0, {}, {'eval/psnr': 20.0})
+  often = seen.snapshot([*rows, *[judged] * 40])
+  before = seen.snapshot(rows)
+  assert often.students == before.students
+  assert often.master['codebook/used'] == before.master['codebook/used']
+
+
+def test_a_lesson_or_an_emphasis_that_is_off_is_not_shown():
+  school = {**seen.CONFIG['school'], 'enabled': False}
+  loss = {**seen.CONFIG['loss'], 'emphasis': 0.0}
+  for student in seen.snapshot(seen.rows(), school=school, loss=loss).students:
+    assert (student.bins, student.mission) == ('0-9', ())
+
+
 def test_an_agent_that_has_not_decided_says_so():
   row = seen.row(50)
   row.clones['perceptual']['agent/epsilon'] = np.float32(0.3).item()
   student = seen.snapshot([row]).students[0]
   assert (student.trend, student.action) == ('watching first', None)
+  # Where the chance to explore never falls, it says nothing.
+  q = {**seen.CONFIG['q'], 'epsilon': 0.3, 'epsilon_end': 0.3}
+  assert seen.snapshot([row], q=q).students[0].trend != 'watching first'
   off = seen.snapshot([row], q={**seen.CONFIG['q'], 'enabled': False}).students[
     0
   ]
