@@ -10,7 +10,7 @@ import pytest
 from chimera import ledger, train
 from chimera.evaluation import exam
 from chimera.optics import stage_1
-from chimera.run import config_json
+from chimera.run import config_json, finish
 from tests import tiny
 
 
@@ -261,7 +261,15 @@ def test_a_rival_is_judged_as_the_control_is(tmp_path, monkeypatch):
   config.data.held_out_count = 20
   config.train.cycles = config.train.eval_every = 2
   monkeypatch.setattr(ledger, 'create_config', lambda *_: config)
+  finished = []
+  monkeypatch.setattr(
+    finish, 'finish', lambda *of: finished.append(of[3:]) or of[3]
+  )
   [rival] = ledger.run(tmp_path, ['prodigy'], [0], {})
+  # By optics that were finished for it, as for any other.
+  [(prepared, home)] = finished
+  assert home == str(tmp_path / 'stage_1_seed_0')
+  assert len(prepared.held_out_paths) == 20
   data = stage_1.prepare(config, str(tmp_path / 'stage_1_seed_0'))
   bins = train.prepare_curriculum(config, str(tmp_path), data)
   spec, born = train.newborn(config, data, bins)

@@ -163,3 +163,13 @@ def test_a_narrow_terminal_still_gets_the_whole_table(capsys, monkeypatch):
   monkeypatch.setenv('COLUMNS', '30')
   summary_lib.show(summary_lib.summary(CLONES, FIGURES, PROTOCOL))
   assert 'latent_purity' in capsys.readouterr().out
+
+
+def test_long_names_are_folded_and_no_number_is_cut():
+  clones = [{**row, 'name': 40 * letter} for row, letter in zip(CLONES, 'abcd')]
+  figures = {row['name']: MASTER for row in clones} | {'master': MASTER}
+  text = _render(summary_lib.summary(clones, figures, PROTOCOL), width=80)
+  assert '…' not in text
+  assert max(map(len, map(str.rstrip, text.splitlines()))) <= 80
+  assert text.count('1.25e-03') == 4
+  assert text.count('b') >= 80
