@@ -58,9 +58,9 @@ def detokenize(folder: str, tokenizer: str, out: str) -> None:
       try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _save(path, picture)
-      except OSError as e:
+      except (FileExistsError, IsADirectoryError, NotADirectoryError) as e:
         raise ValueError(
-          f'{path} cannot be written ({disk.reason(e)}): free its place, or '
+          f'{path} cannot be made ({disk.reason(e)}): free its place, or '
           f'rename {source["file"]!r} and tokenize anew.'
         ) from e
       report(i + 1, '')
