@@ -116,10 +116,7 @@ _ROWS = (
          'overview critics'),
   Metric('critic/loss', 'Critic: loss', 'overview'),
   _down('critic/penalty', 'Critic: gradient penalty', 'overview critics'),
-  Metric(
-    'loss/adv_share', 'Adversarial share of the gradient, but for the ramp',
-    'critics',
-  ),
+  Metric('loss/adv_share', 'Adversarial share, without its ramp', 'critics'),
   Metric('loss/vq_share', 'Commitment: share of the gradient'),
   Metric('school/fence', 'School: error beyond which is an outlier',
          of_master=True),
