@@ -99,13 +99,14 @@ def draw(
   }
   if bins:
     yield _picture(f'Held out, by bin: {judge.label}', bins, columns=5)
-  yield _picture(
-    'Held out, by bin, at the last evaluation',
-    dict(_by_bin(figures, colors)),
-    columns=len(metrics.FIGURES),
-    xlabel='bin, easy to hard',
-    xticks=range(curriculum.BINS),
-  )
+  if by_bin := dict(_by_bin(figures, colors)):
+    yield _picture(
+      'Held out, by bin, at the last evaluation',
+      by_bin,
+      columns=len(metrics.FIGURES),
+      xlabel='bin, easy to hard',
+      xticks=range(curriculum.BINS),
+    )
 
 
 def draw_audition(held: audition.Audition) -> tuple[str, bytes]:

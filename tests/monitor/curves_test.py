@@ -217,6 +217,8 @@ def test_without_a_history_there_are_the_pictures_of_the_figures():
   drawn = [title for title, _ in draw([])]
   assert 'Held out' not in drawn
   assert drawn[-1] == 'Held out, by bin, at the last evaluation'
+  drawn = [title for title, _ in draw([], {'path_l1': 0.125})]
+  assert not [title for title in drawn if title.startswith('Held out')]
 
 
 REGRETS = {
