@@ -153,8 +153,13 @@ def _judge(place: Place, mine: dict[str, Any], deadline: float) -> str:
         f'The first host cannot listen at {place.coordinator} ({e.strerror}): '
         'give another port by --coordinator.'
       )
-    wrong, guests = '', {}
-    while len(there) < place.count and not wrong:
+    wrong, guests, second = '', {}, None
+    while not wrong:
+      # Who left and comes again is no second one.
+      for number in [n for n, guest in guests.items() if _has_left(guest)]:
+        del there[number], guests[number]
+      if len(there) == place.count:
+        break
       door.settimeout(max(0.01, deadline - time.monotonic()))
       try:
         guest, _ = door.accept()
@@ -173,11 +178,8 @@ def _judge(place: Place, mine: dict[str, Any], deadline: float) -> str:
         number, papers = its['number'], its['papers']
       except (OSError, ValueError, LookupError, TypeError):
         continue  # somebody else's knock
-      # Who left and comes again is no second one.
-      if number in guests and _has_left(guests[number]):
-        del there[number]
       if number in there or number not in range(place.count):
-        guests[len(guests), number] = guest
+        second = guest
         wrong = (
           f'Two hosts are number {number} of {place.count}: each needs its own '
           '--host, from 0.'
@@ -185,7 +187,7 @@ def _judge(place: Place, mine: dict[str, Any], deadline: float) -> str:
       else:
         there[number], guests[number] = papers, guest
         wrong = _differences(there[0], papers, number)
-    for guest in guests.values():
+    for guest in filter(None, [*guests.values(), second]):
       with contextlib.suppress(OSError):
         guest.sendall(json.dumps({'wrong': wrong}).encode() + b'\n')
   return wrong

@@ -5,6 +5,7 @@ import contextlib
 import json
 import re
 import socket
+import time
 
 import numpy as np
 import pytest
@@ -81,19 +82,24 @@ def test_two_hosts_of_one_number_are_told(address):
 def test_who_left_and_comes_again_is_no_second_one(address):
   host, port = address.split(':')
 
-  def come_twice():
+  def leave():
     papers = json.dumps({'number': 1, 'papers': PAPERS}).encode() + b'\n'
     while True:
-      with contextlib.suppress(ConnectionRefusedError):
+      try:
         with socket.create_connection((host, int(port))) as s:
           s.sendall(papers)
-        break
-    return _meet(address, 3, {1: PAPERS, 2: PAPERS})
+        return
+      except ConnectionRefusedError:
+        continue
 
-  with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    later = pool.submit(come_twice)
-    assert _meet(address, 3, {0: PAPERS}) == {0: ''}
-    assert later.result() == {1: '', 2: ''}
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    first = pool.submit(_meet, address, 3, {0: PAPERS})
+    leave()
+    last = pool.submit(_meet, address, 3, {2: PAPERS})
+    time.sleep(0.3)  # each was there once, but not all at one time
+    assert _meet(address, 3, {1: PAPERS}) == {1: ''}
+    assert first.result() == {0: ''}
+    assert last.result() == {2: ''}
 
 
 def test_a_stranger_at_the_door_is_not_counted(address):
