@@ -764,6 +764,40 @@ def test_a_checkpoint_is_found_in_a_workdir_at_home(desk):
 
 
 @pytest.mark.parametrize(
+  ('code', 'seconds', 'restarts', 'is_queued'),
+  [
+    *((0, 99, 0, False), (2, 99, 0, False), (143, 1, 9, True)),
+    *((134, 1, 2, True), (134, 1, 3, False), (134, 99, 3, True)),
+  ],
+)
+def test_slurm_queues_what_was_stopped_and_not_for_ever_what_ends_at_once(
+  desk, code, seconds, restarts, is_queued
+):
+  venv = desk.repository / '.venv'
+  _script(venv / 'bin' / 'python', '#!/bin/bash\n')
+  (venv / 'requirements.installed').write_text('jax\n')
+  told = desk.folder / 'told'
+  for name, end in (('srun', f'exit {code}'), ('scontrol', '')):
+    text = f'#!/bin/bash\necho {name} "$@" >> {told}\n{end}\n'
+    _script(desk.folder / 'bin' / name, text)
+  # A copy of it, as Slurm makes one; bash counts on from these SECONDS.
+  script = desk.repository / 'launch' / 'slurm.sh'
+  copy = script.read_text().replace('set -euo', f'SECONDS={seconds}; set -euo')
+  script.write_text(copy)
+  ran = desk.run(
+    *('--workdir=a', '--hosts=2'),
+    script='slurm.sh',
+    SLURM_SUBMIT_DIR=str(desk.repository),
+    SLURM_JOB_ID='7',
+    SLURM_RESTART_COUNT=str(restarts),
+  )
+  assert ran.returncode == code, ran.stderr
+  lines = told.read_text().splitlines()
+  assert lines[0].endswith('python -m chimera.main --workdir=a --hosts=2')
+  assert lines[1:] == ['scontrol requeue 7'] * is_queued
+
+
+@pytest.mark.parametrize(
   'flags', [('--host=1',), ('--host', '12'), ('--coordinator=auto',)]
 )
 def test_a_host_that_saves_nothing_is_not_asked_for_checkpoints(desk, flags):

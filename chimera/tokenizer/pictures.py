@@ -87,6 +87,9 @@ def reconstruct(paths: Sequence[str], tokenizer: str, out: str) -> None:
       raise ValueError(f'{path} cannot be used: {e}; give another.') from e
   home.mkdir(parents=True, exist_ok=True)
   taken = {os.path.abspath(path) for path in pictures}
+  # Among photographs nothing gives way: it may be one.
+  if home.resolve() in {pathlib.Path(path).parent.resolve() for path in taken}:
+    taken |= {os.path.abspath(path) for path in home.iterdir()}
   for path, picture in pictures.items():
     height, width = picture.shape[:2]
     optics, back = _look(loaded, picture), loaded.reconstruct(picture)
