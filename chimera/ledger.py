@@ -138,9 +138,9 @@ def create_config(
   Its cycles are fewer by those of its audition.
 
   Raises:
-    ValueError: there is no such method.
+    ValueError: there is no such method, scale or setting, or it cannot be.
   """
-  name, _, scale = method.partition('@')
+  name = method.partition('@')[0]
   if name not in METHODS:
     raise ValueError(
       f'A method must be one of {", ".join(METHODS)}, got {name}: fix '
@@ -153,17 +153,33 @@ def create_config(
   wrong = CONDITIONS[condition]
   config = default_config.get_config(variant)
   config.basename = 'ledger'
+  if unknown := [
+    key for key in overrides if key not in config_json.keys(config)
+  ]:
+    raise ValueError(f'There is no setting {unknown[0]}: fix --set.')
   with config.ignore_type():
     config.update_from_flattened_dict({**overrides, **changes, 'seed': seed})
     values = config_json.keys(config)
     times = {k: values[k] * n for k, n in wrong.times.items()}
     config.update_from_flattened_dict({**times, **wrong.put})
-  config.train.learning_rate *= float(scale or 1)
+  config.train.learning_rate *= _scale(method)
   if config.train.audition:
     config.train.cycles -= audition.cycles(config)
   config.train.dashboard = False
   preflight.check_config(config)
   return config
+
+
+def _scale(method: str) -> float:
+  try:
+    scale = float(method.partition('@')[2] or 1)
+  except ValueError:
+    scale = math.nan
+  if not 0 < scale < math.inf:
+    raise ValueError(
+      f'A SCALE must be a number above 0, got {method}: fix --methods.'
+    )
+  return scale
 
 
 def digest(config: ml_collections.ConfigDict) -> str:
@@ -228,18 +244,24 @@ def run(
         logging.warning('%s of seed %d in %s: %s', method, seed, of, e)
         figures = {}
       done[key] = line | {'figures': figures}
+      # A line that is torn would take the next one with it.
+      torn = path.exists() and not path.read_bytes().endswith(b'\n')
       with open(path, 'a') as f:
-        f.write(json.dumps(done[key]) + '\n')
+        f.write('\n' * torn + json.dumps(done[key]) + '\n')
       # JAX would keep some 400 MB of every step that it compiled.
       jax.clear_caches()
     yield done[key]
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-  if not path.exists():
-    return []
-  lines = map(json.loads, path.read_text().splitlines())
-  return [{'condition': TUNED, **line} for line in lines]
+  """All whole lines; what is torn is trained anew."""
+  found = []
+  for text in path.read_text().splitlines() if path.exists() else ():
+    try:
+      found.append({'condition': TUNED, **json.loads(text)})
+    except (ValueError, TypeError):
+      logging.warning('A line of %s is torn: %s', path, text[:60])
+  return found
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
@@ -340,6 +362,16 @@ def tabulate_regrets(
   return table
 
 
+def _change(text: str) -> tuple[str, Any]:
+  key, sign, value = text.partition('=')
+  if not sign:
+    raise argparse.ArgumentTypeError(f'must be KEY=VALUE, got {text!r}.')
+  try:
+    return key, ast.literal_eval(value)
+  except (SyntaxError, ValueError):  # a text without quotation marks
+    return key, value
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(prog='python -m chimera.ledger')
   parser.add_argument(
@@ -352,7 +384,9 @@ def main() -> None:
   parser.add_argument('--methods', nargs='+', default=['control', 'default'])
   parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
   parser.add_argument('--cycles', type=int, default=1000)
-  parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE')
+  parser.add_argument(
+    '--set', nargs='*', default=[], type=_change, metavar='KEY=VALUE'
+  )
   parser.add_argument('--picture', type=pathlib.Path, metavar='FILE.svg')
   args = parser.parse_args()
   if args.cycles <= _LEAST_CYCLES:
@@ -369,6 +403,9 @@ def main() -> None:
       parser.error(f'--conditions needs {TUNED}, which the others are held to.')
     if not any(m.partition('@')[0] == 'control' for m in args.methods):
       parser.error('--methods needs control, which the others are held to.')
+  for flag, folder in (('--train', args.train), ('--held_out', args.held_out)):
+    if folder not in ('', 'photos') and not os.path.exists(folder):
+      parser.error(f'{flag} must be a folder of images, got {folder!r}.')
   source = args.train if args.train == 'photos' else os.path.abspath(args.train)
   overrides = {
     'data.source': source,
@@ -377,10 +414,14 @@ def main() -> None:
     'train.eval_every': args.cycles,
     'train.checkpoint_every': args.cycles,
   }
-  changes = (change.split('=', 1) for change in args.set)
-  overrides |= {key: ast.literal_eval(value) for key, value in changes}
+  overrides |= dict(args.set)
   memory.keep_freed()
   cpus.split(len(default_config.get_config().clone_names))
+  try:
+    for of, method in itertools.product(conditions, args.methods):
+      create_config(method, args.seeds[0], overrides, of)
+  except ValueError as e:
+    parser.error(str(e))
   lines = list(run(args.home, args.methods, args.seeds, overrides, conditions))
   console = rich.console.Console()
   console.width = max(console.width, 150)

@@ -215,9 +215,17 @@ def test_the_regret_is_above_the_tuned_control_of_the_seed():
     (['--picture', 'a.svg'], 'is of `robust`'),
     (['robust', '--conditions', 'rate*10'], '--conditions needs tuned'),
     (['robust', '--methods', 'default'], '--methods needs control'),
+    (['--methods', 'control', 'defualt'], 'got defualt: fix --methods'),
+    (['--methods', 'control@x'], 'number above 0, got control@x'),
+    (['--methods', 'control@-1'], 'number above 0, got control@-1'),
+    (['--train', 'nowhere'], "--train must be a folder of images, got 'nowh"),
+    (['--held_out', 'nowhere'], '--held_out must be a folder'),
+    (['--set', 'nosuch.key=1'], 'no setting nosuch.key: fix --set'),
+    (['--set', 'data.crop'], "must be KEY=VALUE, got 'data.crop'"),
+    (['--set', 'data.crop=half'], 'data.crop'),
   ],
 )
-def test_a_picture_that_cannot_be_is_refused_before_any_run(
+def test_what_cannot_be_is_refused_before_any_run(
   words, said, tmp_path, monkeypatch, capsys
 ):
   monkeypatch.chdir(tmp_path)
@@ -234,6 +242,24 @@ def test_the_ledger_is_read_as_it_was_written(tmp_path):
   lines = [_line('control', 0, 0.1), _line('default', 0, 0.2)]
   path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
   assert ledger.read(path) == lines
+
+
+def test_a_torn_line_costs_itself_alone(tmp_path, monkeypatch, warnings):
+  monkeypatch.setattr(stage_1, 'prepare', lambda *_: None)
+  monkeypatch.setattr(train, 'train', lambda *_: {'master/path_l1': 1.0})
+  path, words = tmp_path / 'ledger.jsonl', (['default'], [0, 1], {})
+  whole = list(ledger.run(tmp_path, *words))
+  path.write_bytes(path.read_bytes()[:-9])
+  assert ledger.read(path) == whole[:1]
+  assert list(ledger.run(tmp_path, *words)) == whole
+  assert ledger.read(path) == whole
+  assert 'is torn' in warnings[0]
+
+
+def test_a_setting_may_be_a_text_without_quotation_marks():
+  assert ledger._change('data.crop=whole') == ('data.crop', 'whole')
+  assert ledger._change('model.levels=(8, 5)') == ('model.levels', (8, 5))
+  assert ledger._change('data.source=a=b') == ('data.source', 'a=b')
 
 
 def test_what_one_run_compiled_is_gone_before_the_next(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import numpy as np
 
 from chimera.clones import terms
 from chimera.data import crops as crops_lib
+from chimera.data import fingerprints
 from chimera.monitor import history
 from configs import chimera as chimera_config
 
@@ -78,14 +79,20 @@ def write(home, *, clone=None, master=None, held_out=(0.09, 0.08), **settings):
   return str(home)
 
 
-def write_data(home, *, scores_N, gradients_N, paths_NxHxWxC, sources_N=None):
-  """What a run trains on."""
+def write_data(
+  home, *, scores_N, gradients_N, paths_NxHxWxC, sources_N=None, copies=0
+):
+  """What a run trains on; `copies` of its photographs are near copies."""
   (home / 'optics').mkdir(parents=True)
   sources_N = sources_N or [f'/{i}.png' for i in range(len(scores_N))]
   crops = [crops_lib.Crop(source, 0, 0, 64) for source in sources_N]
   crops_lib.write_manifest(home / 'manifest.csv', crops, scores_N)
   crops_lib.write_manifest(home / 'optics' / 'crops.csv', crops, gradients_N)
   np.save(home / 'latents.npy', paths_NxHxWxC)
+  optics = json.dumps({'figures': {'copies': copies}})
+  (home / 'optics' / 'optics.json').write_text(optics)
+  taken = {source: {'sha256': source, 'stat': []} for source in sources_N}
+  fingerprints.write(home / 'optics' / 'sources.json', taken)
 
 
 def varied(n=1000):

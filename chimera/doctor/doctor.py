@@ -93,8 +93,8 @@ def _notes(case: case_lib.Case) -> Iterator[str]:
     yield 'the workdir holds no latents and manifest: the data were not seen.'
   elif 'gradient' not in case.figures:
     yield 'it trains on path_params: there were no images to look at.'
-  elif not case.figures['looked_at']:
-    yield 'its photographs are gone: copies among them were not looked for.'
+  elif 'copies' not in case.figures:
+    yield 'it was prepared before near copies were counted.'
 
 
 def _table(case: case_lib.Case) -> Iterator[tuple[str, str, str]]:

@@ -3,20 +3,16 @@
 Nothing here needs JAX.
 """
 
-from collections.abc import Sequence
-import concurrent.futures
-import contextlib
 import hashlib
+import json
 import math
-import os
 import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from chimera.clones import terms
-from chimera.data import arrays, folders, images
+from chimera.data import arrays, fingerprints
 from chimera.data import crops as crops_lib
 from chimera.evaluation import metrics
 from chimera.monitor import history
@@ -32,15 +28,10 @@ _LOGGED = {'loss/base', 'pid/error/l1'}
 # Rows around a cycle by which a noisy quantity is judged.
 _NEAR = 3
 _AT_LIMIT = 1e-3  # of log weight
-# Most samples and photographs that are looked into.
+# Most samples that are looked into.
 _PROBED = 4096
-_THUMBNAILS = 512
 # Greatest deviation, or gradient, of a picture that shows nothing.
 _FLAT = 2e-3
-# Of thumbnails in [0, 255]: deviation of one that is plain, and mean difference
-# of two that show one picture; the closest two of the bundled differ by 6.
-_PLAIN = 2.0
-_ALIKE = 1.0
 
 
 class Run(NamedTuple):
@@ -158,11 +149,11 @@ def figures(run: Run) -> dict[str, float]:
   gradient: its median magnitude. correlation: Spearman's, of it with
   complexity. spread: of complexity, from the 10th to the 90th percentile over
   the median. flat: share of the samples that show nothing. identical: share
-  that another one equals. photographs: how many are trained on. looked_at: how
-  many, held-out ones too, were there to be compared. copies: share of those
-  that are copies of others. lesson: samples in the smallest lesson. repeats:
-  times that one of its samples is drawn from it in the whole run. outliers:
-  share that the School found beyond all others, when last told.
+  that another one equals. photographs: how many are trained on. copies: near
+  copies as a share of the files, held-out ones too. lesson: samples in the
+  smallest lesson. repeats: times that one of its samples is drawn from it in
+  the whole run. outliers: share that the School found beyond all others, when
+  last told.
 
   Raises:
     ValueError: a file of them is broken.
@@ -182,22 +173,18 @@ def figures(run: Run) -> dict[str, float]:
     )
   evenly = np.linspace(0, len(paths) - 1, _PROBED).astype(int)
   some = paths[np.unique(evenly)]
-  different = {hashlib.sha256(x.tobytes()).digest() for x in some}
   low, median, high = np.percentile(scores_N, (10, 50, 90))
   found = {
     'spread': float((high - low) / max(median, 1e-12)),
-    'identical': 1 - len(different) / len(some),
+    'identical': identical(paths, scores_N),
     # The same at every place of the grid.
     'flat': float(np.mean(some.std((1, 2)).max(-1) < _FLAT)),
   }
   if np.isfinite(gradients_N).all():  # there are images
-    sources = list(dict.fromkeys(crop.source for crop in crops))
-    thumbnails = _thumbnails(run, sources)
     found['gradient'] = float(np.median(gradients_N))
     found['flat'] = float(np.mean(gradients_N < _FLAT))
-    found['photographs'] = len(sources)
-    found['copies'] = copies(thumbnails)
-    found['looked_at'] = len(thumbnails)
+    found['photographs'] = len({crop.source for crop in crops})
+    found |= _copies(home / 'optics')
     if np.ptp(gradients_N) > 0 and np.ptp(scores_N) > 0:
       from scipy import stats  # half a second
 
@@ -215,17 +202,34 @@ def figures(run: Run) -> dict[str, float]:
   return found
 
 
-def copies(thumbnails_nx16x16: np.ndarray) -> float:
-  """Share of the thumbnails that are a copy of an earlier one.
+def identical(paths_NxHxWxC: np.ndarray, scores_N: np.ndarray) -> float:
+  """Share of the samples that equal another one; of very many, as some tell.
 
-  Flat ones, which all look alike, count as no copies.
+  Equal samples have equal scores: by these, whole groups are looked into.
   """
-  x = thumbnails_nx16x16.reshape(-1, 256)
-  x = x[x.std(1) > _PLAIN]
-  copied = [
-    (np.abs(x[:i] - x[i]).mean(1) < _ALIKE).any() for i in range(len(x))
-  ]
-  return float(np.mean(copied)) if copied else 0.0
+  rounded_N = np.round(scores_N / max(np.median(scores_N), 1e-12), 5)
+  _, group_N, counts = np.unique(
+    rounded_N, return_inverse=True, return_counts=True
+  )
+  by_chance = np.random.default_rng(0).permutation(len(counts))
+  rows = np.argsort(by_chance[group_N], kind='stable')
+  rows = rows[counts[group_N[rows]] > 1]
+  some = np.sort(rows[:_PROBED])
+  different = {
+    hashlib.sha256(paths_NxHxWxC[i].tobytes()).digest() for i in some
+  }
+  share = 1 - len(different) / max(len(some), 1)
+  return share * len(rows) / len(scores_N) if len(some) else 0.0
+
+
+def _copies(optics: pathlib.Path) -> dict[str, float]:
+  """As stage 1 counted them; {} where it did not yet."""
+  try:
+    near = json.loads((optics / 'optics.json').read_text())['figures']['copies']
+  except (OSError, ValueError, LookupError, TypeError):
+    return {}
+  files = len(fingerprints.read(optics / 'sources.json'))
+  return {'copies': near / files} if files else {}
 
 
 def curves(run: Run) -> dict[str, Curve]:
@@ -277,25 +281,3 @@ def saturation(run: Run) -> np.ndarray:
   if not run.settings['pid.enabled'] or not limit:
     return np.zeros(wanted.shape)
   return np.sign(wanted) * (np.abs(wanted) >= limit - _AT_LIMIT)
-
-
-def _thumbnails(run: Run, sources: Sequence[str]) -> np.ndarray:
-  """Of the photographs that are still there, (n, 16, 16)."""
-  source = run.settings['data.source']
-  if source == 'photos' or os.path.isdir(source):
-    # With those that are held out; of an empty folder there are none.
-    with contextlib.suppress(ValueError):
-      sources = folders.list_sources(source, '--config.data.source')
-  step = -(-len(sources) // _THUMBNAILS)
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    found = [x for x in pool.map(_thumbnail, sources[::step]) if x is not None]
-  return np.array(found).reshape(-1, 16, 16)
-
-
-def _thumbnail(source: str) -> np.ndarray | None:
-  try:
-    photograph = Image.fromarray(images.load_photograph(source))
-  except ValueError:
-    return None
-  small = photograph.convert('L').resize((16, 16), Image.Resampling.BOX)
-  return np.asarray(small, np.float64)

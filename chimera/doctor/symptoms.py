@@ -64,17 +64,16 @@ def _data(case: case_lib.Case) -> Iterator[case_lib.Finding]:
       COPIES,
       f'{figures["copies"]:.0%} of the photographs are copies of others, in '
       'other files; the reference has none.',
-      'Copies stand on both sides of the split, so the held-out figures are of '
-      'what was trained on, and there is less to learn than it seems.',
-      'take the copies out of --config.data.source, or hold out a folder of '
-      'its own by --config.data.held_out_source.',
+      'There is less to learn than it seems; what is held out is less, too: '
+      'copies stay on one side of the split.',
+      'take the copies out of --config.data.source, or add other photographs.',
     )
   elif figures['identical'] > 0.05:
     yield case_lib.Finding(
       COPIES,
       f'{figures["identical"]:.0%} of the training samples equal another one '
       f'exactly; in the reference {case.shown("identical", ".1%")} do.',
-      'They are learned by heart, and held-out ones may be among them.',
+      'They are learned by heart.',
       'take the copies out of --config.data.source; where the photographs are '
       'hardly larger than a crop, lower --config.data.train_count.',
     )
@@ -278,34 +277,37 @@ def _agents(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   if not s['q.enabled'] or not case.long:
     return
   half = run.after(0.5)
-  signs, pinned, idle = [], set(), False
+  signs, pinned, idle = [], [], False
   for i, name in enumerate(run.clones):
     low, high = (s[f'specialists.{name}.q.{k}'] for k in ('low', 'high'))
     if low == high:
       continue
-    lr_scale = run.of_clones('agent/trim')[:, i]
+    lr_scale = run.of_clones('agent/trim')[half, i]
     reward = run.of_clones('agent/reward')[:, i]
     action = run.of_clones('agent/action')[:, i]
+    pinned.append('')
     for bound, word in ((low, 'least'), (high, 'greatest')):
-      at_bound = np.abs(lr_scale[half] / bound - 1) < 0.01
+      at_bound = np.abs(lr_scale / bound - 1) < 0.01
       if len(at_bound) >= _PINNED and at_bound.all():
-        signs.append(f'{name} keeps its {word} trim, {bound:g}')
-        pinned.add(word)
+        pinned[-1] = word
     if np.ptp(reward[1:]) < 1e-6:
       signs.append(f'the reward of {name} is always {reward[-1]:.3g}')
       idle |= reward[-1] == 0
     elif len(action) >= 2 * _PINNED and np.ptp(action) == 0:
       signs.append(f'{name} always takes action {action[-1]:.0f}')
       idle = True
+  # One that rests there has found its place; all of them ask for more.
+  if bound := pinned[0] if len({*pinned}) == 1 else '':
+    signs.insert(0, f'all clones keep their {bound} trim')
   if not signs:
     return
   trims = np.array(
     [case.usual(k) for k in case.reference.bands if k.startswith('trim_')]
   )
   turns = ['where the loss does not fall, fix that first']
-  if 'least' in pinned:
+  if bound == 'least':
     turns.append(_slower(case.run.settings))
-  if 'greatest' in pinned:
+  if bound == 'greatest':
     turns.append(
       'raise --config.train.learning_rate or --config.specialists.NAME.q.high'
     )

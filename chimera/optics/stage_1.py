@@ -342,7 +342,7 @@ def _learn(
   disk.write(home / 'optics.safetensors', safetensors.numpy.save(flat))
   meta = {
     'architecture': architecture,
-    'figures': {**learned, **figures},
+    'figures': {**learned, **figures, 'copies': plan.copies},
     'settings': _settings(config),
   }
   disk.write_json(home / 'optics.json', meta)

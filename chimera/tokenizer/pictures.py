@@ -45,7 +45,9 @@ def detokenize(folder: str, tokenizer: str, out: str) -> None:
     lock.hold(home, '--out'),
     progress.bar('Pictures', len(meta['sources'])) as report,
   ):
-    drawn, taken = _draw_each(loaded, tokens), set()
+    # Where the photographs lie, none gives way.
+    taken = {os.path.abspath(home / x['file']) for x in meta['sources']}
+    drawn = _draw_each(loaded, tokens)
     for i, (source, picture) in enumerate(zip(meta['sources'], drawn)):
       if meta['crop'] != 'center':
         picture = picture[: source['height'], : source['width']]
@@ -76,21 +78,19 @@ def reconstruct(paths: Sequence[str], tokenizer: str, out: str) -> None:
   loaded = tokens_lib.open_tokenizer(tokenizer)
   home = pathlib.Path(out or 'reconstructions')
   disk.check_folder(home, '--out')
-  pictures = {}
   for path in paths:
-    # Nothing in the name of a file says that it is another's.
-    source = os.path.abspath(path) if os.path.exists(path) else path
-    pictures[path] = picture = images.load_photograph(source)
+    picture = _load(path)
     try:
       tokens_lib.check_size(picture, loaded)
     except ValueError as e:
       raise ValueError(f'{path} cannot be used: {e}; give another.') from e
   home.mkdir(parents=True, exist_ok=True)
-  taken = {os.path.abspath(path) for path in pictures}
+  taken = {os.path.abspath(path) for path in paths}
   # Among photographs nothing gives way: it may be one.
   if home.resolve() in {pathlib.Path(path).parent.resolve() for path in taken}:
     taken |= {os.path.abspath(path) for path in home.iterdir()}
-  for path, picture in pictures.items():
+  for path in dict.fromkeys(paths):
+    picture = _load(path)
     height, width = picture.shape[:2]
     optics, back = _look(loaded, picture), loaded.reconstruct(picture)
     mse = np.mean((picture.astype(np.float64) - back) ** 2)
@@ -105,6 +105,12 @@ def reconstruct(paths: Sequence[str], tokenizer: str, out: str) -> None:
       '%s: %d x %d pixels, %d x %d tokens; PSNR %.2f dB; see %s',
       *(path, width, height, columns, rows, psnr, target),
     )
+
+
+def _load(path: str) -> np.ndarray:
+  # Nothing in the name of a file says that it is another's.
+  source = os.path.abspath(path) if os.path.exists(path) else path
+  return images.load_photograph(source)
 
 
 def _draw_each(

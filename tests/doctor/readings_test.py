@@ -1,7 +1,5 @@
 """A run read from its files: its curves and its data, by hand."""
 
-import types
-
 import numpy as np
 import pytest
 
@@ -64,15 +62,22 @@ def test_a_weight_is_saturated_where_present_and_grudge_reach_the_limit(
   assert readings.curves(run)['saturated'].values == pytest.approx(0.2)
 
 
-def test_copies_are_counted_once_less_than_they_are_and_flat_ones_not():
+@pytest.mark.parametrize('probed', [4096, 60])
+def test_equal_samples_are_counted_once_less_than_they_are(monkeypatch, probed):
+  monkeypatch.setattr(readings, '_PROBED', probed)
   rng = np.random.default_rng(0)
-  a, b = rng.uniform(0, 255, (2, 16, 16))
-  flat = np.full((16, 16), 7.0)
-  # Three of a, one of which was compressed anew: two copies of five.
-  thumbnails = np.stack([a, b, a, flat, a + 0.5, b + 20, flat])
-  assert readings.copies(thumbnails) == pytest.approx(2 / 5)
-  assert readings.copies(np.zeros((0, 16, 16))) == 0
-  assert readings.copies(np.stack([flat, flat])) == 0
+  paths = rng.normal(size=(900, 2, 2, 3)).astype(np.float32)
+  # Three of each of the first hundred, far apart: 200 of 900 equal an earlier
+  # one. Of the others two by two have one score, and are not equal.
+  paths[300:400], paths[700:800] = paths[:100], paths[:100]
+  scores = paths.mean((1, 2, 3))
+  scores[100:200] = scores[200:300]
+  # What is not looked into is taken to be like what is.
+  assert readings.identical(paths, scores) == pytest.approx(
+    200 / 900, abs=0 if probed > 900 else 0.06
+  )
+  assert readings.identical(paths[:300], np.arange(300.0)) == 0
+  assert readings.identical(paths[:300], np.zeros(300)) == 0
 
 
 @pytest.mark.parametrize('text', ['{', '[]'])
@@ -125,8 +130,11 @@ def test_a_row_that_lacks_what_a_log_cycle_has_is_no_log_cycle(tmp_path):
     readings.read_run(workdir)
 
 
-def test_an_empty_folder_of_photographs_is_one_that_is_gone(tmp_path):
-  settings = {'data.source': str(tmp_path)}
-  run = types.SimpleNamespace(settings=settings)
-  gone = [str(tmp_path / 'a.png')]
-  assert readings._thumbnails(run, gone).shape == (0, 16, 16)
+def test_near_copies_are_those_that_stage_1_counted(tmp_path):
+  workdir = written.write(tmp_path)
+  data = written.varied()
+  written.write_data(tmp_path, **data, copies=130)
+  run = readings.read_run(workdir)
+  assert readings.figures(run)['copies'] == 0.13  # of 1000 files
+  (tmp_path / 'optics' / 'optics.json').write_text('{"figures": {}}')
+  assert 'copies' not in readings.figures(run)

@@ -4,7 +4,6 @@ import math
 import re
 
 import numpy as np
-from PIL import Image, PngImagePlugin
 import pytest
 
 from chimera.doctor import doctor, reference, symptoms
@@ -95,7 +94,7 @@ FAULTS = {
   'a pinned trim': (
     {'clone': lambda i, name: {'agent/trim': 0.5}},
     symptoms.AGENT,
-    'perceptual keeps its least trim, 0.5',
+    'all clones keep their least trim',
   ),
   'a constant reward': (
     {'clone': lambda i, name: {'agent/reward': 0.0}},
@@ -165,6 +164,8 @@ def test_a_fault_is_named_and_nothing_else(tmp_path, fault):
       'q__enabled': False,
     },
     {'clone': lambda i, name: {'agent/trim': 0.5 if i < 17 else 0.6}},
+    # One of four.
+    {'clone': lambda i, name: {'agent/trim': 0.5 + (name != 'structural')}},
     {'master': lambda i: {'codebook/perplexity': 1.0 if i < 5 else 500.0}},
     {'held_out': (0.12, 0.12)},
   ],
@@ -208,35 +209,19 @@ def test_path_params_that_are_constant_are_named(tmp_path):
 
 
 def test_equal_samples_are_named(tmp_path):
-  paths = written.varied()['paths_NxHxWxC']
+  data = written.varied()
   # 900 different ones, the first 100 twice.
-  paths[900:] = paths[:100]
-  diagnosis = _diagnose_data(tmp_path, paths_NxHxWxC=paths)
+  for values_N in data.values():
+    values_N[900:] = values_N[:100]
+  diagnosis = _diagnose_data(tmp_path, **data)
   assert _names(diagnosis) == [symptoms.COPIES]
   assert '10% of the training samples' in diagnosis.findings[0].seen
 
 
 def test_one_photograph_in_many_files_is_named(tmp_path):
-  rng = np.random.default_rng(0)
-  folder = tmp_path / 'photographs'
-  folder.mkdir()
-  one, other = rng.integers(0, 256, (2, 64, 80, 3), dtype=np.uint8)
-  for i in range(10):
-    info = PngImagePlugin.PngInfo()
-    info.add_text('Comment', f'{i}')
-    picture = Image.fromarray(other if i == 9 else one)
-    # Smooth, so that they stay themselves in 16 x 16.
-    picture = picture.resize((8, 8)).resize((80, 64))
-    picture.save(folder / f'{i}.png', pnginfo=info)
-  sources = [str(folder / f'{i % 10}.png') for i in range(1000)]
-  diagnosis = _diagnose_data(
-    tmp_path / 'run',
-    sources_N=sources,
-    settings={'data__source': str(folder)},
-  )
-  # Nine files of one: eight copies of ten.
+  diagnosis = _diagnose_data(tmp_path, copies=120)
   assert _names(diagnosis) == [symptoms.COPIES]
-  assert '80% of the photographs' in diagnosis.findings[0].seen
+  assert '12% of the photographs' in diagnosis.findings[0].seen
 
 
 def test_few_photographs_are_named(tmp_path):
@@ -290,7 +275,7 @@ def test_samples_that_nobody_learns_are_named(tmp_path):
   assert '1.1% of the samples' in diagnosis.findings[0].seen
 
 
-def test_the_reference_has_no_fault_by_its_own_figures():
+def test_the_reference_has_no_fault_by_its_own_figures(tmp_path):
   held = reference.load()
   late = {k: (band.low[-5:], band.high[-5:]) for k, band in held.bands.items()}
   assert late['perplexity'][0].min() > 0.3
@@ -299,6 +284,13 @@ def test_the_reference_has_no_fault_by_its_own_figures():
   # Of few evaluations, and only the last is judged.
   assert late['gap'][1][-1] < 1.5
   assert late['fallen'][1].max() < 0.7
+  for side in ('low', 'high'):
+
+    def clone(i, name, side=side):
+      return {'agent/trim': getattr(held.bands[f'trim_{name}'], side)[i]}
+
+    workdir = written.write(tmp_path / side, clone=clone)
+    assert doctor.diagnose(workdir).findings == []
 
 
 def test_fsq_is_not_told_to_turn_what_it_has_not(tmp_path):

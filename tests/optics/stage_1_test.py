@@ -178,7 +178,13 @@ def test_no_photograph_is_decoded_more_than_twice_whatever_is_killed(
   ]
 
 
-def test_a_run_takes_over_the_optics_that_it_starts_from(workdir, tmp_path):
+def test_a_run_takes_over_the_optics_that_it_starts_from(
+  workdir, tmp_path, monkeypatch
+):
+  plan = crops_lib.plan_crops
+  monkeypatch.setattr(
+    crops_lib, 'plan_crops', lambda *a, **k: plan(*a, **k)._replace(copies=3)
+  )
   exported = tiny.save_tokenizer(tmp_path / 'tokenizer')
   trained = {
     workdir: training.load_optics(workdir)[1],
@@ -201,6 +207,7 @@ def test_a_run_takes_over_the_optics_that_it_starts_from(workdir, tmp_path):
     meta = json.loads((home / 'optics' / 'optics.json').read_text())
     assert meta['settings']['init_from'] == folder
     assert 'train_loss' not in meta['figures']
+    assert meta['figures']['copies'] == 3
     config.init_from = 'another'
     with pytest.raises(ValueError, match='was made with init_from'):
       stage_1.prepare(config, str(home))

@@ -93,6 +93,40 @@ def test_a_folder_in_the_place_of_a_picture_is_said_to_be_in_the_way(
     )
 
 
+def test_detokenized_pictures_take_no_photograph_s_place(
+  folder, tokenizer, config, tmp_path
+):
+  home, made = tmp_path / 'home', tmp_path / 'tokens'
+  home.mkdir()
+  shutil.copy(folder / '0.png', home / 'photo')
+  shutil.copy(folder / '1.png', home / 'photo.png')
+  before = {p: p.read_bytes() for p in home.iterdir()}
+  _tokenize(home, tokenizer, made, config)
+  for _ in range(2):
+    pictures.detokenize(str(made), str(tokenizer), str(home))
+  names = {p.name for p in home.iterdir() if p not in before}
+  assert names == {'photo.2.png', 'photo.png.png'}
+  assert {p: p.read_bytes() for p in before} == before
+
+
+def test_reconstructions_do_not_wait_in_memory(
+  folder, tokenizer, tmp_path, monkeypatch
+):
+  drawn, loaded = [], []
+  load = pictures._load
+  monkeypatch.setattr(
+    pictures, '_load', lambda path: loaded.append(path) or load(path)
+  )
+  monkeypatch.setattr(
+    pictures, '_save', lambda path, _: drawn.append(len(loaded))
+  )
+  paths = [str(folder / f'{i}.png') for i in range(3)]
+  pictures.reconstruct(paths, str(tokenizer), str(tmp_path / 'out'))
+  # All are looked at before any is drawn, and each once more when it is.
+  assert loaded == [*paths, *paths]
+  assert drawn == [4, 5, 6]
+
+
 def test_a_thin_strip_is_not_enlarged_without_end(tokenizer, tmp_path):
   Image.new('RGB', (3000, 4)).save(tmp_path / 'strip.png')
   pictures.reconstruct(
