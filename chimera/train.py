@@ -232,6 +232,7 @@ def find_rate(
   found = held.found / config.train.learning_rate
   if config.meld.enabled:  # it is of steps that are gone whole
     found /= (1 - config.meld.alpha) * config.meld.outer_learning_rate
+    found *= 1 - config.meld.outer_momentum
   return found, best_P
 
 

@@ -232,6 +232,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.pid = ml_collections.ConfigDict()
   c.pid.enabled = True  # False: the base weights
   c.pid.smoothing = 0.9  # of the filtered log error
+  # Before an objective is held at its size:
   c.pid.limit = 0.5  # |adjustment| of log lambda: a factor of 1.65
   c.pid.slew = 0.02  # most that log lambda moves in one cycle
   c.pid.memory = 100.0  # cycles in which what was is forgotten by e
@@ -320,6 +321,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'control': _control,
   }
   names = arg.split(',') if arg else []
+  # In this order, whatever the given one: a size sets what others scale.
+  names.sort(key=lambda name: [*variants, name].index(name))
   for name in names:
     if name not in variants:
       raise ValueError(

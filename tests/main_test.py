@@ -218,8 +218,9 @@ def test_without_a_command_line_it_is_the_process_s_own(ran, monkeypatch):
   assert ran[0][1].basename == 'smoke'
 
 
-def test_variants_add_up(ran):
-  assert _main(f'{CONFIG}:256,smoke') == 0
+@pytest.mark.parametrize('variants', ['256,smoke', 'smoke,256'])
+def test_variants_add_up_in_any_order(ran, variants):
+  assert _main(f'{CONFIG}:{variants}') == 0
   config = ran[0][1]
   assert ran[0][2] == 'runs/256-smoke'
   assert (config.data.image_size, config.model.downsample) == (256, 4)

@@ -238,10 +238,15 @@ def flags(home, **changes):
     'train.log_every': 2,
     'train.checkpoint_every': 4,
     'train.eval_every': 1000,
-    'train.cycles': 100000,
+    'train.cycles': 99999,
     'train.schedule': 'constant',  # so that all compile to the same step
     **{key.replace('__', '.'): value for key, value in changes.items()},
   }
+
+
+def _melded(cycles):
+  """As many, and where that ends between two melds, to the later one."""
+  return -(-cycles // 3) * 3
 
 
 def kills(home, count, rng):
@@ -329,10 +334,10 @@ def cuts(home, count, rng):
     home,
     train__checkpoint_every=1,
     train__eval_every=6,
-    train__cycles=16,
+    train__cycles=18,
     train__keep=50,
   )
-  whole = until_saved(Run(home / 'uncut', setting), 16)
+  whole = until_saved(Run(home / 'uncut', setting), 18)
   places = (
     ('before a meld', 'saved', 2),
     ('after a meld', 'saved', 3),
@@ -349,9 +354,9 @@ def cuts(home, count, rng):
     run.send(signal.SIGKILL)
     run.end()
     at = run.committed()
-    run = until_saved(Run(workdir, setting), 16)
+    run = until_saved(Run(workdir, setting), 18)
     check(run.cycles('resumed') == [at], f'from {run.cycles("resumed")}')
-    arrays = same(whole.workdir, workdir, 16)
+    arrays = same(whole.workdir, workdir, 18)
     rows = [history_of(w) for w in (whole.workdir, workdir)]
     check(rows[0] == rows[1], f'the history differs after a cut {name}')
     print(f'cut {name} (cycle {at}): {arrays} arrays and the history the same')
@@ -368,7 +373,7 @@ def until_saved(run, cycle):
 
 def twins(home, count, rng):
   """Two processes, one seed."""
-  cycles = count
+  cycles = _melded(count)
   setting = flags(
     home,
     train__cycles=cycles,
@@ -572,7 +577,7 @@ def limited(home):
 def disk(home, count, rng):
   """The same where the disk is full, or can be read only; needs root."""
   limits(home, count, rng)
-  setting = flags(home, train__cycles=400)
+  setting = flags(home, train__cycles=399)
   for name, fill in (('full', _fill), ('read-only', _lock)):
     place = home / name
     place.mkdir()
@@ -630,7 +635,7 @@ def soak(home, count, rng):
 
   setting = flags(
     home,
-    train__cycles=count,
+    train__cycles=_melded(count),
     train__checkpoint_every=8,
     train__eval_every=100,
     train__keep=3,

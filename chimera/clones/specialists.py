@@ -84,6 +84,8 @@ def create_missions(
   c = config
   terms = terms_lib.of(c.model.quantizer)
   samples = sum(map(len, bins.values()))
+  # Without a School all draw from everything.
+  is_by_mass = c.meld.weights == 'mass' and c.school.enabled
   missions = []
   for i, name in enumerate(c.clone_names):
     block = c.specialists[name]
@@ -94,7 +96,7 @@ def create_missions(
     missions.append(
       Mission(
         clone=np.array(i, np.int32),
-        weight=_float32(mass if c.meld.weights == 'mass' else 1.0),
+        weight=_float32(mass if is_by_mass else 1.0),
         enrols=_float32(block.enrols),
         pid=pid_lib.Mission(
           base_K=_float32([base[t] for t in terms]),

@@ -1,8 +1,9 @@
 """The optimizer of a clone, with moments of its own or in common.
 
 Adam per clone divides the scale of a clone's loss out again. With a second
-moment common to the clones the mean of their destinations is the destination of
-their mean gradient: moments are linear but for that one (design document 6.2).
+moment common to the clones, and one learning rate, the mean of their
+destinations is the destination of their mean gradient: moments are linear but
+for that one (design document 6.2).
 """
 
 import dataclasses

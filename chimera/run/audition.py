@@ -43,6 +43,7 @@ _WARMUP = state_lib.FOUND_WARMUP / CYCLES  # of the cycles
 _JUDGED = 0.25  # of the cycles, the last ones, whose mean loss counts
 _ALIKE = 0.03  # of the least loss; what is no worse does as well
 CLIFF = 0.15  # of the least loss; what is worse than that is told no further
+_DEAD = 1.5  # times the least loss: who is above draws one flat image, or nan
 
 
 class Audition(NamedTuple):
@@ -216,8 +217,8 @@ def choose(tried: dict[float, float], given: float) -> float:
   That rate is where a parabola is least, in the logarithm of the rate, which is
   fitted to the basin: the losses about the best up to CLIFF above it, and the
   next one on either side, cut there. Each loss is noisy, so the best itself
-  would be so too. Below a rate that failed it is at most halfway to it from
-  the next one tried; where all failed it is the given one.
+  would be so too. Below a rate that died it is at most halfway to it from the
+  next one tried; where all failed it is the given one.
   """
   rates = sorted(tried)
   heard = [tried[rate] for rate in rates]
@@ -238,9 +239,9 @@ def choose(tried: dict[float, float], given: float) -> float:
     if bend > 0:
       at = np.clip(at - slope / (2 * bend), x[0], x[-1])
   found = HORIZON * math.exp(at)
-  if math.inf in heard[best:]:
-    failed = heard.index(math.inf, best)
-    found = min(found, math.sqrt(rates[failed - 1] * rates[failed]))
+  for below, rate in itertools.pairwise(rates[best:]):
+    if tried[rate] > _DEAD * min(heard):
+      found = min(found, math.sqrt(below * rate))
   return float(f'{found:.1e}')
 
 
@@ -300,6 +301,7 @@ class Stage:
     def nobody(x_hat: jax.Array) -> tuple[jax.Array, jax.Array, None]:
       return jnp.zeros(len(x_hat)), jnp.zeros_like(x_hat), None
 
+    @jax.default_matmul_precision(spec.precision)
     def cycle(state: Any, step: jax.Array, rate: jax.Array, x: jax.Array):
       params, moments = jax.tree.map(lambda leaf: leaf[0], state)
       gradient, seen, *_ = learning.generate(

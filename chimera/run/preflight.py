@@ -35,8 +35,9 @@ STAGE_1 = ('seed', 'init_from', 'data.', 'optics.')
 _OPTICS = ('optics.cell', 'optics.width', 'optics.radius')
 _MODEL = ('width', 'blocks', 'downsample', 'quantizer', 'norm', 'border')
 _AGENTS = (
-  *('clone_names', 'model.critic_width', 'q.window', 'q.actions'),
-  *('meld.enabled', 'meld.outer_momentum'),
+  *('clone_names', 'model.critic_width'),
+  *('q.enabled', 'q.history', 'q.window', 'q.actions'),
+  *('meld.enabled', 'meld.optimizer_state', 'meld.outer_momentum'),
 )
 # What a run of before they were keys had not.
 _LATER = ('train.audition', 'pid.bounded', 'train.dtype', 'train.precision')
@@ -344,6 +345,10 @@ def _check_together(
       for k in ('cycles', 'log_every', 'eval_every', 'checkpoint_every')
     ),
   ]
+  if c.meld.enabled:
+    # What is learned after the last meld would be lost.
+    rule = rules.multiple('meld.every', c.meld.every, c.train.cycles)
+    together.append(('train.cycles', rule))
   if c.q.enabled and c.q.history == 'own':
     # What an action did is told from its second cycle on.
     together.append(('q.every', rules.whole(2)))

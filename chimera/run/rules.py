@@ -167,7 +167,7 @@ def _is_size(v: Any) -> bool:
 
 
 def _is_power(v: Any) -> bool:
-  return whole(1, 1 << 14).holds(v) and not v & (v - 1)
+  return whole(1, 64).holds(v) and not v & (v - 1)
 
 
 _FLAG = one_of(True, False)
@@ -216,7 +216,8 @@ RULES = {
   'optics.width': _SIDE,
   'optics.radius': one_of('local', 'contrast', 'free'),
   'optics.steps': whole(1),
-  'optics.batch_size': whole(1, 1 << 20),
+  # One image of each batch is a flat color.
+  'optics.batch_size': whole(2, 1 << 20),
   'optics.learning_rate': _RATE,
   'optics.noise': at_least(0, 100),
   'optics.finish': whole(0),
@@ -234,7 +235,7 @@ RULES = {
   'school.rotate_every': whole(1),
   'model.width': _SIDE,
   'model.blocks': whole(0, 1000),
-  'model.downsample': Rule('a power of 2, at most 16384', _is_power),
+  'model.downsample': Rule('a power of 2, at most 64', _is_power),
   'model.norm': one_of('layer', 'group'),
   'model.border': one_of('mean', 'zeros'),
   'model.quantizer': one_of(*terms.KINDS),

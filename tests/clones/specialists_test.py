@@ -115,6 +115,8 @@ def test_the_weights_of_the_meld_are_equal_or_by_mass():
   assert equal == [1, 1, 1, 1]
   mass = [float(m.weight) for m in missions(5, meld__weights='mass')]
   np.testing.assert_allclose(mass, [0.1, 0.4, 0.3, 0.2, 0.5], rtol=1e-6)
+  everything = {'meld__weights': 'mass', 'school__enabled': False}
+  assert {float(m.weight) for m in missions(**everything)} == {1.0}
 
 
 def test_agents_are_switched_off_by_their_gains_and_bounds():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import optax
 import pytest
 
 from chimera import train
-from chimera.clones import losses
+from chimera.clones import learning, losses
 from chimera.clones import state as state_lib
 from chimera.optics import poincare
 from chimera.run import audition
@@ -121,13 +122,15 @@ def test_noise_is_fitted_away():
 
 
 def test_beyond_the_basin_a_loss_counts_as_its_edge():
-  tried = {0.5: 7.0, 1.0: 1.1, 2.0: 1.0, 4.0: 1.15, 8.0: 5.0}
+  tried = {0.5: 7.0, 1.0: 1.1, 2.0: 1.0, 4.0: 1.15, 8.0: 1.45}
   edge = 1.0 + audition.CLIFF
   x = [-1.0, 0.0, 1.0, 2.0]
   bend, slope, _ = np.polyfit(x, [edge, 1.1, 1.0, edge], 2)
   found = audition.HORIZON * 2 ** (-slope / (2 * bend))
   assert audition.choose(tried, 1.0) == float(f'{found:.1e}')
-  assert audition.choose({**tried, 4.0: 900.0}, 1.0) == float(f'{found:.1e}')
+  # But who dies of a rate tells that it is too high, whatever the loss.
+  assert audition.choose({**tried, 4.0: 1.49}, 1.0) == float(f'{found:.1e}')
+  assert audition.choose({**tried, 4.0: 900.0}, 1.0) == 2.8  # root of 2 x 4
 
 
 def test_at_an_edge_the_best_is_chosen_as_it_is():
@@ -371,3 +374,36 @@ def test_where_a_meld_goes_half_way_the_rate_is_twice_as_high(
   config = config_of(**{'meld.alpha': 0.5})
   rate, _ = find(config, tmp_path)
   assert rate == 2 * first.found / config.train.learning_rate
+
+
+@pytest.mark.parametrize(('lr', 'momentum'), [(0.7, 0.9), (0.8, 0.5)])
+def test_where_melds_gather_speed_the_rate_is_as_much_lower(
+  tmp_path, first, times, lr, momentum
+):
+  changes = {'meld.outer_learning_rate': lr, 'meld.outer_momentum': momentum}
+  config = config_of(**changes)
+  rate, _ = find(config, tmp_path)
+  # Where every meld asks for a step of 1.
+  outer = optax.sgd(lr, momentum, nesterov=True)
+  state = outer.init(0.0)
+  for _ in range(200):
+    step, state = outer.update(-1.0, state)
+  np.testing.assert_allclose(
+    rate * step, first.found / config.train.learning_rate, rtol=1e-5
+  )
+
+
+def test_it_is_as_precise_as_the_run_is():
+  config = config_of(**{'train.precision': 'highest'})
+  spec, start_P = start_of(config)
+  x = np.zeros((2, spec.batch_size, *PATHS.shape[1:]), np.float32)
+  ones = np.ones(len(spec.terms), np.float32)
+  bounds = learning.Bounds(*map(np.float32, (1, 0, 1)))
+  devices = jax.devices()[:1]
+  stage = audition.Stage(spec, ones, bounds, start_P, x, devices)
+  text = stage._cycle.lower(
+    *(stage._born, np.int32(0), np.ones(4, np.float32), x)
+  ).as_text()
+  found = re.findall(r'stablehlo\.convolution.*', text)
+  assert found
+  assert all('HIGHEST' in line for line in found)

@@ -77,6 +77,7 @@ def test_the_default_has_64_pixels():
     ('data__max_scale', 0.5, 'at least 1'),
     ('optics__radius', 'contrasts', "one of 'local', 'contrast', 'free'"),
     ('optics__learning_rate', 0.0, 'above 0'),
+    ('optics__batch_size', 1, 'at least 2'),
     ('school__mix', 1.1, 'in [0, 1]'),
     ('school__half_life', 0.0, 'above 0'),
     ('specialists.structural__bins', (0, 0), 'bins from 0 to 9, each once'),
@@ -84,6 +85,7 @@ def test_the_default_has_64_pixels():
     ('specialists.structural__bins', (10,), 'from 0 to 9'),
     ('model__downsample', 3, 'a power of 2'),
     ('model__downsample', 0, 'a power of 2'),
+    ('model__downsample', 128, 'at most 64'),
     ('model__codes', 1, 'at least 2'),
     ('loss__l1', -0.1, 'at least 0'),
     ('loss__l1', float('nan'), 'at least 0'),
@@ -138,6 +140,15 @@ def test_a_value_that_breaks_its_rule_is_one_line_with_its_flag(
   assert repr(value) in message
   assert message.endswith(f'fix --config.{key.replace("__", ".")}.')
   assert '\n' not in message
+
+
+def test_what_is_learned_after_the_last_meld_is_not_thrown_away():
+  for every, near in ((7, '994 and 1001 work'), (2000, '2000 and 4000 work')):
+    with pytest.raises(ValueError, match=f'train.cycles must.*{near}'):
+      preflight.check_config(_config(meld__every=every))
+    off = _config(meld__every=every, meld__enabled=False)
+    preflight.check_config(off)
+  preflight.check_config(_config(meld__every=8))
 
 
 @pytest.mark.parametrize('size', [32, 40, 72, 200, 104])
@@ -528,6 +539,9 @@ def test_a_run_starts_from_an_elder_of_its_own_quantizer(tmp_path):
     ('q__window', 4),
     ('q__actions', (0.9, 1.0)),
     ('meld__enabled', False),
+    ('meld__optimizer_state', 'shared'),
+    ('q__enabled', False),
+    ('q__history', 'total'),
     ('meld__outer_momentum', 0.9),
   ],
 )
