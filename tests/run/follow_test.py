@@ -141,7 +141,7 @@ def home(tmp_path_factory):
 def test_two_hosts_stopped_and_killed_follow_the_run_of_one_bit_for_bit(home):
   """Of two devices: of two numbers there is but one sum."""
   workdir = home / 'two'
-  two = start(workdir, devices=1, train__cycles=100000)
+  two = start(workdir, devices=1, train__cycles=99999)
   wait_for(two[0], 'Cycle 2 of')
   two[1].kill(signal.SIGTERM)
   assert [host.end() for host in two] == [143, 143], two[0].says()
@@ -149,7 +149,7 @@ def test_two_hosts_stopped_and_killed_follow_the_run_of_one_bit_for_bit(home):
   assert lines[0] == lines[1]
   done = int(re.match(r'Stopped at cycle (\d+), saved', lines[0][0])[1])
 
-  two = start(workdir, devices=1, train__cycles=100000)
+  two = start(workdir, devices=1, train__cycles=99999)
   wait_for(two[0], f'Cycle {done - done % 4 + 8} of')
   assert f'Resuming from cycle {done}.' in two[0].says()
   two[0].kill(signal.SIGKILL)
@@ -238,7 +238,7 @@ if __name__ == '__main__':
     for count in (2, 4):
       follow_many(base, count)
     for victim in (0, 1):
-      runs = start(base / f'killed_{victim}', train__cycles=100000)
+      runs = start(base / f'killed_{victim}', train__cycles=99999)
       wait_for(runs[0], 'Cycle 8 of')
       began = time.monotonic()
       runs[victim].kill(signal.SIGKILL)
