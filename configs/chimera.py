@@ -256,7 +256,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
 
   c.meld = ml_collections.ConfigDict()
   c.meld.enabled = True  # False: the gradients are averaged
-  c.meld.every = 1  # cycles
+  c.meld.every = 1  # cycles; train.cycles is a multiple of it
   c.meld.alpha = 0.0  # share of itself that the master keeps: inverse step
   c.meld.weights = 'equal'  # or 'mass': by each clone's share of the data
   c.meld.optimizer_state = 'shared_v'  # or 'local', 'shared'
