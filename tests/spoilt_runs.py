@@ -86,12 +86,13 @@ def paint_black(folder: pathlib.Path) -> None:
 
 
 def copy_one(folder: pathlib.Path) -> None:
-  """16 files of one photograph: other bytes, the same picture."""
+  """16 files, ten of one photograph: other bytes, the same picture."""
   folder.mkdir(parents=True, exist_ok=True)
-  picture = Image.fromarray(images.load_photograph('skimage:astronaut.png'))
-  for i in range(16):
+  others = ['brick', 'cell', 'chelsea', 'coffee', 'grass', 'moon']
+  for i, name in enumerate(['astronaut'] * 10 + others):
     info = PngImagePlugin.PngInfo()
     info.add_text('Comment', f'copy {i}')
+    picture = Image.fromarray(images.load_photograph(f'skimage:{name}.png'))
     picture.save(folder / f'{i:02d}.png', pnginfo=info, compress_level=1)
 
 
