@@ -153,9 +153,7 @@ def create_config(
   wrong = CONDITIONS[condition]
   config = default_config.get_config(variant)
   config.basename = 'ledger'
-  if unknown := [
-    key for key in overrides if key not in config_json.keys(config)
-  ]:
+  if unknown := [*(overrides.keys() - config_json.keys(config).keys())]:
     raise ValueError(f'There is no setting {unknown[0]}: fix --set.')
   with config.ignore_type():
     config.update_from_flattened_dict({**overrides, **changes, 'seed': seed})

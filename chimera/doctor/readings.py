@@ -219,7 +219,7 @@ def identical(paths_NxHxWxC: np.ndarray, scores_N: np.ndarray) -> float:
     hashlib.sha256(paths_NxHxWxC[i].tobytes()).digest() for i in some
   }
   share = 1 - len(different) / max(len(some), 1)
-  return share * len(rows) / len(scores_N) if len(some) else 0.0
+  return share * len(rows) / len(scores_N)
 
 
 def _copies(optics: pathlib.Path) -> dict[str, float]:
