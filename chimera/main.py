@@ -21,7 +21,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from chimera.monitor import live, writers
-from chimera.run import config_json, default_config, preflight
+from chimera.run import config_json, default_config, preflight, rules
 from chimera.system import (
   compiled,
   cpus,
@@ -180,7 +180,7 @@ def _main(argv: Sequence[str]) -> int:
   if {'--help', '-h'} & set(argv):
     sys.stdout.write(usage())
     return 0
-  debug = '--debug' in argv
+  debug = any(re.fullmatch('--?debug(=(true|t|1))?', a, re.I) for a in argv)
   try:
     command, job = parse(argv)
     _set_up_logging(debug)
@@ -365,7 +365,9 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
     disk.check_folder(values[flag].value, f'--{flag}')
   if command == 'detokenize':
     disk.check_folder(*arguments, 'FOLDER')
-  workdir = values.workdir or os.path.join('runs', values.config.basename)
+  basename = getattr(values.config, 'basename', None)
+  rules.check('basename', rules.RULES['basename'], basename)
+  workdir = values.workdir or os.path.join('runs', basename)
   return command, Job(
     config=values.config,
     named=named,

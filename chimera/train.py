@@ -140,6 +140,8 @@ def train(
           'Warm-up: %d cycles, as of an audition (train.warmup: %d).',
           *(spec.schedule.warmup, config.train.warmup),
         )
+      if warning := spec.schedule.warning:
+        logging.warning('%s', warning)
       engine = engine_lib.Engine(config, spec, bins, paths, devices, rate, team)
       engine.place(host, done)
       observers.compiling(len(devices))

@@ -38,8 +38,16 @@ main() {
   done
   rm -rf chimera-new chimera-code.tar.gz
   if [[ -e chimera-data.tar ]]; then
-    tar -xf chimera-data.tar -C chimera/data
-    rm chimera-data.tar
+    # It takes the place of what had its name: two data sets never mix.
+    rm -rf chimera-data-new
+    mkdir chimera-data-new
+    tar -xf chimera-data.tar -C chimera-data-new
+    for path in chimera-data-new/* chimera-data-new/.[!.]*; do
+      [[ -e $path ]] || continue
+      rm -rf "chimera/data/${path#*/}"
+      mv "$path" chimera/data/
+    done
+    rm -rf chimera-data-new chimera-data.tar
   fi
   if [[ -e chimera-resume.tar ]]; then
     mkdir chimera/runs

@@ -14,8 +14,8 @@ if [[ ${1:-} == --tpu-vm ]]; then
   exec bash "$(dirname "${BASH_SOURCE[0]}")/tpu_vm.sh" tensorboard "$@"
 fi
 logdir=runs
-if [[ ${1:-} && $1 != -* ]]; then
-  logdir=$1
+if [[ ${1:-} && ($1 != -* || $1 == --logdir=*) ]]; then
+  logdir=${1#--logdir=}
   shift
 fi
 unset CDPATH # or cd may go elsewhere, and says where

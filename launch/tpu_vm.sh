@@ -196,6 +196,7 @@ create() {
 run_training() {
   local flags=(${rest[@]+"${rest[@]}"}) files=() flag before=
   for flag in ${flags[@]+"${flags[@]}"}; do
+    flag=${flag/#-workdir/--workdir}
     [[ $before != --workdir ]] || flag=--workdir=$flag
     case $flag in
       --workdir=runs/*) ;;

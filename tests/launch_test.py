@@ -345,6 +345,13 @@ def test_data_is_uploaded_and_trained_on(desk):
   # What is on the VM stays there for the next run.
   assert desk.run('run', ZONE).returncode == 0
   assert (desk.vm / 'chimera' / source / 'a.png').exists()
+  # Others of that name take its place, beside what has another.
+  other = desk.vm / 'chimera' / 'data' / 'other.npy'
+  other.write_text('path_params')
+  (photos / 'a.png').rename(photos / 'b.png')
+  assert desk.run('run', ZONE, f'--data={photos}').returncode == 0
+  there = [p.name for p in (desk.vm / 'chimera' / source).iterdir()]
+  assert (there, other.exists()) == (['b.png'], True)
 
 
 def test_fetch_brings_back_what_a_new_vm_goes_on_from(desk):
@@ -476,6 +483,7 @@ def test_a_dry_run_needs_no_gcloud(desk):
     (('run', ZONE, '--resume=/nope'), 'no such folder: --resume=/nope'),
     (('run', ZONE, '--workdir=/tmp/x'), 'got --workdir=/tmp/x'),
     (('run', ZONE, '--workdir', 'x'), 'got --workdir=x'),
+    (('run', ZONE, '-workdir=x'), 'got --workdir=x'),
     (
       ('run', ZONE, '--data=launch', '--config.data.source=y'),
       'got --config.data.source=y too',
@@ -626,6 +634,7 @@ def test_tensorboard_serves_a_folder_from_the_environment(desk):
     ((), '--logdir=runs'),
     (('runs/a', '--port=7'), '--logdir=runs/a --port=7'),
     (('--port=7',), '--logdir=runs --port=7'),
+    (('--logdir=runs/a', '--port=7'), '--logdir=runs/a --port=7'),
   ):
     assert desk.run(*argv, script='tensorboard.sh').returncode == 0
     last = told.read_text().splitlines()[-1]

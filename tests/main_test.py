@@ -356,9 +356,27 @@ def test_evaluate_goes_by_the_config_of_its_workdir(ran, capfd):
   assert capfd.readouterr().err.count('\n') == 1
 
 
-def test_debug_shows_the_traceback(ran):
+@pytest.mark.parametrize('flag', ['--debug', '-debug', '--debug=True'])
+def test_debug_shows_the_traceback(ran, flag):
   with pytest.raises(ValueError, match='at least 1'):
-    _main(CONFIG, '--config.train.batch_size=0', '--debug')
+    _main(CONFIG, '--config.train.batch_size=0', flag)
+
+
+@pytest.mark.parametrize(
+  ('change', 'got'), [('del c.basename', 'None'), ('c.basename = 3', '3')]
+)
+def test_a_config_of_no_name_is_one_line(ran, capfd, change, got):
+  pathlib.Path('mine.py').write_text(
+    'from chimera.run import default_config\n'
+    'def get_config(variant=""):\n'
+    '  c = default_config.get_config(variant)\n'
+    f'  with c.ignore_type(): {change}\n'
+    '  return c\n'
+  )
+  assert _main('--config=mine.py') == 2
+  err = capfd.readouterr().err
+  assert f'got basename = {got}' in err
+  assert err.count('\n') == 1
 
 
 def test_an_error_of_a_command_is_one_line_too(ran, capfd, monkeypatch):

@@ -94,12 +94,16 @@ def auditioned(finished, monkeypatch, rate):
 
 
 def test_a_run_starts_as_its_audition_ends_and_keeps_the_rate_it_found(
-  finished, tmp_path, monkeypatch, said
+  finished, tmp_path, monkeypatch, said, warnings
 ):
   # At a rate at which nothing is learned since.
   config, data = auditioned(finished, monkeypatch, 1e-20)
   train.train(config, str(tmp_path), data)
   assert 'Warm-up: 20 cycles, as of an audition (train.warmup: 2).' in said
+  assert (
+    'A warm-up of 20 of 4 cycles leaves 0 to the decay: lower '
+    '--config.train.warmup or raise --config.train.cycles.'
+  ) in warnings
   bins = train.prepare_curriculum(config, str(tmp_path), data)
   spec, born = train.newborn(config, data, bins)
   _, host, _ = checkpoint.restore(config, str(tmp_path), born, bins)

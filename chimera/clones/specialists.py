@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 
 from chimera.clones import terms as terms_lib
+from chimera.school import curriculum
 
 if TYPE_CHECKING:
   import jax
@@ -33,6 +34,13 @@ class Mission(NamedTuple):
   q: 'q_learning.Mission'  # bounds of the learning rate's scale
   rate: 'jax.Array'  # times the config's learning rate
   bounds: 'learning.Bounds'  # of shares in its gradients
+
+
+def lessons(config: ml_collections.ConfigDict) -> list[tuple[int, ...]]:
+  """The bins of each clone's lessons; without the School all of them."""
+  if not config.school.enabled:
+    return [tuple(range(curriculum.BINS))]
+  return [config.specialists[name].bins for name in config.clone_names]
 
 
 def base_weights(config: Mapping[str, Any], name: str) -> dict[str, float]:

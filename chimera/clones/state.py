@@ -168,9 +168,9 @@ def create_states(
   key = jax.random.key_data(jax.random.key(config.seed))
   samples = sum(map(len, bins.values()))
   of_clones = [config.specialists[name].bins for name in config.clone_names]
-  length = lessons_lib.lesson_length(
-    bins, of_clones, batch_size=config.train.batch_size
-  )
+  # Without the School a batch is drawn from everything.
+  batch_size = config.train.batch_size if config.school.enabled else 1
+  length = lessons_lib.lesson_length(bins, of_clones, batch_size=batch_size)
 
   born = _birth(spec, grid, config.q.window)
   # Averaged critics must be born alike.

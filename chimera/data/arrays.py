@@ -135,9 +135,9 @@ def _read_npz(path: str) -> np.ndarray:
 def _member(file: zipfile.ZipFile) -> zipfile.ZipInfo:
   """The one array of an .npz, or its 'latents'."""
   names = file.namelist()
-  wanted = 'latents.npy' if 'latents.npy' in names else names[0]
-  if len(names) != 1 and wanted != 'latents.npy':
+  if len(names) != 1 and 'latents.npy' not in names:
     raise ValueError(f"needs one array or 'latents', got {names[:8]}")
+  wanted = 'latents.npy' if 'latents.npy' in names else names[0]
   member = file.getinfo(wanted)
   if member.file_size > _MOST_SHRUNK * max(member.compress_size, 1):
     raise ValueError(

@@ -24,6 +24,7 @@ import PIL
 from chimera.data import fingerprints, folders, images, likeness
 from chimera.system import disk, journal, threads
 
+_MANY = 0.1  # of the photographs held out: so large a group of copies is told
 # How colors can be shown, each by its name.
 _ORDERS = {x: x for x in map(''.join, itertools.permutations('rgb'))}
 
@@ -135,8 +136,16 @@ def plan_crops(
   copies = len(groups) - len(set(groups))
   group_of = {p.lot: group for p, group in zip(everything, groups)}
   if held_out_source:
-    theirs = {group_of[p.lot] for p in held_out}
-    train = [p for p in train if group_of[p.lot] not in theirs]
+    known = likeness.is_near(
+      [p.look for p in train], [p.look for p in held_out]
+    )
+    if any(known):
+      logging.info(
+        '%d of %d photographs of %s are near copies of held-out ones and are '
+        'not trained on.',
+        *(sum(known), len(train), source),
+      )
+    train = [p for p, is_known in zip(train, known) if not is_known]
     if not train:
       raise ValueError(
         f'No photograph of {source} is absent from {held_out_source}: give '
@@ -290,7 +299,10 @@ def _split(
   fraction: float,
   folder: images.AnyPath,
 ) -> tuple[list[_Photograph], list[_Photograph]]:
-  """(train, held out), each by lot: the first ones, no group on both sides."""
+  """(train, held out), each by lot: the first groups, none on both sides.
+
+  A large group is held out as likely as a small one.
+  """
   groups: dict[int, list[_Photograph]] = {}
   for photograph in photographs:
     groups.setdefault(group_of[photograph.lot], []).append(photograph)
@@ -303,12 +315,26 @@ def _split(
     )
   count = min(max(round(fraction * len(photographs)), 1), len(photographs) - 1)
   held_out: list[_Photograph] = []
-  for group in groups.values():
+  largest = max(map(len, groups.values()))
+  if largest > max(2, _MANY * count):
+    logging.warning(
+      '%d of %d photographs of %s look alike, one to the next, and are on one '
+      'side of the split: %d are held out. Split them yourself with '
+      '--config.data.held_out_source.',
+      *(largest, len(photographs), folder, count),
+    )
+  for group in sorted(groups.values(), key=_lot):
     if len(held_out) + len(group) <= count:
       held_out += group
   held_out = sorted(held_out or min(groups.values(), key=len))
   lots = {p.lot for p in held_out}
   return [p for p in photographs if p.lot not in lots], held_out
+
+
+def _lot(group: list[_Photograph]) -> str:
+  """Uniform for a group of any size; of a single photograph its own."""
+  lots = ''.join(sorted(p.lot for p in group))
+  return disk.digest(lots.encode()) if len(group) > 1 else lots
 
 
 def _lay_crops(

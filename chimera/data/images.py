@@ -15,7 +15,7 @@ import math
 import os
 import re
 import threading
-from typing import BinaryIO
+from typing import BinaryIO, SupportsIndex
 
 from absl import logging
 import numpy as np
@@ -179,9 +179,15 @@ def resize(window: Image.Image, size: int | tuple[int, int]) -> np.ndarray:
 
 
 def read_image(path: AnyPath, size: int | None = None) -> np.ndarray:
-  """`load_photograph`, and where `size` is given its `center` of that size."""
+  """`load_photograph`, and where `size` is given its `center` of that size.
+
+  Raises:
+    ValueError: as `load_photograph`, or the size is no whole number above 0.
+  """
+  if size is not None and not (isinstance(size, SupportsIndex) and size > 0):
+    raise ValueError(f'size must be a whole number above 0, got {size!r}.')
   photograph = load_photograph(path)
-  return photograph if size is None else center(photograph, size)
+  return photograph if size is None else center(photograph, int(size))
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
@@ -213,20 +219,23 @@ def is_path_params(source: AnyPath) -> bool:
   return os.fsdecode(source).lower().endswith(PATH_PARAMS_SUFFIXES)
 
 
-def load_path_params(path: AnyPath, *, chunk: int = 4096) -> np.ndarray:
+def load_path_params(
+  path: AnyPath, key: str = 'source', *, chunk: int = 4096
+) -> np.ndarray:
   """Lets in path_params that were made elsewhere: float32 (N, H, W, 3).
 
   That is delta in [-pi, pi], chi in [-pi/4, pi/4], radius in [0, pi/2].
 
   Args:
     path: see `arrays.read`: nothing in it is executed.
+    key: of `config.data`, which names the file.
     chunk: samples checked at a time.
 
   Raises:
     ValueError: not what its name claims, or a wrong shape, dtype or range.
   """
   path = os.fsdecode(path)
-  with _let_in(path):
+  with _let_in(path, key):
     latents = arrays.read(path)
     arrays.check_shape(latents.shape)
     _check_path_params(latents, chunk)
@@ -242,7 +251,7 @@ def path_params_shape(path: str) -> tuple[int, int, int, int]:
   Raises:
     ValueError: not what its name claims, or a wrong shape.
   """
-  with _let_in(path):
+  with _let_in(path, 'source'):
     shape = arrays.read_shape(path)
     arrays.check_shape(shape)
     return shape
@@ -254,16 +263,16 @@ def count_held_out(samples: int, *, fraction: float, most: int) -> int:
 
 
 @contextlib.contextmanager
-def _let_in(path: str) -> Iterator[None]:
+def _let_in(path: str, key: str) -> Iterator[None]:
   """What is wrong with a file of path_params, in one line."""
   try:
     yield
   except FileNotFoundError as e:
-    raise ValueError(f'No such file: {path}. Fix --config.data.source.') from e
+    raise ValueError(f'No such file: {path}. Fix --config.data.{key}.') from e
   except disk.BROKEN as e:
     raise ValueError(
       f'{path} must hold path_params and nothing that runs: {disk.reason(e)}. '
-      'Fix --config.data.source.'
+      f'Fix --config.data.{key}.'
     ) from e
 
 
@@ -342,9 +351,12 @@ def _load(f: BinaryIO) -> Image.Image:
   is_tiff = image.format == 'TIFF'
   quiet = streams.muffled() if is_tiff else contextlib.nullcontext()
   with _ALONE if pixels > _LARGE else contextlib.nullcontext(), quiet:
+    values.take_planes(image)
     low_tiles = values.low_tiles(image)
     image.load()
-    if low_tiles and values.is_below_12_bits(image):
+    if not low_tiles:
+      values.check_planes(image)
+    elif values.is_below_12_bits(image):
       f.seek(0)
       low = Image.open(f, formats=[image.format])
       low.tile = low_tiles

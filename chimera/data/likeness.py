@@ -62,6 +62,21 @@ def group(looks: Sequence[bytes]) -> list[int]:
   return [int(find(order[x])) for x in looks]
 
 
+def is_near(looks: Sequence[bytes], others: Sequence[bytes]) -> list[bool]:
+  """Whether each is a near copy of one of the others, or the same."""
+  those = set(others)
+  shown = sorted(x for x in {*looks, *others} if len(x) == _SIDE**2)
+  cells_NxF = np.frombuffer(b''.join(shown), np.uint8).reshape(-1, _SIDE**2)
+  is_other_N = np.array([x in those for x in shown], bool)
+  found_N = is_other_N.copy()
+  for ids_n, is_near_mxn in _neighbors(cells_NxF):
+    ids_m = ids_n[: len(is_near_mxn)]
+    found_N[ids_m] |= (is_near_mxn & is_other_N[ids_n]).any(1)
+    found_N[ids_n] |= (is_near_mxn & is_other_N[ids_m, None]).any(0)
+  found = those | {x for x, is_found in zip(shown, found_N) if is_found}
+  return [x in found for x in looks]
+
+
 def _neighbors(
   cells_NxF: np.ndarray,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:

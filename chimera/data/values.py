@@ -19,10 +19,16 @@ _BITS = (8, 10, 12, 16)
 _OVER = 2.0  # up to it floats are of [0, 1], with a filter's overshoot
 _DARKEST = 16.0  # from it on they are of [0, 255]
 _SAME = 2  # levels of 255 by which a profile of sRGB's may differ from it
+# TIFF's tags 258, BitsPerSample, and 284, PlanarConfiguration: TIFF 6.0.
+_BITS_EACH, _PLANES = 258, 284
+_IN_PLANES = (
+  'its channels of more than 8 bits lie one behind the other: save them '
+  'interleaved'
+)
 # How Pillow unpacks the high byte of 16 bits of a color, and how the low one.
 _OTHER_BYTE = {
   f'{mode};16{order}': f'{mode};16{other}'
-  for mode in ('RGB', 'RGBA')
+  for mode in ('RGB', 'RGBA', *'RGB')
   for order, other in {
     **{'B': 'L', 'L': 'B'},
     'N': 'B' if sys.byteorder == 'little' else 'L',
@@ -64,11 +70,41 @@ def stretch(values: np.ndarray) -> np.ndarray:
   return _table(bits)[values]
 
 
+def has_planes(image: Image.Image) -> bool:
+  """Whether a TIFF has its channels of over 8 bits one behind the other."""
+  tags, many = getattr(image, 'tag_v2', {}), len(image.getbands()) > 1
+  return many and tags.get(_PLANES) == 2 and max(tags.get(_BITS_EACH, (1,))) > 8
+
+
+def take_planes(image: Image.Image) -> None:
+  """Has such a file, not loaded yet, read as 16 bits.
+
+  Pillow takes what is not compressed for 8 bits.
+
+  Raises:
+    ValueError: channels of other bits or colors.
+  """
+  if not has_planes(image):
+    return
+  is_16 = set(image.tag_v2[_BITS_EACH]) == {16}
+  if is_16 and not any(tile.codec_name == 'raw' for tile in image.tile):
+    return  # libtiff's are right
+  if not is_16 or image.mode != 'RGB':
+    raise ValueError(_IN_PLANES)
+  order = 'B' if image.tag_v2.prefix == b'MM' else 'L'
+  image.tile = [
+    tile._replace(args=(f'{tile.args[0]};16{order}', *tile.args[1:]))
+    for tile in image.tile
+  ]
+
+
 def low_tiles(image: Image.Image) -> list | None:
   """What has a 16-bit RGB file, not loaded yet, decoded to its low bytes.
 
   Pillow takes the high ones. None of another file.
   """
+  if has_planes(image) and any(t.codec_name != 'raw' for t in image.tile):
+    return None  # libtiff gives the high ones at any rate
   tiles = []
   for tile in image.tile:
     is_list = isinstance(tile.args, tuple) and tile.args
@@ -78,6 +114,12 @@ def low_tiles(image: Image.Image) -> list | None:
     args = (_OTHER_BYTE[name], *others)
     tiles.append(tile._replace(args=args if others else args[0]))
   return tiles
+
+
+def check_planes(image: Image.Image) -> None:
+  """Of what was loaded without its low bytes: refuses what needs them."""
+  if has_planes(image) and is_below_12_bits(image):
+    raise ValueError(_IN_PLANES)
 
 
 def is_below_12_bits(image: Image.Image) -> bool:

@@ -62,6 +62,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   found = survey(config, workdir)
   _say('Data', *_data(config, found))
   spec = state_lib.create_spec(config)
+  if warning := spec.schedule.warning:
+    logging.warning('%s', warning)
   _say('Tokens', *_tokens(config, spec.tokenizer.codes, found.grid))
   # The sizes of the bins follow from the number of samples alone.
   bins = curriculum.bin_samples(np.arange(found.samples, dtype=np.float32))

@@ -1,7 +1,6 @@
 """What a run is judged by: held-out figures, and a sheet that shows them."""
 
 import os
-import pathlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_collections
@@ -132,8 +131,8 @@ def save_preview(workdir: str, exam: Exam, done: int) -> np.ndarray:
 
 def forget_previews(workdir: str, done: int) -> None:
   """Takes away those of later cycles, which are learned anew."""
-  for path in pathlib.Path(workdir, 'previews').glob('*.png'):
-    if path.stem.isdecimal() and int(path.stem) > done:
+  for cycle, path in sheets.previews(workdir).items():
+    if cycle > done:
       with disk.spared('The previews'):
         path.unlink()
 

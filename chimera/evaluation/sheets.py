@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -128,3 +129,9 @@ def tiles(path: str | os.PathLike) -> np.ndarray:
   sheet = geometry(path)
   with Image.open(path) as picture:
     return cut(np.asarray(picture.convert('RGB')), sheet)
+
+
+def previews(workdir: str | pathlib.Path) -> dict[int, pathlib.Path]:
+  """The contact sheets by their cycle, from the first on; no other picture."""
+  paths = pathlib.Path(workdir, 'previews').glob('*.png')
+  return dict(sorted((int(p.stem), p) for p in paths if p.stem.isdecimal()))

@@ -62,6 +62,19 @@ class Schedule:
     length = round(self.decay * self.cycles)
     return max(self.cycles - length, min(self.warmup, self.cycles))
 
+  @property
+  def warning(self) -> str:
+    """What is left of the decay by a long warm-up; '' where all of it is."""
+    wsd = round(self.decay * self.cycles)
+    asked = {'wsd': wsd, 'cosine': 1, 'constant': 0}[self.schedule]
+    left = max(self.cycles - self.warmup, 0)
+    if left >= asked:
+      return ''
+    return (
+      f'A warm-up of {self.warmup} of {self.cycles} cycles leaves {left} to '
+      'the decay: lower --config.train.warmup or raise --config.train.cycles.'
+    )
+
   def __call__(self, step: jax.Array) -> jax.Array:
     """After `step` cycles, before the Q-agent's lr_scale."""
     peak, end = self.learning_rate, DECAY_END * self.learning_rate

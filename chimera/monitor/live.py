@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 import contextlib
 import io
 import os
-import pathlib
 import sys
 import threading
 import time
@@ -77,10 +76,10 @@ class Look:
       self._rows, self._stamp = history.newest(self._workdir), stamp
 
   def _newest_pictures(self) -> snapshot_lib.Pictures | None:
-    folder = pathlib.Path(self._workdir, 'previews')
-    newest = max(map(str, folder.glob('*.png')), default=None)
-    if newest is None:
+    there = sheets.previews(self._workdir)
+    if not there:
       return None
+    newest = str(there[max(there)])
     # A sheet that is being written is whole at the next look.
     with contextlib.suppress(*disk.BROKEN):
       stamp = newest, os.stat(newest).st_mtime

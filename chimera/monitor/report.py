@@ -120,7 +120,7 @@ def write(
     _cards(figures['master']),
     _section('Summary', _summary(rows, figures, colors)),
     _section('Curves', _curves(workdir, seen, figures, colors, base)),
-    _section('Contact sheets', _sheets(workdir / 'previews')),
+    _section('Contact sheets', _sheets(workdir)),
     _section('Codebook', _codebook(subject, chunk)),
     _section(
       'Curriculum', _curriculum(workdir, subject, rows, colors, image_size)
@@ -230,8 +230,8 @@ def _curves(
     yield f'<figure>{_image("svg+xml", svg, title)}</figure>'
 
 
-def _sheets(folder: pathlib.Path) -> Iterable[str]:
-  paths = sorted(folder.glob('*.png'))
+def _sheets(workdir: pathlib.Path) -> Iterable[str]:
+  paths = [*sheets.previews(workdir).items()]
   picks = np.linspace(0, len(paths) - 1, min(len(paths), _SHEETS))
   chosen = [paths[i] for i in picks.round().astype(int)]
   yield (
@@ -241,8 +241,8 @@ def _sheets(folder: pathlib.Path) -> Iterable[str]:
     f'{evaluate.ERROR_GAIN} times as bright. {len(chosen)} of {len(paths)} '
     'evaluations, the last one first.</p>'
   )
-  for path in reversed(chosen):
-    yield _captioned(path.read_bytes(), f'Cycle {int(path.stem)}')
+  for cycle, path in reversed(chosen):
+    yield _captioned(path.read_bytes(), f'Cycle {cycle}')
 
 
 def _codebook(subject: Subject, chunk: int) -> Iterable[str]:

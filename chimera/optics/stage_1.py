@@ -28,6 +28,7 @@ import ml_collections
 import numpy as np
 import safetensors.numpy
 
+from chimera.clones import specialists
 from chimera.data import arrays, cutting, fingerprints, images, skipped
 from chimera.data import crops as crops_lib
 from chimera.optics import modules as optics
@@ -129,13 +130,13 @@ def split_path_params(
   source, chunk = config.data.source, config.optics.chunk
   paths = images.load_path_params(source, chunk=chunk)
   train_N, rng = np.arange(len(paths)), np.random.default_rng(config.data.seed)
-  if config.data.held_out_source:
-    if not images.is_path_params(config.data.held_out_source):
+  if held := config.data.held_out_source:
+    if not images.is_path_params(held):
       raise ValueError(
         'held_out_source must hold path_params as source does, got '
-        f'{config.data.held_out_source}: fix --config.data.held_out_source.'
+        f'{held}: fix --config.data.held_out_source.'
       )
-    others = images.load_path_params(config.data.held_out_source, chunk=chunk)
+    others = images.load_path_params(held, 'held_out_source', chunk=chunk)
     if others.shape[1:] != paths.shape[1:]:
       raise ValueError(
         'held_out_source must have the grid of source, got '
@@ -171,8 +172,7 @@ def check_crops(config: ml_collections.ConfigDict, samples: int) -> None:
   fewer = samples < config.data.train_count
   ways = 'more images, or --config.data.crop=random' if fewer else 'more'
   _check_count(config, samples, ways)
-  lessons = [config.specialists[name].bins for name in config.clone_names]
-  smallest = curriculum.smallest_lesson(samples, lessons)
+  smallest = curriculum.smallest_lesson(samples, specialists.lessons(config))
   batch_size = config.train.batch_size
   # Otherwise the config alone was enough to refuse it.
   if fewer and batch_size > smallest:

@@ -407,8 +407,7 @@ def _check_path_params(config: ml_collections.ConfigDict) -> None:
 
 
 def _batch(config: ml_collections.ConfigDict, samples: int) -> rules.Rule:
-  lessons = [config.specialists[name].bins for name in config.clone_names]
-  smallest = curriculum.smallest_lesson(samples, lessons)
+  smallest = curriculum.smallest_lesson(samples, specialists.lessons(config))
   return _at_most('the samples of the smallest lesson,', smallest)
 
 

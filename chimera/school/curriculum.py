@@ -8,10 +8,11 @@ import concurrent.futures
 import hashlib
 import itertools
 import mmap
-import os
 
 from absl import logging
 import numpy as np
+
+from chimera.system import cpus
 
 BINS = 10
 CLASSES = {
@@ -86,7 +87,7 @@ def score(latents_NxHxWxC: np.ndarray, *, metric: str) -> np.ndarray:
       scores_N[start : start + len(x_nxHxWxC)] = METRICS[metric](x_nxHxWxC)
       start += len(x_nxHxWxC)
 
-  each = -(-samples // min(os.cpu_count(), _THREADS))
+  each = -(-samples // min(cpus.count(), _THREADS))
   parts = (slice(start, start + each) for start in range(0, samples, each))
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     list(pool.map(score_part, parts))

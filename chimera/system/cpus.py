@@ -13,6 +13,13 @@ _COUNT = 'JAX_NUM_CPU_DEVICES'
 _FORCED = '--xla_force_host_platform_device_count'
 
 
+def count() -> int:
+  """Cores that this process may use: those of its cpuset, where it has one."""
+  if hasattr(os, 'sched_getaffinity'):  # not on macOS
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 def split(clones: int) -> None:
   """As many devices as divide the clones, one a core at most.
 
@@ -22,6 +29,6 @@ def split(clones: int) -> None:
   flags = os.environ.get('XLA_FLAGS', '')
   if _COUNT in os.environ or _FORCED in flags or 'jax' in sys.modules:
     return
-  most = os.cpu_count() or 1
-  count = next(n for n in range(min(most, clones), 0, -1) if clones % n == 0)
-  os.environ[_COUNT] = str(count)
+  most = min(count(), clones)
+  devices = next(n for n in range(most, 0, -1) if clones % n == 0)
+  os.environ[_COUNT] = str(devices)

@@ -3,8 +3,9 @@
 import collections
 from collections.abc import Callable, Iterable, Iterator
 import concurrent.futures
-import os
 from typing import TypeVar
+
+from chimera.system import cpus
 
 _AHEAD = 16  # works a thread
 
@@ -20,7 +21,7 @@ def map_ahead(
   However many there are, no more than these are in memory. What a work raises
   is raised in its turn.
   """
-  workers = os.cpu_count() or 1
+  workers = cpus.count()
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     begun: collections.deque[concurrent.futures.Future] = collections.deque()
     try:

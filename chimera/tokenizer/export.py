@@ -5,7 +5,7 @@
   encode.stablehlo       images -> tokens, weights and all
   decode.stablehlo       tokens -> images
 
-  tokenizer = chimera.export.load('runs/chimera/tokenizer')
+  tokenizer = chimera.load('runs/chimera/tokenizer')
   tokens = tokenizer.encode(images)  # (B, H, W, 3) -> (B, h, w) int32
   images = tokenizer.decode(tokens)  # -> (B, H, W, 3) float32 in [-1, 1]
   picture = tokenizer.reconstruct(picture)  # uint8 of any size, and back

@@ -1,8 +1,9 @@
 """Tokens drawn as pictures, and images beside what comes back of them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import io
 import itertools
+import math
 import os
 import pathlib
 
@@ -16,7 +17,7 @@ from chimera.tokenizer import export, store, windows
 from chimera.tokenizer import tiles as tiles_lib
 from chimera.tokenizer import tokens as tokens_lib
 
-_BATCH = 64  # crops decoded at a time
+_BATCH = 64  # crops of image_size decoded at a time; of larger ones fewer
 _TEXT = 15  # pixels, the height of a picture's letters
 _LEAST = 192  # pixels: smaller pictures are drawn larger,
 _MOST = 4096  # but none to more pixels than these
@@ -46,7 +47,10 @@ def detokenize(folder: str, tokenizer: str, out: str) -> None:
     progress.bar('Pictures', len(meta['sources'])) as report,
   ):
     # Where the photographs lie, none gives way.
-    taken = {os.path.abspath(home / x['file']) for x in meta['sources']}
+    entries = [*meta['sources'], *meta['skipped']]
+    # Of format 1 what was skipped is a name alone.
+    files = (x if isinstance(x, str) else x['file'] for x in entries)
+    taken = {os.path.abspath(home / file) for file in files}
     drawn = _draw_each(loaded, tokens)
     for i, (source, picture) in enumerate(zip(meta['sources'], drawn)):
       if meta['crop'] != 'center':
@@ -131,10 +135,12 @@ def _draw_each(
 
 
 def _decode_each(
-  loaded: export.Tokenizer, tokens_Nxhxw: Iterable[np.ndarray]
+  loaded: export.Tokenizer, tokens_Nxhxw: np.ndarray
 ) -> Iterator[np.ndarray]:
   """The crops (S, S, 3), uint8, one by one."""
-  for batch, count in tiles_lib.batches(tokens_Nxhxw, _BATCH):
+  pixels = math.prod(tokens_Nxhxw.shape[1:]) * loaded.side**2
+  most = max(1, _BATCH * loaded.image_size**2 // pixels)
+  for batch, count in tiles_lib.batches(tokens_Nxhxw, most):
     yield from images.to_uint8(loaded.decode(batch.astype(np.int32)))[:count]
 
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from chimera.data import fingerprints, folders, images
 from chimera.data import skipped as skipped_lib
-from chimera.system import disk, lock, progress
+from chimera.system import cpus, disk, lock, progress
 from chimera.tokenizer import export, store, windows
 from chimera.tokenizer import tiles as tiles_lib
 
@@ -100,7 +100,7 @@ def open_tokenizer(tokenizer: str) -> export.Tokenizer:
   if loaded.parts.optics is None:
     raise ValueError(
       f'{tokenizer} is a tokenizer of path_params and sees no images: use '
-      'chimera.export.load and its encode.'
+      'chimera.load and its encode.'
     )
   return loaded
 
@@ -373,7 +373,7 @@ class _Work:
 
     Of what cannot be used None, and the reason.
     """
-    workers = os.cpu_count()
+    workers = cpus.count()
     # Of large photographs few fit into memory.
     ahead = 2 * workers if self._done['crop'] == 'whole' else _AHEAD
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -390,7 +390,10 @@ class _Work:
         picture = images.decode(f)
       check_size(picture, self._loaded)
     except disk.BROKEN as e:
-      reason = {'reason': images.why(e), 'reader': images.reader()}
+      reason = {'reason': images.why(e)}
+      # What the machine failed at is tried again, even by the same reader.
+      if not (isinstance(e, MemoryError) or getattr(e, 'errno', None)):
+        reason['reader'] = images.reader()
       return None, {**taken, **reason}
     height, width = picture.shape[:2]
     if self._done['crop'] == 'center':

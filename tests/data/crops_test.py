@@ -135,6 +135,43 @@ def test_a_copy_of_a_photograph_never_reaches_the_other_side(folder):
     assert [len(side) for side in sides] == [6, 2]
 
 
+def test_copies_are_held_out_as_likely_as_single_photographs():
+  held = collections.Counter()
+  for seed in range(60):
+    rng = np.random.default_rng(seed)
+    lots = [rng.bytes(32).hex() for _ in range(400)]
+    # Of 400 photographs 100 pairs and 200 of their own.
+    group_of = {lot: i // 2 if i < 200 else i for i, lot in enumerate(lots)}
+    pairs = set(lots[:200])
+    seen = [crops_lib._Photograph(x, x, 9, 9, b'') for x in sorted(lots)]
+    train, held_out = crops_lib._split(seen, group_of, 0.25, 'folder')
+    assert len(held_out) == 100
+    sides = [{group_of[p.lot] for p in side} for side in (train, held_out)]
+    assert sides[0].isdisjoint(sides[1])
+    held.update(p.lot in pairs for p in held_out)
+  # A share of .25 of 12000 each has a deviation of .006, of pairs.
+  shares = [held[kind] / (60 * 200) for kind in (True, False)]
+  np.testing.assert_allclose(shares, 0.25, atol=0.02)
+
+
+def test_single_photographs_are_held_out_by_lot():
+  lots = [f'{i:064x}' for i in range(8)]
+  seen = [crops_lib._Photograph(x, x, 9, 9, b'') for x in lots]
+  group_of = {lot: i for i, lot in enumerate(lots)}
+  _, held_out = crops_lib._split(seen, group_of, 0.25, 'folder')
+  assert [p.lot for p in held_out] == lots[:2]
+
+
+def test_many_that_look_alike_are_told(warnings):
+  lots = [f'{i:064x}' for i in range(100)]
+  seen = [crops_lib._Photograph(x, x, 9, 9, b'') for x in lots]
+  for many in (2, 3):
+    group_of = {lot: max(i, many - 1) for i, lot in enumerate(lots)}
+    crops_lib._split(seen, group_of, 0.25, 'folder')
+    assert len(warnings) == (many > 2)
+  assert '3 of 100 photographs of folder look alike' in warnings[0]
+
+
 def test_crops_spread_evenly_over_photographs(folder):
   plan = crops_lib.plan_crops(str(folder), **{**PLAN, 'train_count': 45})
   counts = collections.Counter(crop.source for crop in plan.train)
@@ -211,7 +248,7 @@ def test_held_out_source_is_held_out_whole(folder, tmp_path):
   assert _sources(plan.held_out) == {str(p) for p in other.iterdir()}
 
 
-def test_a_held_out_photograph_is_not_trained_on(folder, tmp_path):
+def test_a_held_out_photograph_is_not_trained_on(folder, tmp_path, said):
   other = tmp_path / 'other'
   other.mkdir()
   Image.fromarray(_noise(100)).save(other / 'new.png')
@@ -221,6 +258,10 @@ def test_a_held_out_photograph_is_not_trained_on(folder, tmp_path):
   )
   assert str(folder / 'photo0.png') not in _sources(plan.train)
   assert len(_sources(plan.train)) == 7
+  assert said[-1] == (
+    f'1 of 8 photographs of {folder} are near copies of held-out ones and are '
+    'not trained on.'
+  )
 
 
 def test_a_held_out_source_that_is_the_source_is_refused(folder):

@@ -13,6 +13,7 @@ import zipfile
 import numpy as np
 from PIL import Image
 import pytest
+import tifffile
 
 import chimera
 from chimera.data import archives, arrays, folders, images
@@ -247,6 +248,52 @@ def test_a_tiff_of_one_strip_over_and_over_is_refused_at_once(tmp_path):
   path.write_bytes(data + struct.pack('<I', 63) * count)
   with pytest.raises(ValueError, match='90000 values for 63 pixels'):
     images.load_photograph(path)
+
+
+@pytest.mark.parametrize('byteorder', ['<', '>'])
+@pytest.mark.parametrize(
+  'layout', [{}, {'tile': (16, 16)}, {'rowsperstrip': 8}]
+)
+@pytest.mark.parametrize('most', [65535, 4095])
+def test_channels_of_16_bits_one_behind_the_other(
+  tmp_path, byteorder, layout, most
+):
+  rng = np.random.default_rng(0)
+  values = rng.integers(0, most + 1, (3, 40, 50), np.uint16)
+  path = tmp_path / 'a.tif'
+  how = {'photometric': 'rgb', 'planarconfig': 'separate', **layout}
+  tifffile.imwrite(path, values, byteorder=byteorder, **how)
+  seen = images.load_photograph(path).astype(int)
+  # The high byte is as near as 16 bits are rounded.
+  expected = values.transpose(1, 2, 0) * (255 / most)
+  assert np.abs(seen - expected).max() <= (1 if most == 65535 else 0.5)
+  tifffile.imwrite(path, values, compression='zlib', **how)
+  if most == 65535:
+    np.testing.assert_array_equal(images.load_photograph(path), seen)
+  else:  # their low bytes are out of reach
+    with pytest.raises(ValueError, match='save them interleaved'):
+      images.load_photograph(path)
+
+
+def test_channels_of_16_bits_and_alpha_behind_are_refused(tmp_path):
+  path = tmp_path / 'a.tif'
+  how = {'photometric': 'rgb', 'planarconfig': 'separate'}
+  rgba = np.full((4, 8, 8), 40_000, np.uint16)
+  tifffile.imwrite(path, rgba, extrasamples=['unassalpha'], **how)
+  with pytest.raises(ValueError, match='save them interleaved'):
+    images.load_photograph(path)
+  dark = np.full((3, 8, 8), 9, np.uint8)
+  tifffile.imwrite(path, dark, **how)
+  np.testing.assert_array_equal(images.load_photograph(path), 9)
+
+
+@pytest.mark.parametrize('size', [0, -5, 64.0, (8, 8)])
+def test_a_size_that_is_none_is_one_line(tmp_path, size):
+  _GRAY.save(tmp_path / 'a.png')
+  with pytest.raises(ValueError, match='size must be a whole number above 0'):
+    images.read_image(tmp_path / 'a.png', size)
+  seen = images.read_image(tmp_path / 'a.png', np.int64(6))
+  assert seen.shape == (6, 6, 3)
 
 
 def test_a_jpeg_of_the_same_scan_over_and_over_is_refused_at_once(tmp_path):
@@ -536,6 +583,12 @@ def test_a_file_that_is_not_there_or_broken_is_one_line(tmp_path, suffix):
   with pytest.raises(ValueError, match='No such file'):
     images.load_path_params(str(path))
   path.write_bytes(b'PK\x03\x04 broken')
+  with pytest.raises(ValueError, match=r'Fix --config\.data\.held_out_source'):
+    images.load_path_params('none.npy', 'held_out_source')
+  with zipfile.ZipFile(tmp_path / 'empty.npz', 'w'):
+    pass
+  with pytest.raises(ValueError, match=r"one array or 'latents', got \[\]"):
+    images.load_path_params(tmp_path / 'empty.npz')
   with pytest.raises(ValueError, match='must hold path_params') as e:
     images.load_path_params(str(path))
   assert '\n' not in str(e.value)

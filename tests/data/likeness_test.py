@@ -101,6 +101,29 @@ def test_groups_are_those_of_all_pairs(monkeypatch, rows):
   assert 9 <= len(set(groups.tolist())) < 50
 
 
+@pytest.mark.parametrize('rows', [512, 7])
+def test_near_are_copies_but_not_the_copies_of_copies(monkeypatch, rows):
+  monkeypatch.setattr(likeness, '_ROWS', rows)
+  rng = np.random.default_rng(0)
+  base, drift = rng.uniform(50, 200, 256), rng.normal(size=256)
+  steps = rng.uniform(-40, 40, 200)
+  xs = np.clip(base + steps[:, None] * drift, 0, 255).astype(np.uint8)
+  flat = bytes(32)
+  looks, others = (
+    [x.tobytes() for x in xs[:150]],
+    [x.tobytes() for x in xs[150:]],
+  )
+  x = xs - xs.mean(1, keepdims=True)
+  x /= np.linalg.norm(x, axis=1, keepdims=True)
+  near = np.linalg.norm(x[:150, None] - x[150:151], axis=2) < likeness.NEAR
+  found = likeness.is_near([*looks, flat], others[:1])
+  assert found == [*near.any(1), False]
+  assert 0 < sum(found) < 150
+  assert len(set(likeness.group([*looks, *others]))) == 1
+  assert likeness.is_near([flat, *looks[:1]], [flat, *looks[:1]]) == [True] * 2
+  assert likeness.is_near([], []) == []
+
+
 def test_a_thousand_copies_cost_no_more_than_as_many_photographs():
   rng = np.random.default_rng(0)
   base = rng.integers(20, 230, 256)

@@ -40,6 +40,18 @@ def test_a_picture_without_geometry_is_no_sheet(tmp_path):
     sheets.tiles(tmp_path / 'plain.png')
 
 
+def test_the_sheets_of_a_run_are_told_from_other_pictures(tmp_path):
+  folder = tmp_path / 'previews'
+  assert sheets.previews(tmp_path) == {}
+  folder.mkdir()
+  names = ('9999999.png', '10000000.png', '0000150.png', 'best.png', '7.jpg')
+  for name in names:
+    (folder / name).touch()
+  found = sheets.previews(tmp_path)
+  assert [*found] == [150, 9_999_999, 10_000_000]
+  assert found[150] == folder / '0000150.png'
+
+
 def test_tiles_are_glued_row_by_row():
   tiles = np.zeros((3, 2, 2, 3), np.uint8)
   tiles[:] = np.array([10, 20, 30], np.uint8)[:, None, None, None]

@@ -184,6 +184,18 @@ def test_warm_up_stable_decay_by_hand():
     np.testing.assert_allclose(wsd(step), rate, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+  ('kind', 'warmup', 'left'),
+  [('wsd', 32, None), ('wsd', 33, 7), ('wsd', 50, 0)]
+  + [('cosine', 39, None), ('cosine', 40, 0), ('constant', 50, None)],
+)
+def test_a_warm_up_that_takes_of_the_decay_is_told(kind, warmup, left):
+  warning = schedule(kind, warmup=warmup).warning
+  assert bool(warning) == (left is not None)
+  if warning:
+    assert f'{warmup} of 40 cycles leaves {left} to the decay' in warning
+
+
 @pytest.mark.parametrize('decay', [0.05, 0.2, 0.5, 1.0])
 @pytest.mark.parametrize('cycles', [5, 41, 1000])
 def test_a_decay_of_any_length_is_its_formula(cycles, decay):

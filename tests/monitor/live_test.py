@@ -54,6 +54,9 @@ def test_the_pictures_are_cut_from_the_newest_sheet(tmp_path):
   first = {name: tiles[0].rgb[0] for name, tiles in pictures.by_name.items()}
   assert list(first.values()) == [3, 4, 5, 6, 2]
   assert [tile.rgb[1] for tile in pictures.originals] == list(range(6))
+  # What is not ours is passed over.
+  (tmp_path / 'previews' / 'best.png').touch()
+  assert look(0.0).pictures is pictures
   # One that is being written leaves the last one up.
   (tmp_path / 'previews' / '0000150.png').write_bytes(b'\x89PNG\r\n')
   assert look(0.0).pictures is pictures

@@ -89,6 +89,7 @@ def workdir(tmp_path_factory):
     json.dumps({**evaluation, 'protocol': protocol})
   )
   (home / 'previews').mkdir()
+  (home / 'previews' / 'best.png').touch()  # not ours
   sheet = sheets.Sheet(8, 2, 20, 50, ('original', 'master'), (0,))
   tiles = np.zeros((2, 1, 8, 8, 3), np.uint8)
   for cycle in range(1, 10):

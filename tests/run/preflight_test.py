@@ -261,6 +261,15 @@ def test_a_batch_is_at_most_the_smallest_lesson(samples):
     preflight.check_config(config)
 
 
+def test_without_the_school_a_batch_is_drawn_from_everything():
+  config = _config(data__train_count=100, train__batch_size=100)
+  config.school.enabled = False
+  preflight.check_config(config)
+  config.train.batch_size = 101
+  with pytest.raises(ValueError, match='smallest lesson, 100, got'):
+    preflight.check_config(config)
+
+
 def test_a_run_of_before_a_key_binds_as_one_that_never_had_it():
   values = config_json.keys(_config(train__audition=False, pid__bounded=False))
   then = {

@@ -19,14 +19,26 @@ def _alone(monkeypatch):
 
 @pytest.mark.parametrize(
   ('cores', 'clones', 'devices'),
-  [(2, 4, 2), (1, 4, 1), (3, 4, 2), (16, 4, 4), (5, 6, 3), (None, 4, 1)],
+  [(2, 4, 2), (1, 4, 1), (3, 4, 2), (16, 4, 4), (5, 6, 3)],
 )
 def test_a_device_a_core_at_most_that_divides_the_clones(
   monkeypatch, cores, clones, devices
 ):
-  monkeypatch.setattr(os, 'cpu_count', lambda: cores)
+  monkeypatch.setattr(cpus, 'count', lambda: cores)
   cpus.split(clones)
   assert os.environ['JAX_NUM_CPU_DEVICES'] == str(devices)
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch):
+  monkeypatch.setattr(os, 'cpu_count', lambda: 64)
+  monkeypatch.setattr(
+    os, 'sched_getaffinity', lambda pid: {3, 9}, raising=False
+  )
+  assert cpus.count() == 2
+  monkeypatch.delattr(os, 'sched_getaffinity')
+  assert cpus.count() == 64
+  monkeypatch.setattr(os, 'cpu_count', lambda: None)
+  assert cpus.count() == 1
 
 
 @pytest.mark.parametrize(
@@ -52,8 +64,7 @@ def test_where_jax_is_there_already_nothing_is_done(monkeypatch):
 
 def test_jax_takes_it():
   code = (
-    'import os; os.cpu_count = lambda: 2\n'
-    'from chimera.system import cpus; cpus.split(4)\n'
+    'from chimera.system import cpus; cpus.count = lambda: 2; cpus.split(4)\n'
     'import jax; print(jax.local_device_count())'
   )
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}

@@ -1,12 +1,11 @@
 """Works on threads: in order, few ahead, and what they raise."""
 
-import os
 import threading
 import time
 
 import pytest
 
-from chimera.system import threads
+from chimera.system import cpus, threads
 
 
 def test_works_are_taken_in_order_by_several_threads():
@@ -18,7 +17,7 @@ def test_works_are_taken_in_order_by_several_threads():
     return i * i
 
   assert list(threads.map_ahead(work, range(50))) == [i * i for i in range(50)]
-  assert len(names) == (os.cpu_count() or 1)
+  assert len(names) == cpus.count()
 
 
 def test_few_works_are_begun_before_they_are_wanted():
@@ -26,7 +25,7 @@ def test_few_works_are_begun_before_they_are_wanted():
   works = iter(range(10_000))
   taken = threads.map_ahead(begun.append, works, ahead=3)
   next(taken)
-  most = 3 * (os.cpu_count() or 1) + 1
+  most = 3 * cpus.count() + 1
   assert next(works) == most
   taken.close()
   assert len(begun) <= most

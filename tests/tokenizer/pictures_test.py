@@ -100,13 +100,35 @@ def test_detokenized_pictures_take_no_photograph_s_place(
   home.mkdir()
   shutil.copy(folder / '0.png', home / 'photo')
   shutil.copy(folder / '1.png', home / 'photo.png')
+  (home / 'photo.png.png').write_bytes(b'cut short')  # skipped
   before = {p: p.read_bytes() for p in home.iterdir()}
   _tokenize(home, tokenizer, made, config)
   for _ in range(2):
     pictures.detokenize(str(made), str(tokenizer), str(home))
   names = {p.name for p in home.iterdir() if p not in before}
-  assert names == {'photo.2.png', 'photo.png.png'}
+  assert names == {'photo.2.png', 'photo.png.2.png'}
   assert {p: p.read_bytes() for p in before} == before
+
+
+def test_of_large_crops_fewer_are_decoded_at_a_time(
+  folder, tokenizer, config, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(pictures, '_BATCH', 4)
+  sizes = []
+
+  def decode(self, tokens_nxhxw):
+    sizes.append(tokens_nxhxw.shape)
+    return plain(self, tokens_nxhxw)
+
+  plain = pictures.export.Tokenizer.decode
+  monkeypatch.setattr(pictures.export.Tokenizer, 'decode', decode)
+  for size, batch in (((16, 16), 4), ((32, 16), 2), ((64, 64), 1)):
+    config.tokens.size = size
+    made = tmp_path / f'{size}'
+    _tokenize(folder, tokenizer, made, config)
+    sizes.clear()
+    pictures.detokenize(str(made), str(tokenizer), str(tmp_path / 'out'))
+    assert {shape[0] for shape in sizes} == {batch}
 
 
 def test_reconstructions_do_not_wait_in_memory(

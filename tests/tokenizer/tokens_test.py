@@ -1,5 +1,6 @@
 """Tokens on disk: whole, resumable, of one language, of these photographs."""
 
+import errno
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from chimera.data import images
 from chimera.system import disk
 from chimera.tokenizer import export, pictures, store, tokens
 from tests import tiny
@@ -29,6 +31,28 @@ def _change(path, old, new):
 def _tokenize(folder, tokenizer, out, config):
   tokens.tokenize(str(folder), str(tokenizer), str(out), config)
   return store.load(out)
+
+
+@pytest.mark.parametrize(
+  ('error', 'again'),
+  [(MemoryError(), True), (OSError(errno.EIO, 'I/O'), True)]
+  + [(OSError('image file is truncated'), False)],
+)
+def test_what_the_machine_failed_at_is_tried_again(
+  folder, tokenizer, config, tmp_path, monkeypatch, error, again
+):
+  plain, fails = images.decode, [error]
+
+  def decode(f):
+    if fails and f.name.endswith('0.png'):
+      raise fails.pop()
+    return plain(f)
+
+  monkeypatch.setattr(images, 'decode', decode)
+  _, meta = _tokenize(folder, tokenizer, tmp_path / 'out', config)
+  assert (len(meta['sources']), fails) == (9, [])
+  _, meta = _tokenize(folder, tokenizer, tmp_path / 'out', config)
+  assert len(meta['sources']) == 9 + again
 
 
 def test_the_rows_are_the_tokens_of_the_centered_squares(
