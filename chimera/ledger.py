@@ -39,7 +39,7 @@ from scipy import stats
 
 from chimera.evaluation import metrics
 from chimera.run import config_json, default_config, preflight
-from chimera.system import cpus, disk, memory, provenance
+from chimera.system import cpus, disk, lock, memory, provenance
 
 # name -> (variant, what is changed in it).
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -205,6 +205,7 @@ def run(
   from chimera.benchmarks import rivals
   from chimera.optics import stage_1 as stage_1_lib
   from chimera.run import engine, init_from
+  from chimera.school import curriculum
 
   home.mkdir(parents=True, exist_ok=True)
   path = home / 'ledger.jsonl'
@@ -220,7 +221,11 @@ def run(
       stage_1.mkdir(exist_ok=True)
       data = stage_1_lib.prepare(config, str(stage_1), init_from.load_optics)
       if spoil := CONDITIONS[of].data:
-        data = spoil(data, seed)
+        # Judged by what is natural, bins and all.
+        natural_N = curriculum.score(
+          data.paths_NxHxWxC, metric=config.school.metric
+        )
+        data = spoil(data, seed)._replace(judges_N=natural_N)
       of_method = f'{method}_{of}'.replace('/', '_per_')
       workdir = home / f'{of_method}_seed_{seed}_{line["config"]}'
       workdir.mkdir(exist_ok=True)
@@ -416,11 +421,13 @@ def main() -> None:
   memory.keep_freed()
   cpus.split(len(default_config.get_config().clone_names))
   try:
-    for of, method in itertools.product(conditions, args.methods):
-      create_config(method, args.seeds[0], overrides, of)
-  except ValueError as e:
+    asked = args.methods, args.seeds
+    for of, method, seed in itertools.product(conditions, *asked):
+      create_config(method, seed, overrides, of)
+    with lock.hold(args.home, '--home'):
+      lines = list(run(args.home, *asked, overrides, conditions))
+  except (OSError, ValueError) as e:
     parser.error(str(e))
-  lines = list(run(args.home, args.methods, args.seeds, overrides, conditions))
   console = rich.console.Console()
   console.width = max(console.width, 150)
   if args.table == 'robust':

@@ -331,6 +331,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
   arguments = [_expand(path) for path in arguments]
   for flag in ('workdir', 'out', 'tokenizer'):
     values[flag].value = _expand(values[flag].value)
+  config_json.make_floats(values.config)
   there = config_json.keys(values.config)
   paths = {k: _expand(there[k]) for k in _PATHS if type(there.get(k)) is str}
   values.config.update_from_flattened_dict(paths)

@@ -322,7 +322,11 @@ def agents_observe(
   own_loss = state.own_loss
   if spec.q.history == 'own':
     effect = q_learning.own_effect(
-      state.own_step, learned.mean_gradient_P, learned.sizes_S[0]
+      state.own_step,
+      learned.gradient_P,
+      learned.mean_gradient_P,
+      learned.fit / (axes.total(learned.fit) - learned.fit),
+      learned.sizes_S[0],
     )
     # What an action's last step did is known when the next one is chosen.
     is_new = state.step % spec.q.every == 0
@@ -360,9 +364,8 @@ def remember_step(
   # The other clones' gradient alone: the step was fitted to its own samples.
   others = axes.total(learned.fit) - learned.fit
   promised = ((others + learned.fit) * mean - learned.fit * own) / others
-  promised = jnp.where((others > 0) & jnp.isfinite(own), promised, mean)
   return axes.where(
-    learned.stays,
+    learned.stays & (others > 0) & jnp.isfinite(promised),
     q_learning.OwnStep(learned.own_step_P, promised),
     q_learning.OwnStep(jnp.zeros_like(learned.own_step_P), jnp.float32(0.0)),
   )

@@ -88,7 +88,7 @@ def train(
   if is_over and results.are_there(config, workdir, done):
     logging.info('Nothing to do: %s has all its cycles.', workdir)
     return {}
-  held_out, scores_N = exam_lib.look_at_held_out(config, data, bins)
+  held_out, scores_N = exam_lib.look_at_held_out(config, data)
   observers = observers_lib.Observers(config, workdir, spec, done)
 
   def examine(done: int, tokenizers: tuple[Any, Any]) -> exam_lib.Exam:
@@ -304,7 +304,7 @@ def evaluate_workdir(
   bins = prepare_curriculum(config, workdir, data)
   spec, born = newborn(config, data, bins)
   done, host, specialists = checkpoint.restore(config, workdir, born, bins)
-  held_out, _ = exam_lib.look_at_held_out(config, data, bins)
+  held_out, _ = exam_lib.look_at_held_out(config, data)
   data = results.finished(config, spec, host.master, data, workdir)
   tokenizers = host.master, specialists
   exam = exam_lib.examine(config, spec, held_out, data.optics, *tokenizers)

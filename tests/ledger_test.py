@@ -11,6 +11,7 @@ from chimera import ledger, train
 from chimera.evaluation import exam
 from chimera.optics import stage_1
 from chimera.run import config_json, finish
+from chimera.system import lock
 from tests import tiny
 
 
@@ -146,6 +147,30 @@ def test_where_hard_samples_are_rare_nine_in_ten_are_easy(prepared):
   assert ledger.rare(prepared, 1).crops != found.crops
 
 
+def test_what_is_spoilt_is_judged_in_natural_bins(
+  prepared, tmp_path, monkeypatch
+):
+  seen = []
+
+  def learn(config, workdir, data):
+    seen.append(data)
+    return {'master/path_l1': 1.0}
+
+  data = prepared._replace(held_out_paths=prepared.paths_NxHxWxC[::3])
+  monkeypatch.setattr(stage_1, 'prepare', lambda *_: data)
+  monkeypatch.setattr(train, 'train', learn)
+  list(ledger.run(tmp_path, ['default'], [0], {}, ['tuned', 'rare']))
+
+  def placed(data):
+    return exam.look_at_held_out(tiny.get_config(), data)[0][2]
+
+  tuned, rare = map(placed, seen)
+  np.testing.assert_array_equal(rare, tuned)
+  counts = np.bincount(tuned, minlength=10)
+  assert counts.max() - counts.min() <= len(tuned) // 10
+  assert not np.array_equal(placed(seen[1]._replace(judges_N=None)), tuned)
+
+
 def test_a_set_of_any_size_can_be_corrupted(prepared):
   rows = list(range(39))
   fewer = prepared._replace(
@@ -223,6 +248,7 @@ def test_the_regret_is_above_the_tuned_control_of_the_seed():
     (['--set', 'nosuch.key=1'], 'no setting nosuch.key: fix --set'),
     (['--set', 'data.crop'], "must be KEY=VALUE, got 'data.crop'"),
     (['--set', 'data.crop=half'], 'data.crop'),
+    (['--seeds', '0', '-1'], 'seed'),
   ],
 )
 def test_what_cannot_be_is_refused_before_any_run(
@@ -234,6 +260,15 @@ def test_what_cannot_be_is_refused_before_any_run(
   with pytest.raises(SystemExit, match='2'):
     ledger.main()
   assert said in capsys.readouterr().err
+
+
+def test_two_ledgers_of_one_home_are_refused(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr('sys.argv', ['ledger', '--home', 'home'])
+  monkeypatch.delattr(ledger, 'run')
+  with lock.hold('home', '--home'), pytest.raises(SystemExit, match='2'):
+    ledger.main()
+  assert '--home' in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_ledger_is_read_as_it_was_written(tmp_path):
@@ -299,7 +334,7 @@ def test_a_rival_is_judged_as_the_control_is(tmp_path, monkeypatch):
   data = stage_1.prepare(config, str(tmp_path / 'stage_1_seed_0'))
   bins = train.prepare_curriculum(config, str(tmp_path), data)
   spec, born = train.newborn(config, data, bins)
-  held_out, _ = exam.look_at_held_out(config, data, bins)
+  held_out, _ = exam.look_at_held_out(config, data)
   vectors = born.master, born.generator.params
   control = exam.examine(config, spec, held_out, data.optics, *vectors)
   names = exam.flat({'master': control.figures['master']})

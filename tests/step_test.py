@@ -231,8 +231,11 @@ def test_a_q_agent_is_told_what_its_clone_s_step_did_to_the_loss(four):
           clone(start.master.params, i),
         )
       )
-      others_P = np.delete(before_MxP, i, 0).mean(0)
-      effect = np.exp((others_P + after_MxP.mean(0)) @ own_P / 2 / size)
+      # What its own objective adds, where its samples are fresh.
+      mean_P = after_MxP.mean(0)
+      begun_P = np.delete(before_MxP, i, 0).mean(0)
+      begun_P = begun_P + (after_MxP[i] - mean_P) / 3
+      effect = np.exp((begun_P + mean_P) @ own_P / 2 / size)
       expected = trajectory[step][0].own_loss[i] * effect if step > 4 else 1.0
       np.testing.assert_allclose(after.own_loss[i], expected, rtol=1e-4)
 

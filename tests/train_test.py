@@ -348,8 +348,12 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, tmp_path):
     np.testing.assert_array_equal(a, b)
 
 
+def _interrupted(self):
+  raise KeyboardInterrupt
+
+
 def test_a_run_that_is_made_longer_is_one_that_was_planned_so(
-  finished, tmp_path
+  finished, tmp_path, monkeypatch
 ):
   """From before its decay, bit for bit, with other free keys."""
   planned, config, data, figures = finished
@@ -359,6 +363,14 @@ def test_a_run_that_is_made_longer_is_one_that_was_planned_so(
   workdir = str(tmp_path)
   train.train(shorter, workdir, data)
   assert checkpoint.open_steps(shorter, workdir).steps() == [2, 4]
+  assert os.listdir(tmp_path / 'previews') == ['0000004.png']
+  # Who ends it before its first dispatch has lost nothing.
+  before = history.read(workdir)
+  with monkeypatch.context() as patched:
+    patched.setattr(engine.Engine, 'dispatch', _interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      train.train(config, workdir, data)
+  assert history.read(workdir) == before
   assert os.listdir(tmp_path / 'previews') == ['0000004.png']
   assert train.train(config, workdir, data) == figures
   assert os.listdir(tmp_path / 'previews') == ['0000006.png']

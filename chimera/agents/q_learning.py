@@ -199,12 +199,17 @@ class OwnStep(NamedTuple):
   """A clone's last step, and what it promised."""
 
   displacement_P: jax.Array  # from where all began to where it arrived
-  # product with the gradient there, of samples that it was not fitted to
+  # product with the others' mean gradient there: they have other samples than
+  # those that it was fitted to, and other objectives
   promised: jax.Array
 
 
 def own_effect(
-  last: OwnStep, gradient_P: jax.Array, loss: jax.Array
+  last: OwnStep,
+  own_P: jax.Array,
+  mean_P: jax.Array,
+  odds: jax.Array,
+  loss: jax.Array,
 ) -> jax.Array:
   """The loss after a clone's last step over that before it, by this step alone.
 
@@ -220,15 +225,22 @@ def own_effect(
   point alone, the gradient would call every step good that begins downhill.
 
   The gradient is of the clones' mean objective, with the weights that they have
-  in that cycle: weights that change move nothing, and pay nothing.
+  in that cycle: weights that change move nothing, and pay nothing. Where the
+  step began, the clone's own gradient was of the samples that the step was
+  fitted to. So what its own objective adds to the others' mean is told here,
+  where its samples are fresh; else every step that serves the clone's own
+  objective would look like harm, and a shorter one like less of it.
 
   Args:
     last: the step that led to this point; one of 0 has no effect, 1.
-    gradient_P: the clones' mean gradient here, on the samples of this cycle.
+    own_P: the clone's own gradient here, on the samples of this cycle.
+    mean_P: all clones' mean gradient here, likewise.
+    odds: of the clone's weight in the mean to that of the others.
     loss: the size of a clone's objective, above 0.
   """
-  kept = jnp.vdot(gradient_P, last.displacement_P)
-  effect = jnp.exp(0.5 * (last.promised + kept) / loss)
+  own, kept = (jnp.vdot(g, last.displacement_P) for g in (own_P, mean_P))
+  begun = last.promised + odds * (own - kept)
+  effect = jnp.exp(0.5 * (begun + kept) / loss)
   return jnp.where(jnp.isfinite(effect), effect, 1)
 
 

@@ -88,7 +88,7 @@ def train(
     params = contrib.schedule_free_eval_params(state.moments, params)
   params = jax.device_get(params)
   data = finish.finish(config, spec.tokenizer, params, data, stage_1_dir)
-  held_out, _ = exam.look_at_held_out(config, data, bins)
+  held_out, _ = exam.look_at_held_out(config, data)
   judged = evaluate.evaluate(
     spec.tokenizer,
     params,

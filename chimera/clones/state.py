@@ -110,9 +110,6 @@ def create_spec(config: ml_collections.ConfigDict) -> StepSpec:
   school = _made(lessons_lib.Spec, c.school)
   if not c.school.enabled:
     school = dataclasses.replace(school, mix=1.0, enrol_from=0, fence=0.0)
-  q = _made(q_learning.Spec, c.q)
-  if not c.q.enabled:
-    q = dataclasses.replace(q, history='total')
   meld = _made(average.Spec, {**c.meld, 'revive_after': c.model.revive_after})
   optimizer_state = c.meld.optimizer_state
   if not meld.enabled:
@@ -121,6 +118,10 @@ def create_spec(config: ml_collections.ConfigDict) -> StepSpec:
     meld = dataclasses.replace(
       meld, every=1, alpha=0.0, outer_learning_rate=1.0, outer_momentum=0.0
     )
+  q = _made(q_learning.Spec, c.q)
+  is_one_step = optimizer_state == 'shared' or len(c.clone_names) == 1
+  if not c.q.enabled or is_one_step:  # no clone's step is its own
+    q = dataclasses.replace(q, history='total')
   schedule = _made(optimizer_lib.Schedule, c.train)
   if is_auditioned(c):
     # Of moments that are 0, Adam's first steps at such a rate are too long.

@@ -7,7 +7,7 @@ otherwise, where its first bytes say so.
 """
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import contextlib
 import errno
 import heapq
@@ -112,6 +112,12 @@ def words(left_out: Mapping[str, int]) -> str:
   return ', '.join(said)
 
 
+def _is_workdir(names: Collection[str]) -> bool:
+  """Whether a folder of these is a run's, whose pictures are no photographs."""
+  made = {'optics', 'checkpoints', 'previews', 'latents.npy'}
+  return 'config.json' in names and not made.isdisjoint(names)
+
+
 class _Found:
   """What has been found so far."""
 
@@ -136,7 +142,11 @@ class _Found:
           self.left_out['link back'] += 1
           continue
         seen.add(place)
-        with os.scandir(folder) as entries:
+        with os.scandir(folder) as listed:
+          entries = list(listed)
+          if folder != top and _is_workdir({entry.name for entry in entries}):
+            self.left_out['workdir'] += 1
+            continue
           for entry in entries:
             if _is_hidden(entry.name):
               self.left_out['hidden'] += 1

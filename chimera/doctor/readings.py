@@ -262,7 +262,8 @@ def curves(run: Run) -> dict[str, Curve]:
     known[name] = Curve(np.array(at), np.array(values))
   at, held_out = known['held_out_l1']
   l1 = run.of_clones('loss/l1').mean(1)
-  training = [np.median(l1[cycles <= cycle][-_NEAR:]) for cycle in at]
+  before = [l1[cycles <= cycle][-_NEAR:] for cycle in at]
+  training = [np.median(x) if len(x) else math.nan for x in before]
   known['gap'] = Curve(at, held_out / np.array(training))
   return known
 

@@ -19,15 +19,17 @@ if TYPE_CHECKING:
 def look_at_held_out(
   config: ml_collections.ConfigDict,
   data: 'stage_1.Prepared',
-  bins: dict[int, np.ndarray],
 ) -> tuple[evaluate.HeldOut, np.ndarray]:
-  """Places the held-out samples in the bins of the training scores_N."""
+  """Places the held-out samples in bins; with the training set's scores_N."""
   scores_N, scores_M = (
     curriculum.score(paths, metric=config.school.metric)
     for paths in (data.paths_NxHxWxC, data.held_out_paths)
   )
   crops, e = data.held_out_images, config.eval
-  placed_M = curriculum.place(scores_M, bins, scores_N)
+  judges_N = scores_N if data.judges_N is None else data.judges_N
+  placed_M = curriculum.place(
+    scores_M, curriculum.bin_samples(judges_N), judges_N
+  )
   held_out = evaluate.HeldOut(data.held_out_paths, crops, placed_M)
   if not data.optics:
     return held_out, scores_N

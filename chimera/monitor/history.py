@@ -35,8 +35,9 @@ class Row(NamedTuple):
 class History:
   """Appends rows; what a resumed run does again counts as it was done last.
 
-  It begins at the cycle `first`; later rows on the disk are another run's. In
-  memory, `rows` are those of `newest`: a long run does not grow by its rows.
+  It begins at the cycle `first`; later rows on the disk are another run's, and
+  go with the first new row: whoever ends before it has lost nothing. In memory,
+  `rows` are those of `newest`: a long run does not grow by its rows.
 
   Raises:
     OSError: it cannot be written.
@@ -47,7 +48,8 @@ class History:
     self.rows = newest(workdir, first)
     self._pending: list[Row] = []
     self._until, self._end = first, math.inf
-    self._write()
+    with open(self._path, 'ab'):
+      pass
 
   def rewind(self, cycle: int) -> None:
     """Forgets the rows after a cycle; on the disk with the next row."""

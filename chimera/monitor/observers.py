@@ -38,13 +38,12 @@ class Observers:
     self._compile_seconds: float | None = None
     self._since = time.time()
     self._history = history.History(workdir, first)
-    exam_lib.forget_previews(workdir, first)
     self._history_is_whole = True
     as_saved = json.loads(config.to_json())
     self._look = live.Look(workdir, as_saved, self._history.rows)
     log = os.path.join(workdir, 'train.log')
     self._live = live.Live(self._look, log, wanted=config.train.dashboard)
-    self._workdir = workdir
+    self._workdir, self._first = workdir, first
     self._introduction: Callable[[], None] | None = None
     self._open = contextlib.ExitStack()
 
@@ -98,6 +97,8 @@ class Observers:
     self._progress.begin(self._start)
 
   def compiled(self) -> None:
+    """After the first dispatch: who ended before it has lost nothing."""
+    exam_lib.forget_previews(self._workdir, self._first)
     self._compile_seconds = time.monotonic() - self._start
     self._since = time.time()
     self._look.say('training')

@@ -50,17 +50,17 @@ _LATER = {'data.permuted': 0.0, 'data.mirrored': 0.0}
 class Prepared(NamedTuple):
   """What stage 2 stands on."""
 
-  # path_params of the training set, a read-only memory map
-  paths_NxHxWxC: np.ndarray
+  paths_NxHxWxC: np.ndarray  # of the training set, a read-only memory map
   crops: list[crops_lib.Crop]  # which crop each of them is
   # mean gradient magnitude of those crops; None without images
   gradients_N: np.ndarray | None
   held_out_paths: np.ndarray  # path_params
   # their crops, uint8 (n, S, S, 3); None without images
   held_out_images: np.ndarray | None
-  # the model and its variables; None without images
-  optics: tuple[optics.Optics, Any] | None
+  optics: tuple[optics.Optics, Any] | None  # with its variables; likewise
   drawn_by: str = 'as of stage 1'  # how far these optics have learned
+  # whose scores the held-out samples' bins are of; None: the training set's own
+  judges_N: np.ndarray | None = None
 
 
 def prepare(

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from chimera.run import rules
+from chimera.run import default_config, rules
 from chimera.system import disk
 
 NAME = 'config.json'
@@ -45,6 +45,23 @@ def keys(config: ml_collections.ConfigDict | dict[str, Any]) -> dict[str, Any]:
     else:
       flat[key] = value
   return flat
+
+
+def make_floats(config: ml_collections.ConfigDict) -> None:
+  """Makes whole numbers floats where the config that ships has floats.
+
+  1 and 1.0 are one setting, but not in config.json or in a digest.
+  """
+  shipped = keys(default_config.get_config())
+  changes = {
+    key: float(value)
+    for key, value in keys(config).items()
+    if type(value) is int
+    and abs(value) < 2**53
+    and (type(shipped.get(key)) is float or key.startswith('specialists.'))
+  }
+  with config.ignore_type():
+    config.update_from_flattened_dict(changes)
 
 
 def tree(flat: Mapping[str, Any]) -> dict[str, Any]:

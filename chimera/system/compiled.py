@@ -73,22 +73,26 @@ def kept() -> Iterator[None]:
     others = warnings.showwarning
 
     def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
-      if folder and (entry := _ENTRY.match(str(message))):
-        _remove(pathlib.Path(folder), entry[1])
-      else:
+      entry = _ENTRY.match(str(message))
+      if not (folder and entry and _remove(pathlib.Path(folder), entry[1])):
         others(message, *args, **kwargs)
 
     warnings.showwarning = show
     yield
 
 
-def _remove(folder: pathlib.Path, name: str) -> None:
-  """Removes the entries of a program, of which one is broken."""
+def _remove(folder: pathlib.Path, name: str) -> bool:
+  """Removes the entries of a program, of which one is broken, and says so.
+
+  False where there are none.
+  """
   entry = re.compile(rf'{re.escape(name)}(-[0-9a-f]+)?-cache')
+  paths = [p for p in folder.glob('*-cache') if entry.fullmatch(p.name)]
+  if not paths:
+    return False
   try:
-    for path in folder.glob('*-cache'):
-      if entry.fullmatch(path.name):
-        path.unlink(missing_ok=True)
+    for path in paths:
+      path.unlink(missing_ok=True)
   except OSError as e:
     logging.log_first_n(
       logging.WARNING,
@@ -97,10 +101,11 @@ def _remove(folder: pathlib.Path, name: str) -> None:
       1,
       e,
     )
-    return
+    return True
   logging.warning(
     'A broken entry of the compilation cache was removed from %s: %s is '
     'compiled and kept anew.',
     folder,
     name,
   )
+  return True

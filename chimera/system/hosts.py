@@ -277,11 +277,10 @@ class Team:
   def hear(self, signum: int | None) -> tuple[str, Any]:
     """The others': the next order; the first is told of a signal."""
     size = self._exchange(0, signum or 0)
-    body = b''
-    while len(body) < size:
-      part = min(_PART, size - len(body))
-      body += self._share(bytes(part))
-    return pickle.loads(body)
+    parts = [
+      self._share(bytes(min(_PART, size - i))) for i in range(0, size, _PART)
+    ]
+    return pickle.loads(b''.join(parts))
 
   def gather(self, tree: Any) -> Any:
     """All hosts' rows of host arrays, which are alike in shape, in order."""
@@ -323,10 +322,11 @@ class Team:
 
   def _exchange(self, size: int, signum: int) -> int:
     """What the first one is about to say; who was told to end is noted."""
-    said = self._all(np.array([size, signum], np.int32))
-    told = [int(n) for n in said[:, 1] if n]
+    # JAX would make 32 bits of 64.
+    said = self._all(np.array([*divmod(size, 2**31), signum], np.int32))
+    told = [int(n) for n in said[:, 2] if n]
     self.signum = self.signum or (told[0] if told else None)
-    return int(said[0, 0])
+    return int(said[0, 0]) * 2**31 + int(said[0, 1])
 
   def _all(self, x: np.ndarray) -> np.ndarray:
     """Each host's array, as rows."""

@@ -468,13 +468,22 @@ def quadratic(x):
   return 0.5 * x @ CURVATURE @ x
 
 
+# What each clone has of its own besides, as a gradient.
+OWN = RNG.normal(size=(4, 6))
+
+
+def effect_of(step, own, mean, loss, odds=1 / 3):
+  own, mean = (jnp.asarray(x, jnp.float32) for x in (own, mean))
+  return q_learning.own_effect(step, own, mean, jnp.float32(odds), loss)
+
+
 def log_effect(part, start, end, loss=1.0):
   """ln of the effect of a part, by the gradients CURVATURE x at both ends."""
   step = q_learning.OwnStep(
     jnp.asarray(part, jnp.float32), jnp.float32(CURVATURE @ start @ part)
   )
-  gradient = jnp.asarray(CURVATURE @ end, jnp.float32)
-  return float(jnp.log(q_learning.own_effect(step, gradient, loss)))
+  gradient = CURVATURE @ end
+  return float(jnp.log(effect_of(step, gradient, gradient, loss)))
 
 
 def test_the_parts_of_all_clones_sum_to_what_the_meld_did():
@@ -483,6 +492,30 @@ def test_the_parts_of_all_clones_sum_to_what_the_meld_did():
   np.testing.assert_allclose(
     total, quadratic(end) - quadratic(START), rtol=1e-4
   )
+
+
+@pytest.mark.parametrize('weights', [(1, 1, 1, 1), (4, 1, 2, 1), (1, 0, 1, 1)])
+def test_the_parts_of_clones_that_want_different_things_sum_likewise(weights):
+  """A clone's gradient is CURVATURE x and what is its own."""
+  weights = np.array(weights, np.float64)
+  share = weights / weights.sum()
+  common = share @ OWN
+  end = START + PARTS.sum(0)
+
+  def loss(x):
+    return quadratic(x) + common @ x
+
+  total = 0.0
+  for i, part in enumerate(PARTS):
+    others = np.delete(weights, i) @ np.delete(OWN, i, 0)
+    others = CURVATURE @ START + others / (weights.sum() - weights[i])
+    step = q_learning.OwnStep(
+      jnp.asarray(part, jnp.float32), jnp.float32(others @ part)
+    )
+    odds = weights[i] / (weights.sum() - weights[i])
+    ends = (CURVATURE @ end + x for x in (OWN[i], common))
+    total += float(jnp.log(effect_of(step, *ends, 1.0, odds)))
+  np.testing.assert_allclose(total, loss(end) - loss(START), rtol=1e-4)
 
 
 def test_a_part_is_worth_what_two_passes_find_first_and_last_in_the_mean():
@@ -511,17 +544,20 @@ def test_a_step_that_overshoots_is_bad_though_it_begins_downhill():
     step = q_learning.OwnStep(
       jnp.array([end - 1.0]), jnp.float32(1.0 * (end - 1.0))
     )
-    effect = q_learning.own_effect(step, jnp.array([end]), 1.0)
+    effect = effect_of(step, [end], [end], 1.0)
     np.testing.assert_allclose(jnp.log(effect), expected, atol=1e-6)
 
 
 def test_other_weights_without_a_step_pay_nothing():
   still = q_learning.OwnStep(jnp.zeros(6), jnp.float32(0.0))
   for gradient in (CURVATURE @ START, 100 * CURVATURE @ START):
-    assert q_learning.own_effect(still, jnp.asarray(gradient), 0.7) == 1
+    assert effect_of(still, 2 * gradient, gradient, 0.7) == 1
 
 
 def test_what_is_not_finite_has_no_effect():
   step = q_learning.OwnStep(jnp.ones(2), jnp.float32(-1.0))
   for gradient in (jnp.full(2, jnp.nan), jnp.full(2, 1e38)):
-    assert q_learning.own_effect(step, gradient, 1.0) == 1
+    assert effect_of(step, gradient, gradient, 1.0) == 1
+    assert effect_of(step, gradient, jnp.ones(2), 1.0) == 1
+  # As where there are no others.
+  assert effect_of(step, jnp.ones(2), jnp.zeros(2), 1.0, np.inf) == 1

@@ -169,6 +169,11 @@ def test_the_switches_reach_the_constants():
   alone = spec(school__enabled=False, school__enrol_from=5)
   assert alone.school.enrol_from == 0
   assert spec(q__enabled=False, q__history='own').q.history == 'total'
+  # Nor is a step a clone's own that is all clones', or of one that is alone.
+  assert spec(q__history='own').q.history == 'own'
+  assert spec(meld__enabled=False, q__history='own').q.history == 'total'
+  shared = {'meld__optimizer_state': 'shared', 'q__history': 'own'}
+  assert spec(**shared).q.history == 'total'
   off = spec(meld__enabled=False, meld__alpha=0.5, meld__every=8)
   assert (off.meld.alpha, off.meld.every) == (0, 1)
   # One learner: one gradient, of one critic too.

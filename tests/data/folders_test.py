@@ -48,6 +48,21 @@ def test_hidden_files_and_folders_are_left_out_and_counted(tmp_path):
   assert _search(tmp_path / '.thumbnails') == (['a.png'], {}, {})
 
 
+def test_a_run_s_own_pictures_are_no_photographs(tmp_path):
+  run, plain = tmp_path / 'runs' / 'a', tmp_path / 'b'
+  (run / 'previews').mkdir(parents=True)
+  plain.mkdir()
+  (run / 'config.json').write_text('{}')
+  for path in (run / 'previews' / '0000050.png', plain / 'x.png'):
+    Image.new('RGB', (4, 4)).save(path)
+  (plain / 'config.json').write_text('{}')
+  found = folders.search(str(tmp_path), '--x')
+  assert found.sources == [str(plain / 'x.png')]
+  assert found.left_out['workdir'] == 1
+  # But where one is asked for itself.
+  assert len(folders.search(str(run), '--x').sources) == 1
+
+
 def test_links_in_a_tar_are_counted_among_what_is_left_out(tmp_path):
   with tarfile.open(tmp_path / 'a.tar', 'w') as archive:
     info = tarfile.TarInfo('a.png')

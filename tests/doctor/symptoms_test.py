@@ -77,7 +77,7 @@ FAULTS = {
   'a clone left out': (
     {'master': lambda i: {'meld/dropped': float(i // 5)}},
     symptoms.LOSS,
-    'left out 3 time(s)',
+    'a clone was sick and left out 3 time(s)',
   ),
   'a target out of reach': (
     # exp(5) = 148.4

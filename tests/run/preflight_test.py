@@ -261,6 +261,20 @@ def test_a_batch_is_at_most_the_smallest_lesson(samples):
     preflight.check_config(config)
 
 
+def test_a_whole_number_is_a_float_where_a_float_ships():
+  config = _config()
+  gains = config.specialists.structural.pid
+  with config.unlocked():
+    del config.loss.l1, gains.proportional
+    config.loss.l1, gains.proportional = 1, 2
+  assert type(config.loss.l1) is type(gains.proportional) is int
+  config_json.make_floats(config)
+  assert (config.loss.l1, gains.proportional) == (1, 2)
+  assert type(config.loss.l1) is type(gains.proportional) is float
+  assert type(config.train.cycles) is int
+  assert '"l1": 1.0' in config.to_json()
+
+
 def test_without_the_school_a_batch_is_drawn_from_everything():
   config = _config(data__train_count=100, train__batch_size=100)
   config.school.enabled = False

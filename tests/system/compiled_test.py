@@ -116,6 +116,13 @@ def test_only_entries_of_that_program_are_removed(tmp_path, monkeypatch):
   ]
 
 
+def test_where_no_entry_is_removed_none_is_said_to_be(tmp_path, monkeypatch):
+  monkeypatch.setenv(compiled._VARIABLE, str(tmp_path / 'nowhere'))
+  text = "Error reading persistent compilation cache entry for 'jit_f': broken"
+  with pytest.warns(UserWarning, match='jit_f'), compiled.kept():
+    warnings.warn(text, stacklevel=1)
+
+
 def test_other_warnings_are_shown_as_before(tmp_path, monkeypatch):
   monkeypatch.setenv(compiled._VARIABLE, str(tmp_path))
   with pytest.warns(UserWarning, match='another'), compiled.kept():

@@ -240,6 +240,13 @@ def test_what_the_first_host_tells_the_others_hear(monkeypatch):
   assert other.said == []
 
 
+@pytest.mark.parametrize('size', [0, 7, 2**31 - 1, 2**31, 3 * 2**32 + 5])
+def test_what_is_told_can_be_of_any_size(size):
+  first = _Wire(0)
+  assert first._exchange(size, 0) == size
+  assert _Wire(1, first.said)._exchange(0, 0) == size
+
+
 def test_who_was_told_to_end_is_known_to_all():
   first = _Wire(0)
   first.tell('dispatch', ())
