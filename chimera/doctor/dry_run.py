@@ -59,6 +59,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """
   c = config
   sys.stdout.write(f'Dry run of {workdir}: nothing is trained or written.\n\n')
+  steps = checkpoint.open_steps(c, workdir)
+  steps.check()
   found = survey(config, workdir)
   _say('Data', *_data(config, found))
   spec = state_lib.create_spec(config)
@@ -73,7 +75,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   clones = len(c.clone_names)
   devices = engine.choose_devices(c.devices, clones, c.train.batch_size)
   replicas = engine.replicas(devices, clones)
-  first = checkpoint.open_steps(c, workdir).latest() or 0
+  first = steps.latest() or 0
   if not first and audition.images(config):
     _hear(config, spec, host, found, engine.local(devices))
   shards = engine.Shards(config, _stand_ins(found), devices)

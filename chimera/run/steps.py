@@ -98,6 +98,20 @@ class Steps:
     """The newest committed step."""
     return max(self.steps(), default=None)
 
+  def check(self) -> None:
+    """Refuses where all steps are in the decay of a run of another length.
+
+    Raises:
+      ValueError: it would begin anew beside what there is.
+    """
+    if (undone := self._committed()) and not self.steps():
+      raise ValueError(
+        'A run of another train.cycles or train.decay goes on from a '
+        'checkpoint of before both decays, got none but of cycles '
+        f'{undone} in {self._directory}: give them as they were, or another '
+        f'--workdir with --config.init_from={self._directory.parent}.'
+      )
+
   def settle(self) -> None:
     """Waits for the last save; an OSError where it came to nothing."""
     if self._reading is not None:
@@ -240,13 +254,7 @@ class Steps:
           f'Chimera, got none of {broken} in {self._directory}: fix it by '
           'moving that folder away, which starts the training anew.'
         )
-      if undone := self._committed():
-        raise ValueError(
-          'A run of another train.cycles or train.decay goes on from a '
-          'checkpoint of before both decays, got none but of cycles '
-          f'{undone} in {self._directory}: give them as they were, or another '
-          f'--workdir with --config.init_from={self._directory.parent}.'
-        )
+      self.check()
       return None
     if broken:
       logging.warning(

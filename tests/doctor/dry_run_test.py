@@ -12,6 +12,7 @@ import pytest
 from chimera.clones import state as state_lib
 from chimera.doctor import dry_run
 from chimera.school import lessons as lessons_lib
+from chimera.system import disk
 from configs import chimera as chimera_config
 from tests import tiny
 
@@ -151,6 +152,16 @@ def test_what_was_held_at_most_is_of_a_device_or_of_the_process(monkeypatch):
     monkeypatch.setattr(dry_run.sys, 'platform', platform)
     assert dry_run._peak(cpu) == f'this process held at most {size} MiB'
   assert loaded == [1, 1]
+
+
+def test_what_would_begin_anew_beside_another_run_is_refused(tmp_path):
+  step = tmp_path / 'checkpoints' / '900'
+  step.mkdir(parents=True)
+  disk.write_sealed(step / 'digests.json', {'plan': [1000, 800]})
+  config = chimera_config.get_config()
+  config.train.cycles = 500
+  with pytest.raises(ValueError, match=r'got none but of cycles \[900\]'):
+    dry_run.run(config, str(tmp_path))
 
 
 def test_it_says_from_what_it_would_start():
