@@ -161,7 +161,7 @@ def test_two_hosts_stopped_and_killed_follow_the_run_of_one_bit_for_bit(home):
   # What two have saved one goes on from, as if there had been no other.
   names = (p.name for p in (workdir / 'checkpoints').iterdir())
   last = max(int(name) for name in names if name.isdecimal())
-  cycles = last - last % 2 + 4
+  cycles = last - last % 6 + 6  # of log lines and of melds
   (one, alone) = (
     start(folder, count=1, devices=2, train__cycles=cycles)[0]
     for folder in (workdir, home / 'alone')
