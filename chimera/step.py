@@ -177,6 +177,8 @@ def agents_act(
     cycle=step,
     epsilon=epsilon,
   )
+  if spec.q.history == 'own':
+    q = q_learning.share_out(q, mission.q, axes.mean)
   return lambda_K, epsilon, q
 
 
@@ -187,7 +189,7 @@ class Learned(NamedTuple):
   critic: state_lib.TrainState  # likewise
   gradient_P: jax.Array  # the generator's own
   mean_gradient_P: jax.Array  # that of all clones that are fit
-  fit: jax.Array  # this clone's weight in it, 0 where it is not
+  odds: jax.Array  # of this clone's weight in it to that of the others
   own_step_P: jax.Array  # from where it stood
   path_P: jax.Array  # from the master
   stays: jax.Array  # whether this clone goes on from there, scalar bool
@@ -262,7 +264,7 @@ def descend(
     critic=critic,
     gradient_P=gradients['generator'],
     mean_gradient_P=mean_gradients['generator'],
-    fit=weight,
+    odds=weight / (axes.total(weight) - weight),
     own_step_P=own_step_P,
     path_P=path_P,
     stays=stays_M[mission.clone],
@@ -325,9 +327,10 @@ def agents_observe(
       state.own_step,
       learned.gradient_P,
       learned.mean_gradient_P,
-      learned.fit / (axes.total(learned.fit) - learned.fit),
+      learned.odds,
       learned.sizes_S[0],
     )
+    effect /= jnp.exp(axes.mean(jnp.log(effect)))  # beside the other clones'
     # What an action's last step did is known when the next one is chosen.
     is_new = state.step % spec.q.every == 0
     own_loss = jnp.where(is_new, 1.0, own_loss * effect)
@@ -362,10 +365,9 @@ def remember_step(
     for g in (learned.gradient_P, learned.mean_gradient_P)
   )
   # The other clones' gradient alone: the step was fitted to its own samples.
-  others = axes.total(learned.fit) - learned.fit
-  promised = ((others + learned.fit) * mean - learned.fit * own) / others
+  promised = mean + learned.odds * (mean - own)
   return axes.where(
-    learned.stays & (others > 0) & jnp.isfinite(promised),
+    learned.stays & jnp.isfinite(promised),
     q_learning.OwnStep(learned.own_step_P, promised),
     q_learning.OwnStep(jnp.zeros_like(learned.own_step_P), jnp.float32(0.0)),
   )

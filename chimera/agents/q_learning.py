@@ -4,6 +4,7 @@ Design document, section 5.3. Pure functions of one clone's state, for use
 inside the compiled step: `act` before the clone learns, `observe` after.
 """
 
+from collections.abc import Callable
 import dataclasses
 from typing import NamedTuple
 
@@ -140,6 +141,31 @@ def act(
     return axes.where(state.filled == state.history_W.shape[0], decided, state)
 
   return lax.cond(cycle % every == 0, decide, lambda: state)
+
+
+def share_out(
+  state: State, mission: Mission, mean: Callable[[jax.Array], jax.Array]
+) -> State:
+  """Holds the clones' mean scale at 1, as far as the bounds let it.
+
+  So the agents move no rate but their own: how fast all learn is not theirs to
+  say. A shorter step sheds its noise at once and pays for it later, which no
+  reward of the last cycles tells, and each would call less better (Wu et al.,
+  "Understanding short-horizon bias in stochastic meta-optimization", 2018,
+  https://arxiv.org/abs/1803.02021).
+
+  Args:
+    state: a clone's.
+    mission: its bounds.
+    mean: of a clone's scalar, over all clones.
+  """
+
+  def shared(scale: jax.Array) -> jax.Array:
+    return jnp.clip(scale / mean(scale), mission.low, mission.high)
+
+  return state._replace(
+    lr_scale=shared(state.lr_scale), settled=shared(state.settled)
+  )
 
 
 def observe(

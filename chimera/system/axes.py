@@ -48,6 +48,11 @@ def total(tree: Any) -> Any:
   return jax.tree.map(of, tree)
 
 
+def mean(x: jax.Array) -> jax.Array:
+  """All clones' mean, of floats."""
+  return total(x) / total(jnp.ones_like(x))
+
+
 def part(x: jax.Array) -> jax.Array:
   """A replica's rows (B / R, ...) of its clone's (B, ...)."""
   replicas = lax.axis_size('replicas')

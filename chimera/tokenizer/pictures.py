@@ -48,9 +48,7 @@ def detokenize(folder: str, tokenizer: str, out: str) -> None:
   ):
     # Where the photographs lie, none gives way.
     entries = [*meta['sources'], *meta['skipped']]
-    # Of format 1 what was skipped is a name alone.
-    files = (x if isinstance(x, str) else x['file'] for x in entries)
-    taken = {os.path.abspath(home / file) for file in files}
+    taken = {os.path.abspath(home / entry['file']) for entry in entries}
     drawn = _draw_each(loaded, tokens)
     for i, (source, picture) in enumerate(zip(meta['sources'], drawn)):
       if meta['crop'] != 'center':
