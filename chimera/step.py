@@ -321,7 +321,7 @@ def agents_observe(
     slew=spec.pid.slew,
     memory=spec.pid.memory,
   )
-  own_loss = state.own_loss
+  own_loss, seen_loss, over = state.own_loss, base_loss, len(q.history_W)
   if spec.q.history == 'own':
     effect = q_learning.own_effect(
       state.own_step,
@@ -334,12 +334,13 @@ def agents_observe(
     # What an action's last step did is known when the next one is chosen.
     is_new = state.step % spec.q.every == 0
     own_loss = jnp.where(is_new, 1.0, own_loss * effect)
+    # A clone's own effect is told from the last decision on.
+    seen_loss, over = own_loss, max(spec.q.every, 2)
   q = q_learning.observe(
     q,
-    own_loss if spec.q.history == 'own' else base_loss,
+    seen_loss,
     every=spec.q.every,
-    # A clone's own effect is told from the last decision on.
-    over=max(spec.q.every, 2) if spec.q.history == 'own' else len(q.history_W),
+    over=over,
     cycle=state.step,
     rate=spec.q.rate,
     discount=spec.q.discount,

@@ -223,6 +223,7 @@ def test_a_q_agent_is_told_what_its_clone_s_step_did_to_the_loss(four):
     before_MxP, after_MxP = gradients(step - 1), gradients(step)
     # Of an even number the lesser of the two in the middle.
     size = np.sort(now['loss/base'])[1]
+    effects = []
     for i in range(4):
       own_P = layout.vector(
         jax.tree.map(
@@ -235,9 +236,17 @@ def test_a_q_agent_is_told_what_its_clone_s_step_did_to_the_loss(four):
       mean_P = after_MxP.mean(0)
       begun_P = np.delete(before_MxP, i, 0).mean(0)
       begun_P = begun_P + (after_MxP[i] - mean_P) / 3
-      effect = np.exp((begun_P + mean_P) @ own_P / 2 / size)
-      expected = trajectory[step][0].own_loss[i] * effect if step > 4 else 1.0
-      np.testing.assert_allclose(after.own_loss[i], expected, rtol=1e-4)
+      effects.append(np.exp((begun_P + mean_P) @ own_P / 2 / size))
+    effects /= np.prod(effects) ** 0.25
+    expected = trajectory[step][0].own_loss * effects if step > 4 else 1.0
+    np.testing.assert_allclose(after.own_loss, expected, rtol=1e-4)
+
+
+def test_the_agents_share_the_rate_out(trajectory):
+  for _, metrics, state in trajectory:
+    np.testing.assert_allclose(np.mean(state.q.lr_scale), 1, rtol=0.05)
+    np.testing.assert_array_equal(metrics['agent/trim'], state.q.lr_scale)
+  assert not alike(state.q.lr_scale)
 
 
 def test_after_a_meld_only_the_critics_and_agents_differ(trajectory):

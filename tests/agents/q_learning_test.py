@@ -262,6 +262,26 @@ def test_bounds_of_one_switch_the_agent_off():
   assert int(state.decisions) == 199
 
 
+@pytest.mark.parametrize(
+  ('scales', 'low', 'expected'),
+  [
+    ((0.5, 1.0, 1.0, 1.5), 0.5, (0.5, 1.0, 1.0, 1.5)),
+    ((0.5, 0.5, 0.5, 0.5), 0.5, (1.0, 1.0, 1.0, 1.0)),
+    ((0.8, 1.2, 1.2, 1.6), 0.5, (2 / 3, 1.0, 1.0, 4 / 3)),
+    ((0.8, 1.2, 1.2, 1.6), 0.9, (0.9, 1.0, 1.0, 4 / 3)),  # its bound
+  ],
+)
+def test_agents_share_out_a_rate_that_they_leave_alone(scales, low, expected):
+  def shared(scale):
+    state = _q(lr_scale=scale, settled=scale / 4)
+    mean = functools.partial(lax.pmean, axis_name='clones')
+    return q_learning.share_out(state, _bounds(low), mean)
+
+  state = jax.vmap(shared, axis_name='clones')(jnp.array(scales))
+  np.testing.assert_allclose(state.lr_scale, expected, rtol=1e-6)
+  np.testing.assert_allclose(state.settled, expected, rtol=1e-6)
+
+
 def test_random_action_is_a_trial_that_the_next_decision_starts_before():
   for seed in range(20):
     tried = _act(_q(), jax.random.key(seed), epsilon=1.0)

@@ -32,6 +32,8 @@ def test_written_out_one_by_one_a_function_gives_what_its_vmap_gives():
 def test_a_total_is_of_all_clones(devices):
   x = jnp.arange(8.0).reshape(devices, 4 // devices, 2)
   total = jax.vmap(axes.along(axes.total), axis_name='devices')(x)
+  mean = jax.vmap(axes.along(axes.mean), axis_name='devices')(x)
+  np.testing.assert_array_equal(mean, total / 4)
   for received in np.asarray(total).reshape(4, 2):
     np.testing.assert_array_equal(received, [0 + 2 + 4 + 6, 1 + 3 + 5 + 7])
 
