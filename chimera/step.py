@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from chimera.agents import pid as pid_lib
@@ -337,8 +336,7 @@ def agents_observe(
     # A clone's own effect is told from the last decision on.
     seen_loss, over = own_loss, max(spec.q.every, 2)
   q = q_learning.observe(
-    q,
-    seen_loss,
+    *(q, seen_loss),
     every=spec.q.every,
     over=over,
     cycle=state.step,
@@ -443,9 +441,8 @@ def _of_agents(pid: pid_lib.State, q: q_learning.State) -> learning.Metrics:
 
 
 def _of_meld(learned, path_P, counts_V) -> learning.Metrics:
-  gradient_P = learned.gradient_P
   return {
-    'grads/rms': optax.tree.norm(gradient_P) / np.sqrt(gradient_P.size),
+    'grads/rms': jnp.sqrt(jnp.mean(learned.gradient_P**2)),
     'meld/drift': average.cosine(learned.path_P, path_P),
     'codebook/perplexity': codebook.perplexity(counts_V),
     'codebook/used': jnp.sum(counts_V > 0),
