@@ -49,8 +49,9 @@ def total(tree: Any) -> Any:
 
 
 def mean(x: jax.Array) -> jax.Array:
-  """All clones' mean, of floats."""
-  return total(x) / total(jnp.ones_like(x))
+  """The mean of all clones' floats, but for what is not finite."""
+  finite = jnp.isfinite(x)
+  return total(jnp.where(finite, x, 0)) / total(finite.astype(x.dtype))
 
 
 def part(x: jax.Array) -> jax.Array:

@@ -34,6 +34,10 @@ def test_a_total_is_of_all_clones(devices):
   total = jax.vmap(axes.along(axes.total), axis_name='devices')(x)
   mean = jax.vmap(axes.along(axes.mean), axis_name='devices')(x)
   np.testing.assert_array_equal(mean, total / 4)
+  torn = x.at[0, 0, 1].set(jnp.nan)
+  mean = jax.vmap(axes.along(axes.mean), axis_name='devices')(torn)
+  np.testing.assert_array_equal(mean[..., 0], 3)
+  np.testing.assert_array_equal(mean[..., 1], (3 + 5 + 7) / 3)
   for received in np.asarray(total).reshape(4, 2):
     np.testing.assert_array_equal(received, [0 + 2 + 4 + 6, 1 + 3 + 5 + 7])
 
