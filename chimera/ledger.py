@@ -246,13 +246,16 @@ def run(
       except FloatingPointError as e:
         logging.warning('%s of seed %d in %s: %s', method, seed, of, e)
         figures = {}
-      done[key] = line | {'figures': figures}
+      done[key] = line | {'commit': provenance.commit(), 'figures': figures}
       # A line that is torn would take the next one with it.
       torn = path.exists() and not path.read_bytes().endswith(b'\n')
       with open(path, 'a') as f:
         f.write('\n' * torn + json.dumps(done[key]) + '\n')
       # JAX would keep some 400 MB of every step that it compiled.
       jax.clear_caches()
+    elif (then := done[key].get('commit')) != provenance.commit():
+      names = method, seed, of, then or 'unknown'
+      logging.warning('%s of seed %d in %s is of commit %s.', *names)
     yield done[key]
 
 

@@ -11,7 +11,7 @@ from chimera import ledger, train
 from chimera.evaluation import exam
 from chimera.optics import stage_1
 from chimera.run import config_json, finish
-from chimera.system import lock
+from chimera.system import lock, provenance
 from tests import tiny
 
 
@@ -289,6 +289,20 @@ def test_a_torn_line_costs_itself_alone(tmp_path, monkeypatch, warnings):
   assert list(ledger.run(tmp_path, *words)) == whole
   assert ledger.read(path) == whole
   assert 'is torn' in warnings[0]
+
+
+def test_lines_of_another_commit_are_told(tmp_path, monkeypatch, warnings):
+  monkeypatch.setattr(stage_1, 'prepare', lambda *_: None)
+  monkeypatch.setattr(train, 'train', lambda *_: {'master/path_l1': 1.0})
+  monkeypatch.setattr(provenance, 'commit', lambda: '0123456789ab')
+  words = tmp_path, ['default'], [3], {}
+  (line,) = ledger.run(*words)
+  assert line['commit'] == '0123456789ab'
+  assert list(ledger.run(*words)) == [line]
+  assert not warnings
+  monkeypatch.setattr(provenance, 'commit', lambda: '0123456789ab+')
+  assert list(ledger.run(*words)) == [line]
+  assert warnings == ['default of seed 3 in tuned is of commit 0123456789ab.']
 
 
 def test_a_setting_may_be_a_text_without_quotation_marks():
