@@ -175,6 +175,7 @@ def agents_act(
     every=spec.q.every,
     cycle=step,
     epsilon=epsilon,
+    caution=spec.q.caution,
   )
   if spec.q.history == 'own':
     q = q_learning.share_out(q, mission.q, axes.mean)

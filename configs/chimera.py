@@ -250,6 +250,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.q.history = 'own'  # loss history of the clone's 'own' steps, or the 'total'
   c.q.rate = 0.2  # of learning of the table
   c.q.discount = 0.9
+  # Usual errors of a value by which one must be greater than that of leaving
+  # the rate alone. 0: the greatest is taken.
+  c.q.caution = 1.0
   c.q.epsilon = 0.3  # exploration at first
   c.q.epsilon_end = 0.05
   c.q.epsilon_decay = 50.0  # decisions in which the excess falls by e
@@ -413,6 +416,7 @@ def _seed(c):
   c.train.learning_rate = c.train.learning_rate / (1 - c.meld.alpha)
   c.train.audition = False
   c.q.history = 'total'
+  c.q.caution = 0.0
   c.pid.bounded = False
 
 

@@ -81,6 +81,7 @@ def appendix_a(config, spec, bins, paths, total_steps):
       q_learning.act,
       actions=spec.q.actions,
       every=spec.q.every,
+      caution=spec.q.caution,
     )
   )
   update_q = jax.jit(

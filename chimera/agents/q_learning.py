@@ -39,6 +39,7 @@ class Spec:
   history: str
   rate: float
   discount: float
+  caution: float
   epsilon: float
   epsilon_end: float
   epsilon_decay: float
@@ -65,6 +66,7 @@ class State(NamedTuple):
   action: jax.Array  # the one that is held, int32
   reward: jax.Array  # of the last one that was held to its end, float32
   baseline: jax.Array  # running mean of the rewards, float32
+  surprise: jax.Array  # likewise of its values' squared errors, float32
   decisions: jax.Array  # how many were taken, int32
 
 
@@ -81,6 +83,7 @@ def init(*, window: int, actions: int) -> State:
     action=none,
     reward=zero,
     baseline=zero,
+    surprise=zero,
     decisions=none,
   )
 
@@ -104,13 +107,17 @@ def act(
   every: int,
   cycle: jax.Array,
   epsilon: jax.Array,
+  caution: float,
 ) -> State:
   """Every `every` cycles chooses a multiplier and moves the scale by it.
 
   Epsilon-greedy. A random action is a trial: the next decision starts from
   where the scale was before it, else exploration alone would walk the learning
   rate from bound to bound. Actions of equal value, as all are at first, are
-  taken the gentlest first: by how near their multiplier is to 1.
+  taken the gentlest first: by how near their multiplier is to 1. That one is
+  left for another only if it is worth more by `caution` times the usual error
+  of a value: where rewards are mostly noise, as they are over ten cycles, the
+  greatest value of five is one of chance, and the rate would walk by it.
 
   Decisions fall on the cycles that are multiples of `every`, from the first at
   which the window is full. An action is held for so many cycles; the trend that
@@ -124,11 +131,14 @@ def act(
     explore_rng, action_rng = jax.random.split(rng)
     # Far below the least reward that tells two actions apart.
     preference_A = -1e-4 * jnp.abs(jnp.log(multiplier_A))
+    value_A = state.table_SxA[state.state] + preference_A
+    best, still = jnp.argmax(value_A), jnp.argmax(preference_A)
+    doubt = caution * jnp.sqrt(state.surprise)
     explores = jax.random.uniform(explore_rng) < epsilon
     action = jnp.where(
       explores,
       jax.random.randint(action_rng, (), 0, len(actions)),
-      jnp.argmax(state.table_SxA[state.state] + preference_A),
+      jnp.where(value_A[best] - value_A[still] > doubt, best, still),
     ).astype(jnp.int32)
     lr_scale = state.settled * multiplier_A[action]
     lr_scale = jnp.clip(lr_scale, mission.low, mission.high)
@@ -183,11 +193,13 @@ def observe(
     Q[s, a] <- Q[s, a] + rate (r - u + discount max_a' Q[s', a'] - Q[s, a])
     u       <- u + rate (r - u)
 
-  with r the reward of the window's trend, s' the state it leads to, and u the
-  baseline: a loss falls at any sane rate, and the first action that is
-  tried must not earn that. Watkins and Dayan, "Q-learning", 1992,
-  https://doi.org/10.1007/BF00992698; the baseline as in Wan et al., "Learning
-  and planning in average-reward Markov decision processes", 2021,
+    e     <- e + rate ((the error in brackets)^2 - e)
+
+  with r the reward of the window's trend, s' the state it leads to, e the
+  surprise, and u the baseline: a loss falls at any sane rate, and the first
+  action that is tried must not earn that. Watkins and Dayan, "Q-learning",
+  1992, https://doi.org/10.1007/BF00992698; the baseline as in Wan et al.,
+  "Learning and planning in average-reward Markov decision processes", 2021,
   https://arxiv.org/abs/2006.16318
 
   The loss is positive, of any scale; one that is not finite is not noted. The
@@ -205,13 +217,16 @@ def observe(
   due = ((cycle + 1) % every == 0) & (filled == window)
   judges = due & (state.decisions > 0)
   at = (state.state, state.action)
-  baseline = jnp.where(state.decisions > 1, state.baseline, reward)
+  is_first = state.decisions <= 1
+  baseline = jnp.where(is_first, reward, state.baseline)
   future = jnp.max(state.table_SxA[next_state])
   error = reward - baseline + discount * future - state.table_SxA[at]
+  surprise = jnp.where(is_first, error**2, state.surprise)
   learned = state._replace(
     table_SxA=state.table_SxA.at[at].add(rate * error),
     reward=reward,
     baseline=baseline + rate * (reward - baseline),
+    surprise=surprise + rate * (error**2 - surprise),
   )
   state = jax.tree.map(lambda a, b: jnp.where(judges, a, b), learned, state)
   return state._replace(

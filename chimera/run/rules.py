@@ -272,6 +272,7 @@ RULES = {
   'q.history': one_of('own', 'total'),
   'q.rate': _SHARE,
   'q.discount': _DECAY,
+  'q.caution': at_least(0, 1e6),
   'q.epsilon': _SHARE,
   'q.epsilon_end': _SHARE,
   'q.epsilon_decay': _SPAN,

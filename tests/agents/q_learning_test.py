@@ -45,7 +45,7 @@ def _bounds(low: float = 0.5, high: float = 2.0) -> q_learning.Mission:
 
 
 @jax.jit
-def _act(state, rng=None, mission=None, cycle=10, epsilon=0.0):
+def _act(state, rng=None, mission=None, cycle=10, epsilon=0.0, caution=0.0):
   return q_learning.act(
     jax.random.key(0) if rng is None else rng,
     state,
@@ -54,6 +54,7 @@ def _act(state, rng=None, mission=None, cycle=10, epsilon=0.0):
     every=10,
     cycle=cycle,
     epsilon=epsilon,
+    caution=caution,
   )
 
 
@@ -95,7 +96,11 @@ def test_the_reward_is_of_the_newest_losses_only():
 
 @functools.partial(jax.jit, static_argnums=0)
 def _train(
-  progress: Callable[[jax.Array], jax.Array], seed: int, bounds=(0.5, 2.0)
+  progress: Callable[[jax.Array], jax.Array],
+  seed: int,
+  bounds=(0.5, 2.0),
+  noise=1e-3,
+  caution=0.0,
 ) -> tuple[q_learning.State, jax.Array]:
   """2000 cycles of a loss that falls by exp(progress(lr_scale)) in each.
 
@@ -108,10 +113,10 @@ def _train(
     epsilon = q_learning.exploration(
       state.decisions, start=0.3, end=0.05, decay=50
     )
-    state = _act(state, rngs[0], _bounds(*bounds), cycle=t, epsilon=epsilon)
-    noise = 1e-3 * jax.random.normal(rngs[1])
+    state = _act(state, rngs[0], _bounds(*bounds), t, epsilon, caution)
     loss = jnp.where(t % 10 == 0, 1.0, loss)
-    loss *= jnp.exp(noise - progress(state.lr_scale))
+    by_chance = noise * jax.random.normal(rngs[1])
+    loss *= jnp.exp(by_chance - progress(state.lr_scale))
     state = _observe(state, loss, cycle=t, rate=0.2)
     return (state, loss), state.lr_scale
 
@@ -412,6 +417,31 @@ def test_agent_governs_a_compiled_loop_without_the_host():
   np.testing.assert_allclose(end.reward, 0.2, rtol=1e-3)
 
 
+def test_a_cautious_agent_is_led_by_what_is_so_and_not_by_chance():
+  def end(progress, caution, noise):
+    ends = [
+      _train(progress, seed, (0.5, 2.0), noise, caution)[0].settled
+      for seed in range(3)
+    ]
+    return np.abs(np.log(ends))
+
+  assert end(jnp.zeros_like, 0.0, 0.03).max() > 0.4
+  np.testing.assert_array_equal(end(jnp.zeros_like, 1.0, 0.03), 0)
+  assert end(lambda scale: 0.02 * scale, 1.0, 0.001).min() > 0.15
+
+
+@pytest.mark.parametrize(
+  ('caution', 'surprise', 'lr_scale'),
+  [(0, 9.0, 1.05), (1, 0.2, 1.05), (1, 0.25, 1.0), (2, 0.07, 1.0)],
+)
+def test_a_move_is_worth_more_than_the_usual_error(caution, surprise, lr_scale):
+  # 1.05 promises 0.5 more than 1; the usual errors are 3, .45, .5 and .26.
+  table = jnp.zeros((12, 5)).at[6].set(jnp.array([0.0, 0.0, 0.1, 0.6, 0.0]))
+  state = _q(table_SxA=table, surprise=jnp.float32(surprise))
+  state = _act(state, caution=float(caution))
+  np.testing.assert_allclose(state.lr_scale, lr_scale, rtol=1e-6)
+
+
 # What it learns, by hand.
 
 
@@ -424,13 +454,16 @@ def test_held_action_is_valued_by_reward_above_the_usual_and_what_follows():
     action=jnp.int32(3),
     decisions=jnp.int32(7),
     baseline=jnp.float32(0.5),
+    surprise=jnp.float32(1.0),
   )
   after = _observe(state, 0.985)
-  # 0.4 + 0.5 * (2 - 0.5 + 0.9 * 1 - 0.4) = 1.4; baseline 0.5 + 0.5 * 1.5.
+  # 0.4 + 0.5 * (2 - 0.5 + 0.9 * 1 - 0.4) = 1.4; baseline 0.5 + 0.5 * 1.5;
+  # surprise 1 + 0.5 * (2 ** 2 - 1).
   expected = table.at[6, 3].set(1.4)
   np.testing.assert_allclose(after.table_SxA, expected, rtol=1e-4)
   np.testing.assert_allclose(after.reward, 2.0, rtol=1e-4)
   np.testing.assert_allclose(after.baseline, 1.25, rtol=1e-4)
+  np.testing.assert_allclose(after.surprise, 2.5, rtol=1e-3)
   assert int(after.state) == 4
 
 
