@@ -278,6 +278,7 @@ def _agents(case: case_lib.Case) -> Iterator[case_lib.Finding]:
     return
   half = run.after(0.5)
   signs, pinned, idle = [], [], False
+  cautious = s['q.caution'] > 0  # then it may well leave the rate alone
   for i, name in enumerate(run.clones):
     low, high = (s[f'specialists.{name}.q.{k}'] for k in ('low', 'high'))
     if low == high:
@@ -293,7 +294,7 @@ def _agents(case: case_lib.Case) -> Iterator[case_lib.Finding]:
     if np.ptp(reward[1:]) < 1e-6:
       signs.append(f'the reward of {name} is always {reward[-1]:.3g}')
       idle |= reward[-1] == 0
-    elif len(action) >= 2 * _PINNED and np.ptp(action) == 0:
+    elif len(action) >= 2 * _PINNED and np.ptp(action) == 0 and not cautious:
       signs.append(f'{name} always takes action {action[-1]:.0f}')
       idle = True
   # One that rests there has found its place; all of them ask for more.
@@ -301,9 +302,7 @@ def _agents(case: case_lib.Case) -> Iterator[case_lib.Finding]:
     signs.insert(0, f'all clones keep their {bound} trim')
   if not signs:
     return
-  trims = np.array(
-    [case.usual(k) for k in case.reference.bands if k.startswith('trim_')]
-  )
+  trims = [case.usual(k) for k in case.reference.bands if k[:5] == 'trim_']
   turns = ['where the loss does not fall, fix that first']
   if bound == 'least':
     turns.append(_slower(case.run.settings))
@@ -318,7 +317,8 @@ def _agents(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   yield case_lib.Finding(
     AGENT,
     f'{_sentence(signs)}; in the reference trims come to rest between '
-    f'{trims.min():.2g} and {trims.max():.2g}, rewards and actions vary.',
+    f'{min(map(min, trims)):.2g} and {max(map(max, trims)):.2g}, rewards and '
+    'actions vary.',
     'Who is always told the same, or stands at a bound, has nothing to choose: '
     'the learning rate follows its schedule alone.',
     f'{"; ".join(turns)}; or switch it off by --config.q.enabled=False.',

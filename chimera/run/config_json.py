@@ -27,6 +27,7 @@ LATER = {
   'pid.bounded': False,
   'pid.vq_share': [0.08, 0.12],
   'pid.memory': 100.0,
+  'q.caution': 0.0,
   'tokens.size': [0, 0],
   'train.decay': 0.2,
   'train.audition': False,

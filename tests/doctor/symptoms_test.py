@@ -102,7 +102,7 @@ FAULTS = {
     'the reward of perceptual is always 0',
   ),
   'one action': (
-    {'clone': lambda i, name: {'agent/action': 2}},
+    {'clone': lambda i, name: {'agent/action': 2}, 'q__caution': 0.0},
     symptoms.AGENT,
     'perceptual always takes action 2',
   ),
@@ -164,6 +164,7 @@ def test_a_fault_is_named_and_nothing_else(tmp_path, fault):
       'q__enabled': False,
     },
     {'clone': lambda i, name: {'agent/trim': 0.5 if i < 17 else 0.6}},
+    {'clone': lambda i, name: {'agent/action': 2}},  # with caution
     # One of four.
     {'clone': lambda i, name: {'agent/trim': 0.5 + (name != 'structural')}},
     {'master': lambda i: {'codebook/perplexity': 1.0 if i < 5 else 500.0}},
