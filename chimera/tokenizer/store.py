@@ -71,9 +71,8 @@ def load(folder: str | os.PathLike) -> Tokens:
     if disk.read_sealed(home / META) == meta:
       raise
     return load(folder)
-  # Of format 1 what was skipped is a name alone.
-  named = ({'file': x} if isinstance(x, str) else x for x in meta['skipped'])
-  meta = meta | {'skipped': list(named)}
+  if meta.get('format') == 1:  # what was skipped is a name alone
+    meta = meta | {'skipped': [{'file': name} for name in meta['skipped']]}
   return Tokens(parts[0] if len(parts) == 1 else np.concatenate(parts), meta)
 
 
