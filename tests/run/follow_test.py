@@ -71,7 +71,11 @@ class Host:
         stdout=subprocess.DEVNULL,
         stderr=log,
         start_new_session=True,
-        env=os.environ | {'XLA_FLAGS': f'{forced} {xla.SOONER}'},
+        env={
+          'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'compiled'),
+          **os.environ,
+          'XLA_FLAGS': f'{forced} {xla.SOONER}',
+        },
       )
 
   def end(self, patience=180):
