@@ -192,8 +192,7 @@ def observe(
 
     Q[s, a] <- Q[s, a] + rate (r - u + discount max_a' Q[s', a'] - Q[s, a])
     u       <- u + rate (r - u)
-
-    e     <- e + rate ((the error in brackets)^2 - e)
+    e       <- e + rate (error^2 - e), the error of the first line's brackets
 
   with r the reward of the window's trend, s' the state it leads to, e the
   surprise, and u the baseline: a loss falls at any sane rate, and the first
