@@ -302,7 +302,7 @@ def _agents(case: case_lib.Case) -> Iterator[case_lib.Finding]:
     signs.insert(0, f'all clones keep their {bound} trim')
   if not signs:
     return
-  trims = [case.usual(k) for k in case.reference.bands if k[:5] == 'trim_']
+  trims = [case.usual(k) for k in case.reference.bands if 'trim_' in k]
   turns = ['where the loss does not fall, fix that first']
   if bound == 'least':
     turns.append(_slower(case.run.settings))
