@@ -166,8 +166,6 @@ def train(
           observers.rewind(done)
           engine.place(host, done)
           continue
-      if is_last:
-        checkpointer.extra['rows'] = results.summarize(config, bins, seen)
       engine.deal_if_due(done)
       if done % config.train.eval_every == 0 or is_last:
         checkpointer.extra['is_evaluated'] = False
@@ -176,7 +174,9 @@ def train(
             exam = evaluate(done, engine.fetch('master', 'specialists'))
       if watch.signum is not None or checkpointer.is_due(done):
         with observers.during('saving'):
-          checkpointer.save(done, *engine.fetch('state', 'specialists'), watch)
+          *saved, seen = engine.fetch('state', 'specialists', 'seen')
+          checkpointer.extra['rows'] = results.summarize(config, bins, seen)
+          checkpointer.save(done, *saved, watch)
       watch.stop(
         f'Stopped at cycle {done}, saved: the same command goes on from here.'
       )

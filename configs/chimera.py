@@ -117,8 +117,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.school.enrol_every = 100  # cycles between two re-enrolments, or fences
   c.school.half_life = 500.0  # cycles in which a tracked varentropy halves
   c.school.floor = 0.1  # share of the re-enrolled drawn by lot from everything
-  # In no class is a sample whose error is beyond the third quartile by so many
-  # distances of the quartiles, as of noise. 0 = no such fence.
+  # In no class is a sample whose error, over the usual one of its cycle, is
+  # beyond the third quartile by so many distances of the quartiles, as of
+  # noise. 0 = no such fence.
   c.school.fence = 1.5
   c.school.resident_mb = 2048  # whole training set on a device up to this size
   c.school.rotating_samples = 8192  # else: samples of it resident at a time
@@ -139,6 +140,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
 
   c.loss = ml_collections.ConfigDict()  # base weights
   # What a specialist weighs: base * (1 + emphasis * (its own emphasis - 1)).
+  # With 0 their PIDs have the same targets, too.
   c.loss.emphasis = 0.1
   c.loss.l1 = 1.0
   c.loss.vq = 0.5

@@ -63,7 +63,8 @@ def targets(config: ml_collections.ConfigDict, name: str) -> dict[str, float]:
 
   Over their geometric mean of all clones: what one asks for the others forgo,
   so that all together ask for no term more than for another. Of adv it is the
-  share of the gradient at the reconstruction, as it stands in the block.
+  share of the gradient at the reconstruction, as it stands in the block. Where
+  `loss.emphasis` is 0, nobody asks for more than another: of adv for the mean.
   """
 
   def of(name: str) -> dict[str, float]:
@@ -71,8 +72,10 @@ def targets(config: ml_collections.ConfigDict, name: str) -> dict[str, float]:
 
   of_all = [of(name) for name in config.clone_names]
   asked = of(name)
-  for t in asked.keys() - {'adv'}:
-    asked[t] /= statistics.geometric_mean(each[t] for each in of_all)
+  for t in asked:
+    mean = statistics.geometric_mean(each[t] for each in of_all)
+    asked[t] = asked[t] if config.loss.emphasis else mean
+    asked[t] /= 1.0 if t == 'adv' else mean
   return asked
 
 
@@ -119,7 +122,7 @@ def create_missions(
           high=_float32(block.q.high if c.q.enabled else 1.0),
         ),
         rate=_float32(rate),
-        bounds=bounds(c, block),
+        bounds=bounds(c, asked['adv']),
       )
     )
   return missions
@@ -136,17 +139,14 @@ def fitting_devices(clones: int, batch_size: int) -> list[int]:
 
 
 def bounds(
-  config: ml_collections.ConfigDict,
-  block: ml_collections.ConfigDict | None = None,
+  config: ml_collections.ConfigDict, target_adv: float = math.inf
 ) -> 'learning.Bounds':
-  """Within what a specialist's block, or nobody's, holds the shares."""
+  """Within what the shares are held, of a clone with that target of adv."""
   from chimera.clones import learning
 
   if not (config.pid.enabled and config.pid.bounded):
     return learning.Bounds(*map(_float32, (1.0, 0.0, 1.0)))
-  most_adv = 1.0
-  if block:
-    most_adv = min(1.0, block.pid.target.adv * math.exp(config.pid.limit))
+  most_adv = min(1.0, target_adv * math.exp(config.pid.limit))
   return learning.Bounds(*map(_float32, (most_adv, *config.pid.vq_share)))
 
 

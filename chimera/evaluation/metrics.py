@@ -118,7 +118,7 @@ _ROWS = (
   _down('critic/penalty', 'Critic: gradient penalty', 'overview critics'),
   Metric('loss/adv_share', 'Adversarial share, without its ramp', 'critics'),
   Metric('loss/vq_share', 'Commitment: share of the gradient'),
-  Metric('school/fence', 'School: error beyond which is an outlier',
+  Metric('school/fence', 'School: error, over the usual one, of an outlier',
          of_master=True),
   _down('school/outliers', 'School: outliers', form='.0f', of_master=True),
   _up('codebook/used', _CODES, 'overview', form='.0f', of_master=True),

@@ -73,13 +73,17 @@ class Look:
     status = os.stat(os.path.join(self._workdir, history.NAME))
     stamp = status.st_mtime, status.st_size
     if stamp != self._stamp:
-      self._rows, self._stamp = history.newest(self._workdir), stamp
+      # What a longer run left behind it is no part of this one.
+      cycles = self._config['train']['cycles']
+      self._rows, self._stamp = history.newest(self._workdir, cycles), stamp
 
   def _newest_pictures(self) -> snapshot_lib.Pictures | None:
+    cycles = self._config['train']['cycles']
     there = sheets.previews(self._workdir)
-    if not there:
+    seen = [cycle for cycle in there if cycle <= cycles]
+    if not seen:
       return None
-    newest = str(there[max(there)])
+    newest = str(there[max(seen)])
     # A sheet that is being written is whole at the next look.
     with contextlib.suppress(*disk.BROKEN):
       stamp = newest, os.stat(newest).st_mtime

@@ -107,9 +107,12 @@ def write(
     chunk: codes decoded at a time.
   """
   workdir = pathlib.Path(workdir)
-  seen = history.read(str(workdir))
   figures, protocol = exam.read_figures(workdir)
-  colors = curves.palette([row['name'] for row in rows])
+  # What a longer run left behind it is no part of this one.
+  seen = [
+    x for x in history.scan(str(workdir)) if x.cycle <= protocol['cycles']
+  ]
+  colors = curves.palette([*base])
   title = f'Chimera: {workdir.resolve().name}'
   as_json = html.escape(json.dumps(protocol, indent=2))
   body = [
@@ -120,7 +123,7 @@ def write(
     _cards(figures['master']),
     _section('Summary', _summary(rows, figures, colors)),
     _section('Curves', _curves(workdir, seen, figures, colors, base)),
-    _section('Contact sheets', _sheets(workdir)),
+    _section('Contact sheets', _sheets(workdir, protocol['cycles'])),
     _section('Codebook', _codebook(subject, chunk)),
     _section(
       'Curriculum', _curriculum(workdir, subject, rows, colors, image_size)
@@ -230,8 +233,8 @@ def _curves(
     yield f'<figure>{_image("svg+xml", svg, title)}</figure>'
 
 
-def _sheets(workdir: pathlib.Path) -> Iterable[str]:
-  paths = [*sheets.previews(workdir).items()]
+def _sheets(workdir: pathlib.Path, cycles: int) -> Iterable[str]:
+  paths = [x for x in sheets.previews(workdir).items() if x[0] <= cycles]
   picks = np.linspace(0, len(paths) - 1, min(len(paths), _SHEETS))
   chosen = [paths[i] for i in picks.round().astype(int)]
   yield (

@@ -84,21 +84,20 @@ def summarize(
 
 
 def outliers(host: state_lib.CloneState, data: stage_1.Prepared) -> np.ndarray:
-  """Sample indices of the School's outliers, by rising error.
+  """Sample indices of the School's outliers, by rising excess.
 
   Warns, with their files, where they are many.
   """
   school = jax.tree.map(lambda x: x[0], host.school)  # all clones' is the same
   found = lessons.outliers(school)
-  if len(found) > _MANY * len(school.error_N):
+  if len(found) > _MANY * len(school.excess_N):
     sources = dict.fromkeys(data.crops[i].source for i in found[::-1])
     shown = ', '.join(itertools.islice(sources, _NAMED))
     logging.warning(
       'Of %d samples %d are far beyond the others, with an error above %.3g '
-      '(median %.3g): no lesson had them but by chance. Noise, broken files, '
-      'or too few of their kind? %s%s',
-      *(len(school.error_N), len(found), school.fence),
-      *(np.median(school.error_N[school.seen_N >= 0]), shown),
+      'times the usual one: no lesson had them but by chance. Noise, broken '
+      'files, or too few of their kind? %s%s',
+      *(len(school.excess_N), len(found), school.fence, shown),
       ', ...' if len(sources) > _NAMED else '',
     )
   return found

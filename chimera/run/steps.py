@@ -264,8 +264,7 @@ class Steps:
       )
     if undone := sorted(set(self._committed()) - set(self._in_force())):
       logging.info(
-        'Cycles %d to %d are learned anew: they were of a run of another '
-        'length, and in its decay.',
+        'Cycles %d to %d do not count: they are of a run of another length.',
         *(step + 1, undone[-1]),
       )
     return step, tree, body['extra']

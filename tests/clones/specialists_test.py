@@ -1,6 +1,7 @@
 """What tells the clones apart, however many there are."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -57,6 +58,23 @@ def test_a_specialist_s_base_weights_by_hand():
     np.testing.assert_allclose(mission.pid.base_K[ssim], expected, rtol=1e-6)
 
 
+def test_without_emphasis_nobody_asks_for_more_than_another():
+  config = chimera_config.get_config()
+  config.loss.emphasis = 0.0
+  bins = {k: list(range(10 * k, 10 * k + 10)) for k in range(10)}
+  adv = terms.TERMS.index('adv')
+  # Of adv for the geometric mean of the four.
+  targets = [config.specialists[n].pid.target.adv for n in config.clone_names]
+  asked = math.prod(targets) ** 0.25
+  assert len({*targets}) > 1
+  for mission in specialists.create_missions(config, bins):
+    expected = np.ones(len(terms.TERMS))
+    expected[adv] = asked
+    np.testing.assert_allclose(mission.pid.target_K, expected, rtol=1e-6)
+    most = asked * math.exp(config.pid.limit)
+    assert mission.bounds.most_adv == pytest.approx(most, rel=1e-6)
+
+
 def test_base_weights_and_missions_follow_the_order_of_the_terms():
   weights = {f'loss__{t}': 1.0 + i for i, t in enumerate(terms.TERMS)}
   targets = {
@@ -64,8 +82,13 @@ def test_base_weights_and_missions_follow_the_order_of_the_terms():
     for name in chimera_config.get_config().clone_names
     for i, t in enumerate(terms.TERMS)
   }
+  alike = {
+    f'specialists__{name}__emphasis__{t}': 1.0
+    for name in chimera_config.get_config().clone_names
+    for t in terms.TERMS
+  }
   of_terms = 1.0 + np.arange(len(terms.TERMS))
-  found = missions(loss__emphasis=0.0, **weights, **targets)
+  found = missions(**weights, **targets, **alike)
   for mission in found:
     np.testing.assert_allclose(mission.pid.base_K, of_terms)
   # Over the mean of four, of which the others ask for 1; but the share of adv.

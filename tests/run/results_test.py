@@ -110,7 +110,7 @@ def _schools(error, fence):
     enrolled_L=None,
     enrolled_count=None,
     varentropy_N=None,
-    error_N=np.array([error] * 2, np.float32),
+    excess_N=np.array([error] * 2, np.float32),
     seen_N=np.array([[0 if e else -1 for e in error]] * 2),
     fence=np.full(2, fence, np.float32),
   )
@@ -126,7 +126,7 @@ def test_outliers_are_told_with_their_files_the_worst_first(caplog):
   np.testing.assert_array_equal(found, [1, 5, 3, 0])
   [said] = caplog.messages
   assert 'Of 7 samples 4 are' in said
-  assert 'above 0.3 (median 0.425)' in said
+  assert 'above 0.3 times the usual one' in said
   assert said.endswith('noise.png, d.png, b.png')
   assert not len(results.outliers(_schools(error, 0.7), data))
   assert not len(results.outliers(_schools(error, 0.0), data))
