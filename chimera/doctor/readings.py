@@ -63,10 +63,15 @@ class Run(NamedTuple):
     return max(1, min(terms.codes_of(self.model), h * w * batch))
 
   @property
+  def is_auditioned(self) -> bool:
+    """Whether its learning rate was found."""
+    return self.settings['train.audition'] and not self.settings['init_from']
+
+  @property
   def rate(self) -> float:
     """The learning rate before its trims: as seen, where one was found."""
     given = self.settings['train.learning_rate']
-    if not self.settings['train.audition']:
+    if not self.is_auditioned:
       return given
     seen = self.of_clones('agent/lr') / self.of_clones('agent/trim')
     return float(np.max(seen, initial=0.0, where=np.isfinite(seen))) or given

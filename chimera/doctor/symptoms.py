@@ -4,9 +4,8 @@ Each check looks at a case and yields findings. The thresholds stand in
 README.md; none of them is near to what the three reference runs do.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 import math
-from typing import Any
 
 import numpy as np
 
@@ -150,7 +149,7 @@ def _loss(case: case_lib.Case) -> Iterator[case_lib.Finding]:
     signs.append(f'a clone was sick and left out {dropped:.0f} time(s)')
   fallen, late = case.late('fallen'), case.late('base_loss')
   if case.long and len(base) >= case_lib.ROWS:
-    if fallen > 0.85:
+    if fallen > 0.85 and not s['init_from']:  # which was low at first
       signs.append(
         f'late in the run the loss is {fallen:.0%} of what it was at first'
       )
@@ -161,7 +160,7 @@ def _loss(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   rate, usual = case.run.rate, known['train.learning_rate']
   name, why = LOSS, 'What does not come down is not learned.'
   key = '--config.train.learning_rate'
-  if s['train.audition']:  # else it would be found again
+  if case.run.is_auditioned:  # else it would be found again
     key = f'--config.train.audition=False {key}'
   if rate >= _WRONG_RATE * usual:
     name = RATE
@@ -184,9 +183,9 @@ def _loss(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   )
 
 
-def _slower(settings: Mapping[str, Any]) -> str:
+def _slower(run: readings.Run) -> str:
   """How to lower the learning rate; where one is found, it must be given."""
-  found = '--config.train.audition=False and ' * settings['train.audition']
+  found = '--config.train.audition=False and ' * run.is_auditioned
   return f'{found}a lower --config.train.learning_rate'
 
 
@@ -202,7 +201,7 @@ def _codebook(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   s, known = case.run.settings, case.reference.settings
   turns = []
   weights = ['loss.varentropy']
-  slower = _slower(s)
+  slower = _slower(case.run)
   fewer = f'{slower}, or fewer --config.model.levels'
   if terms.kind_of(case.run.model) == 'vq':  # its codebook is learned
     weights = ['loss.vq', 'loss.commitment', *weights]
@@ -305,7 +304,7 @@ def _agents(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   trims = [case.usual(k) for k in case.reference.bands if 'trim_' in k]
   turns = ['where the loss does not fall, fix that first']
   if bound == 'least':
-    turns.append(_slower(case.run.settings))
+    turns.append(_slower(case.run))
   if bound == 'greatest':
     turns.append(
       'raise --config.train.learning_rate or --config.specialists.NAME.q.high'

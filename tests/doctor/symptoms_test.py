@@ -169,6 +169,8 @@ def test_a_fault_is_named_and_nothing_else(tmp_path, fault):
     {'clone': lambda i, name: {'agent/trim': 0.5 + (name != 'structural')}},
     {'master': lambda i: {'codebook/perplexity': 1.0 if i < 5 else 500.0}},
     {'held_out': (0.12, 0.12)},
+    # What goes on from what was learned begins low.
+    {'clone': lambda i, name: {'loss/base': 0.3}, 'init_from': 'tokenizer'},
   ],
 )
 def test_what_the_reference_may_do_is_no_fault(tmp_path, changes):
@@ -309,3 +311,14 @@ def test_fsq_is_not_told_to_turn_what_it_has_not(tmp_path):
   assert '--config.model.levels' in found.turn
   for word in ('revive_after', 'loss.vq', 'commitment', 'model.codes'):
     assert word not in found.turn
+
+
+def test_only_where_a_rate_was_found_is_the_audition_to_be_left_out(tmp_path):
+  rising = {'clone': lambda i, name: {'loss/base': 0.3 + 0.02 * i}}
+  for name, settings, is_told in (
+    ('new', {}, True),
+    ('tuned', {'init_from': 'tokenizer'}, False),
+  ):
+    run = written.write(tmp_path / name, **rising, **settings)
+    turns = [x.turn for x in doctor.diagnose(run).findings]
+    assert ['audition=False' in turn for turn in turns] == [is_told]
