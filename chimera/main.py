@@ -200,7 +200,7 @@ def _main(argv: Sequence[str]) -> int:
     if isinstance(e, OSError) and e.errno == errno.ENOSPC:
       line += ': make room, then give the same command again.'
     sys.stderr.write(f'Error: {line}\n')
-    return 2
+    return hosts.ABSENT_CODE if isinstance(e, hosts.AbsentError) else 2
   except hosts.GoneError as e:
     if debug:
       raise

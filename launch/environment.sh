@@ -11,7 +11,7 @@ venv=${CHIMERA_VENV:-.venv}
 # Rewritten last, so that an installation that broke off is taken up again.
 stamp=$venv/requirements.installed
 
-if ! cmp -s requirements.txt "$stamp" || ! "$venv/bin/python" -c ''; then
+if ! cmp -s requirements.txt "$stamp" || ! "$venv/bin/python" -c 'import absl' 2> /dev/null; then
   python=${CHIMERA_PYTHON:-python3}
   # What keeps all of it from being installed here, which pip would say late and
   # at length. Any Python understands this.

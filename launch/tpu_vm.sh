@@ -208,7 +208,7 @@ run_training() {
   [[ ! $data || -e $data ]] || fail "no such folder or file: --data=$data."
   [[ ! $resume || -d $resume ]] || fail "no such folder: --resume=$resume; fetch makes it."
   git rev-parse --quiet --verify HEAD > /dev/null 2>&1 || fail "$PWD is no git checkout: run copies a commit."
-  git diff --quiet HEAD || say "Note: the VM gets commit $(git rev-parse --short HEAD); what is not committed stays here."
+  [[ ! $(git status --porcelain) ]] || say "Note: the VM gets commit $(git rev-parse --short HEAD); what is not committed stays here."
 
   make_stage
   run git archive --format=tar.gz "--output=$stage/chimera-code.tar.gz" HEAD
@@ -241,8 +241,13 @@ fetch() {
   remote+='; tar -cf chimera-fetch.tar -C chimera/runs . || [ $? -eq 1 ]'
   run "${node[@]}" ssh "$name" "${where[@]}" "--command=$remote"
   run "${node[@]}" scp "$name:chimera-fetch.tar" "$stage/" "${where[@]}"
-  run mkdir -p "$into"
-  run tar -xf "$stage/chimera-fetch.tar" -C "$into"
+  # Beside what is there, until it is whole: then checkpoints that are gone from
+  # the VM go here, too.
+  run mkdir -p "$stage/fetched" "$into"
+  run tar -xf "$stage/chimera-fetch.tar" -C "$stage/fetched"
+  [[ $dry_run ]] || (cd "$stage/fetched" && find . -type d -name checkpoints -prune -print0) |
+    (cd "$into" && xargs -0 rm -rf)
+  run cp -R -p "$stage/fetched/." "$into"
   [[ $dry_run ]] || say "Fetched to $into. See it: bash launch/tensorboard.sh $into"
 }
 

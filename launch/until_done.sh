@@ -3,7 +3,8 @@
 #
 # Starts launch/local.sh again after what a run does not bring on itself: a
 # SIGTERM (143), a kill -9 or want of memory (137), an abort of XLA's (134), a
-# hang-up (129). It ends when the run does (0), when there is something to fix
+# hang-up (129); and, once there was such an end, after a wait for other hosts that
+# did not come yet (75). It ends when the run does (0), when there is something to fix
 # (2), at Ctrl-C (130), at a SIGTERM or a hang-up of its own, which it passes on
 # to the run and whose checkpoint it waits for, and after three deaths in a row,
 # each within a minute or, on the host that saves, without a new checkpoint in the
@@ -35,6 +36,7 @@ saves() {
 
 quick=${CHIMERA_QUICK:-60}
 deaths=0
+ended=
 stopped=
 child=
 trap 'stopped=143 heard=1; kill -TERM "$child" 2> /dev/null' TERM
@@ -57,10 +59,14 @@ while [[ ! $stopped ]]; do
   done
   [[ ! $stopped ]] || exit $((code == 143 ? stopped : code))
   case $code in
-    129 | 134 | 137 | 143) ;;
+    129 | 134 | 137 | 143) ended=1 ;;
+    75) [[ $ended ]] || exit "$code" ;;
     *) exit "$code" ;;
   esac
-  if ((SECONDS < quick)) ||
+  # Who waited for others died of nothing.
+  if ((code == 75)); then
+    :
+  elif ((SECONDS < quick)) ||
     { saves "$@" && [[ $(committed "$@") == "$before" ]]; }; then
     deaths=$((deaths + 1))
   else

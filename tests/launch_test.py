@@ -367,6 +367,17 @@ def test_fetch_brings_back_what_a_new_vm_goes_on_from(desk):
   fetched = desk.repository / 'runs' / 'chimera-tpu'
   assert (fetched / 'chimera' / 'config.json').read_text() == '{}'
 
+  # What the run has thrown away since goes here, too; what else is here stays.
+  (fetched / 'mine').mkdir()
+  for there, gone in (('250', None), ('500', '250')):
+    (written.parent / 'checkpoints' / there).mkdir(parents=True)
+    if gone:
+      (written.parent / 'checkpoints' / gone).rmdir()
+    assert desk.run('fetch', ZONE).returncode == 0
+    steps = (fetched / 'chimera' / 'checkpoints').iterdir()
+    assert [step.name for step in steps] == [there]
+  assert (fetched / 'mine').exists()
+
   again = ('run', ZONE, '--resume=runs/chimera-tpu')
   ran = desk.run(*again)
   assert ran.returncode == 2
@@ -519,6 +530,12 @@ def test_run_says_when_changes_stay_behind(desk):
   (desk.repository / 'requirements.txt').write_text('jax\n\n')
   ran = desk.run('run', ZONE, '--dry-run')
   assert 'what is not committed stays here' in ran.stderr
+
+
+def test_run_says_that_a_new_config_stays_behind(desk):
+  assert 'stays here' not in desk.run('run', ZONE, '--dry-run').stderr
+  (desk.repository / 'mine.py').touch()
+  assert 'stays here' in desk.run('run', ZONE, '--dry-run').stderr
 
 
 def _python_of(desk, **there):
@@ -730,6 +747,9 @@ exit "$code"
     ((143, 2, 0), 2),
     ((143, 130, 0), 2),
     ((1, 0), 1),
+    # Who never began waits for others in vain once; then as long as it takes.
+    ((75, 0), 1),
+    ((134, 75, 75, 75, 75, 0), 6),
   ],
 )
 def test_a_run_is_started_again_until_it_is_done(desk, codes, runs):
@@ -737,6 +757,28 @@ def test_a_run_is_started_again_until_it_is_done(desk, codes, runs):
   assert told == runs
   assert ran.returncode == codes[runs - 1]
   assert ran.stderr.count('is started again') == runs - 1
+
+
+def test_an_environment_of_a_python_that_is_gone_is_made_anew(desk):
+  """Its link runs, by a newer one, which has no packages there."""
+  python = """#!/bin/bash
+echo "$*" >> told
+case "$*" in
+  '-c import absl') [[ -e made ]] ;;
+  '-m pip --version') [[ -e made ]] ;;
+  '-m venv .venv') touch made ;;
+esac
+"""
+  venv = desk.repository / '.venv'
+  for path in (venv / 'bin' / 'python', desk.folder / 'bin' / 'python3'):
+    _script(path, python)
+  (venv / 'requirements.installed').write_text('jax\n')
+  for _ in range(2):
+    ran = desk.run('--help', script='local.sh')
+    assert ran.returncode == 0, ran.stderr
+  told = (desk.repository / 'told').read_text()
+  assert told.count('-m venv .venv') == told.count('-m pip install') == 1
+  assert told.count('-m chimera.main --help') == 2
 
 
 def test_a_cdpath_leads_the_scripts_nowhere_else(desk, tmp_path):

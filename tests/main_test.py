@@ -489,7 +489,7 @@ def test_mission_control_needs_a_run_and_makes_nothing(tmp_path, capfd):
   workdir = tmp_path / 'w'
   assert _main('mission-control', f'--workdir={workdir}') == 2
   err = capfd.readouterr().err
-  assert err.startswith('Error: A run that can be watched has its history.json')
+  assert err.startswith('Error: A run that can be watched has its config.json')
   assert err.count('\n') == 1
   assert not workdir.exists()
 

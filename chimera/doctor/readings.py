@@ -122,11 +122,12 @@ def read_run(workdir: str) -> Run:
       its first log cycle.
   """
   home = pathlib.Path(workdir)
-  for name in (config_json.NAME, history.NAME):
+  for name, what in (
+    (config_json.NAME, 'fix --workdir'),
+    (history.NAME, 'it has not begun to train yet'),
+  ):
     if not (home / name).is_file():
-      raise ValueError(
-        f'A run has its {name}, got none in {workdir}: fix --workdir.'
-      )
+      raise ValueError(f'A run has its {name}, got none in {workdir}: {what}.')
   settings = dict(sorted(config_json.read(workdir).items()))
   clones = tuple(settings['clone_names'])
   rows = history.read(workdir)

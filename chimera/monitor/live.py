@@ -265,11 +265,14 @@ def watch(workdir: str) -> None:
   Raises:
     ValueError: there is no run in the workdir, or its config is broken.
   """
-  for name in (history.NAME, 'config.json'):
+  for name, what in (
+    (config_json.NAME, 'fix --workdir'),
+    (history.NAME, 'it has not begun to train yet'),
+  ):
     if not os.path.isfile(os.path.join(workdir, name)):
       raise ValueError(
         f'A run that can be watched has its {name}, got none in {workdir}: '
-        'fix --workdir.'
+        f'{what}.'
       )
   look = Look(workdir, config_json.tree(config_json.read(workdir)))
   with contextlib.suppress(KeyboardInterrupt), Live(look) as live:

@@ -185,8 +185,8 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
   if not differ:
     return
   advice = 'give another --workdir'
-  if trained:
-    advice += f', and --config.init_from={workdir} to start from this one'
+  if trained and (elder := _elder(workdir, differ)):
+    advice += f', and --config.init_from={elder} to start from this one'
   if 'train.cycles' in differ:
     advice += '; only a run of --config.train.schedule=wsd can be made longer'
   said = [
@@ -196,6 +196,15 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
     f'{workdir} is of another config, which differs in {", ".join(said)}: '
     f'{advice}.'
   )
+
+
+def _elder(workdir: str, differ: list[str]) -> str:
+  """What of a workdir a run can start from that differs so; '' for nothing."""
+  for folder in (workdir, os.path.join(workdir, 'tokenizer')):
+    with contextlib.suppress(OSError, ValueError):
+      if not _architecture(folder).keys() & {*differ}:
+        return folder
+  return ''
 
 
 def check_init_from(config: ml_collections.ConfigDict, workdir: str) -> None:

@@ -49,6 +49,13 @@ GONE = (
 GONE_CODE = 134  # that of an abort: launch/until_done.sh starts again
 
 
+ABSENT_CODE = 75  # EX_TEMPFAIL: it starts again what had begun before
+
+
+class AbsentError(ValueError):
+  """Another host did not come in time."""
+
+
 class GoneError(RuntimeError):
   """Another host does not answer."""
 
@@ -96,7 +103,11 @@ def find(coordinator: str, count: int, number: int) -> Place | None:
     place = Place(coordinator, count, number)
     place.check()
     return place if count > 1 else None
-  tasks = (os.environ.get(k, '1') for k in ('SLURM_NTASKS', _OPEN_MPI))
+  # In a step of one task a shell may run, of a job that has more.
+  slurm = 'SLURM_NTASKS'
+  if os.environ.get('SLURM_STEP_NUM_TASKS') == '1':
+    slurm = 'SLURM_STEP_NUM_TASKS'
+  tasks = (os.environ.get(k, '1') for k in (slurm, _OPEN_MPI))
   if coordinator != 'auto' and all(n in ('', '1') for n in tasks):
     return None
   # Of Slurm's batch step, which is alone, nothing is to be joined.
@@ -123,7 +134,8 @@ def meet(place: Place, papers: Mapping[str, str]) -> None:
   """Returns on all hosts once all are there and their papers are the same.
 
   Raises:
-    ValueError: on all that came, where one did not come, or has other papers.
+    AbsentError: on all that came, where one did not.
+    ValueError: likewise, where one has other papers.
   """
   logging.info(
     'Waiting at %s for %d hosts, %.0f s at most.',
@@ -132,28 +144,35 @@ def meet(place: Place, papers: Mapping[str, str]) -> None:
   deadline = time.monotonic() + _PATIENCE
   mine = {'number': place.number, 'papers': dict(papers)}
   if place.number:
-    wrong = _present(place, mine, deadline)
+    verdict = _present(place, mine, deadline)
   else:
-    wrong = _judge(place, mine, deadline)
-  if wrong:
-    raise ValueError(wrong)
+    verdict = _judge(place, mine, deadline)
+  if verdict['wrong']:
+    kind = AbsentError if verdict['absent'] else ValueError
+    raise kind(verdict['wrong'])
 
 
-def _judge(place: Place, mine: dict[str, Any], deadline: float) -> str:
-  """What is wrong, which all that came are told; '' where nothing is."""
+def _verdict(wrong: str, *, absent: bool = False) -> dict[str, Any]:
+  return {'wrong': wrong, 'absent': absent}
+
+
+def _judge(
+  place: Place, mine: dict[str, Any], deadline: float
+) -> dict[str, Any]:
+  """What is 'wrong', which all that came are told; '' where nothing is."""
   port = int(place.coordinator.rpartition(':')[2])
   there = {0: mine['papers']}
   with contextlib.ExitStack() as opened:
     try:
       door = opened.enter_context(
-        socket.create_server(('', port), reuse_port=False)
+        socket.create_server(('', port), **_both_families())
       )
     except OSError as e:
-      return (
+      return _verdict(
         f'The first host cannot listen at {place.coordinator} ({e.strerror}): '
         'give another port by --coordinator.'
       )
-    wrong, guests, second = '', {}, None
+    wrong, absent, guests, second = '', False, {}, None
     while not wrong:
       # Who left and comes again is no second one.
       for number in [n for n, guest in guests.items() if _has_left(guest)]:
@@ -164,7 +183,7 @@ def _judge(place: Place, mine: dict[str, Any], deadline: float) -> str:
       try:
         guest, _ = door.accept()
       except TimeoutError:
-        missing = sorted({*range(place.count)} - {*there})
+        absent, missing = True, sorted({*range(place.count)} - {*there})
         wrong = (
           f'Of {place.count} hosts, {", ".join(map(str, missing))} did not '
           f'come to {place.coordinator} within {_PATIENCE:.0f} s: start the '
@@ -187,10 +206,18 @@ def _judge(place: Place, mine: dict[str, Any], deadline: float) -> str:
       else:
         there[number], guests[number] = papers, guest
         wrong = _differences(there[0], papers, number)
+    verdict = _verdict(wrong, absent=absent)
     for guest in filter(None, [*guests.values(), second]):
       with contextlib.suppress(OSError):
-        guest.sendall(json.dumps({'wrong': wrong}).encode() + b'\n')
-  return wrong
+        guest.sendall(json.dumps(verdict).encode() + b'\n')
+  return verdict
+
+
+def _both_families() -> dict[str, Any]:
+  """How a server hears IPv6 and IPv4, where there is IPv6."""
+  if not socket.has_dualstack_ipv6():
+    return {}
+  return {'family': socket.AF_INET6, 'dualstack_ipv6': True}
 
 
 def _has_left(guest: socket.socket) -> bool:
@@ -218,8 +245,10 @@ def _differences(
   return ''
 
 
-def _present(place: Place, mine: dict[str, Any], deadline: float) -> str:
-  """What the first host says is wrong; '' where nothing is."""
+def _present(
+  place: Place, mine: dict[str, Any], deadline: float
+) -> dict[str, Any]:
+  """What the first host says."""
   host, _, port = place.coordinator.rpartition(':')
   why = ''
   while (left := deadline - time.monotonic()) > 0:
@@ -229,14 +258,16 @@ def _present(place: Place, mine: dict[str, Any], deadline: float) -> str:
         # The others may take as long as this one.
         s.settimeout(left + 1)
         said = s.makefile('rb').readline()
-        return json.loads(said)['wrong']
-    except (OSError, ValueError, LookupError) as e:
+        verdict = json.loads(said)
+        return _verdict(verdict['wrong'], absent=verdict['absent'])
+    except (OSError, ValueError, LookupError, TypeError) as e:
       why = getattr(e, 'strerror', None) or str(e)
       time.sleep(0.2)
-  return (
+  return _verdict(
     f'The first host did not answer at {place.coordinator} within '
     f'{_PATIENCE:.0f} s ({why}): start the same command there with --host=0, '
-    'or fix --coordinator.'
+    'or fix --coordinator.',
+    absent=True,
   )
 
 

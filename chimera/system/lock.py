@@ -8,11 +8,16 @@ https://man7.org/linux/man-pages/man2/flock.2.html
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import fcntl
 import os
 import pathlib
 
+from absl import logging
+
 _NAME = '.lock'
+# As Lustre says that is mounted without flock.
+_WITHOUT_LOCKS = errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK
 
 
 @contextlib.contextmanager
@@ -45,7 +50,16 @@ def _acquire(path: pathlib.Path, flag: str) -> int:
       opened.callback(os.close, file)
       try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError as e:
+      except OSError as e:
+        if e.errno in _WITHOUT_LOCKS:
+          logging.warning(
+            '%s cannot be locked (%s): see that one process at a time uses it.',
+            *(path.parent, e.strerror),
+          )
+          opened.pop_all()
+          return file
+        if not isinstance(e, BlockingIOError):
+          raise
         pid = os.read(file, 20).decode('ascii', 'replace').strip()
         raise ValueError(
           f'{path.parent} must be used by one process at a time, but process '

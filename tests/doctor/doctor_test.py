@@ -56,6 +56,9 @@ def test_another_config_is_named_and_compared_without_scales(tmp_path):
 def test_without_a_run_there_is_nothing_to_examine(tmp_path):
   with pytest.raises(ValueError, match=r'A run has its config\.json, got none'):
     doctor.diagnose(str(tmp_path))
+  (tmp_path / 'config.json').write_text('{}')
+  with pytest.raises(ValueError, match='has not begun to train yet'):
+    doctor.diagnose(str(tmp_path))
   written.write(tmp_path, done=0)
   with pytest.raises(ValueError, match='the row of a log cycle, got none'):
     doctor.diagnose(str(tmp_path))

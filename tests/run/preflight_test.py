@@ -400,9 +400,32 @@ def test_a_trained_workdir_of_another_config_is_refused(tmp_path, key, value):
   with pytest.raises(ValueError, match='of another config') as e:
     preflight.check_workdir(_config(**{key: value}), str(tmp_path))
   assert key.replace('__', '.') in str(e.value)
-  assert f'another --workdir, and --config.init_from={tmp_path}' in str(e.value)
+  assert 'give another --workdir' in str(e.value)
   assert '\n' not in str(e.value)
   assert _snapshot(tmp_path) == before
+
+
+def test_nobody_is_sent_to_start_from_what_would_be_refused(tmp_path):
+  _trained(tmp_path, chimera_config.get_config())
+
+  def advice(**changes):
+    with pytest.raises(ValueError, match='of another config') as e:
+      preflight.check_workdir(_config(**changes), str(tmp_path))
+    return str(e.value).rpartition(': ')[2]
+
+  assert advice(train__batch_size=4) == (
+    f'give another --workdir, and --config.init_from={tmp_path} to start from '
+    'this one.'
+  )
+  assert advice(model__codes=32) == 'give another --workdir.'
+  # Its agents are a workdir's, and no tokenizer's.
+  assert advice(model__critic_width=16) == 'give another --workdir.'
+  _exported(tmp_path / 'tokenizer')
+  assert advice(model__critic_width=16) == (
+    f'give another --workdir, and --config.init_from={tmp_path}/tokenizer to '
+    'start from this one.'
+  )
+  assert advice(model__codes=32) == 'give another --workdir.'
 
 
 def _of_an_earlier_chimera(workdir):

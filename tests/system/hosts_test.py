@@ -55,6 +55,29 @@ def test_another_code_or_config_is_told_to_all(address):
   assert said[1]
 
 
+def test_hosts_meet_by_ipv6_too(address):
+  if not socket.has_dualstack_ipv6():
+    return
+  port = address.partition(':')[2]
+  assert _meet(f'[::1]:{port}', 2, {i: PAPERS for i in range(2)}) == {
+    0: '',
+    1: '',
+  }
+
+
+def test_who_waits_in_vain_is_told_from_who_is_refused(address):
+  places = [hosts.Place(address, 2, number) for number in (0, 1)]
+  for place in places:  # one after the other
+    with pytest.raises(hosts.AbsentError):
+      hosts.meet(place, PAPERS)
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    papers = PAPERS, PAPERS | {'code': 'abd'}
+    met = [pool.submit(hosts.meet, *x) for x in zip(places, papers)]
+  for error in (one.exception() for one in met):
+    assert isinstance(error, ValueError)
+    assert not isinstance(error, hosts.AbsentError)
+
+
 def test_who_does_not_come_is_named_to_those_who_did(address):
   said = _meet(address, 4, {0: PAPERS, 2: PAPERS})
   line = f'Of 4 hosts, 1, 3 did not come to {address} within 2 s'
@@ -187,6 +210,9 @@ def test_slurm_and_open_mpi_say_who_is_there(monkeypatch):
   place = hosts.find('', 0, -1)
   assert (place.count, place.number) == (4, 2)
   assert place.coordinator.startswith('node3:')
+  # The shell of an interactive job, which is one task.
+  monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '1')
+  assert hosts.find('', 0, -1) is None
 
 
 def test_what_jax_says_past_all_streams_is_noise():

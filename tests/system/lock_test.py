@@ -1,5 +1,6 @@
 """A workdir and the processes that want it."""
 
+import errno
 import os
 import pathlib
 import signal
@@ -88,6 +89,22 @@ def test_an_error_lets_go(tmp_path):
     raise KeyError
   with lock.hold(tmp_path):
     pass
+
+
+def test_where_nothing_can_be_locked_that_is_a_warning(
+  tmp_path, monkeypatch, warnings
+):
+  def refuse(file, how):
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+  monkeypatch.setattr(lock.fcntl, 'flock', refuse)
+  with lock.hold(tmp_path):
+    (tmp_path / 'x').touch()
+  assert os.listdir(tmp_path) == ['x']
+  assert warnings == [
+    f'{tmp_path} cannot be locked (Function not implemented): see that one '
+    'process at a time uses it.'
+  ]
 
 
 def test_the_next_holders_lock_is_not_removed(tmp_path):
