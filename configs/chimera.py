@@ -329,11 +329,15 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # In this order, whatever the given one: a size sets what others scale.
   names.sort(key=lambda name: [*variants, name].index(name))
   for name in names:
+    if names.count(name) > 1:
+      raise ValueError(f'A variant must be named once, got {arg!r}.')
     if name not in variants:
       raise ValueError(
         f'A variant must be one of {", ".join(variants)}, got {name!r}.'
       )
     variants[name](c)
+  if 'seed' in names and c.meld.enabled:
+    c.train.learning_rate = c.train.learning_rate / (1 - c.meld.alpha)
   c.basename = '-'.join(name for name in names if name != '64') or c.basename
   return c
 
@@ -415,7 +419,6 @@ def _seed(c):
   c.school.fence = 0.0
   c.meld.optimizer_state = 'local'
   c.meld.alpha = 0.5
-  c.train.learning_rate = c.train.learning_rate / (1 - c.meld.alpha)
   c.train.audition = False
   c.q.history = 'total'
   c.q.caution = 0.0

@@ -243,7 +243,8 @@ class _Pixels:
           f'{source} no longer holds the crop {crops[i][1:]}, it is {height} x '
           f'{width}: put the image back or start anew in another --workdir.'
         )
-      window = self._image.crop((left, top, left + size, top + size))
+      box = left, top, left + size, top + size
+      window = images.crop(self._image, box)
       seen = images.resize(window, image_size)
       seen = seen[..., ['rgb'.index(color) for color in colors]]
       windows[i] = seen[:, ::-1] if mirrored else seen

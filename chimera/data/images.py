@@ -38,8 +38,6 @@ _MOST_PLANES = 8  # of a TIFF; Pillow reads six
 _MOST_SCANNED = 2**32
 _SCAN = 10  # bytes of the least one's header
 _JPEG = ('JPEG', 'MPO')  # Pillow's names
-# Pillow's own limit is lower than some cameras', and a warning at first.
-Image.MAX_IMAGE_PIXELS = None
 # How files begin that are images, whatever they are called.
 _IMAGE = re.compile(
   rb'\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP'
@@ -54,6 +52,7 @@ _NOT_READ = ('EPS', 'MPEG')
 _PHOTOMETRIC = ExifTags.Base.PhotometricInterpretation
 _LARGE = 2**24  # pixels from which images are decoded one at a time
 _ALONE = threading.Lock()
+_LIMIT = threading.Lock()
 _TURNS = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
   3: Image.Transpose.ROTATE_180,
@@ -170,6 +169,26 @@ def center(photograph: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
   top, left = (height - down) // 2, (width - across) // 2
   window = photograph[top : top + down, left : left + across]
   return resize(Image.fromarray(window), (h, w))
+
+
+def crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+  """A window (left, top, right, bottom) of an image."""
+  with _without_limit():
+    return image.crop(box)
+
+
+@contextlib.contextmanager
+def _without_limit() -> Iterator[None]:
+  """Pillow's own limit is lower than some cameras', and a warning at first.
+
+  Whoever imports this may count on it elsewhere.
+  """
+  with _LIMIT:
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+      yield
+    finally:
+      Image.MAX_IMAGE_PIXELS = before
 
 
 def resize(window: Image.Image, size: int | tuple[int, int]) -> np.ndarray:
@@ -322,7 +341,8 @@ def _load(f: BinaryIO) -> Image.Image:
   f.seek(0)
   start = f.read(16)
   try:
-    image = Image.open(f, formats=_formats()[0])
+    with _without_limit():
+      image = Image.open(f, formats=_formats()[0])
   except UnidentifiedImageError as e:
     raise ValueError(_unknown(start)) from e
   pixels = image.width * image.height
@@ -344,7 +364,7 @@ def _load(f: BinaryIO) -> Image.Image:
       raise ValueError(f'it holds {covered} values for {pixels} pixels')
   if image.format in _JPEG and size // _SCAN * pixels > _MOST_SCANNED:
     f.seek(0)
-    scans = f.read(archives.MAX_BYTES).count(b'\xff\xda')
+    scans = mending.count_scans(f.read(archives.MAX_BYTES))
     if scans * pixels > _MOST_SCANNED:
       raise ValueError(f'its {pixels} pixels are sent {scans} times')
   # libtiff says on descriptor 2 what it thinks of a file.
@@ -358,7 +378,8 @@ def _load(f: BinaryIO) -> Image.Image:
       values.check_planes(image)
     elif values.is_below_12_bits(image):
       f.seek(0)
-      low = Image.open(f, formats=[image.format])
+      with _without_limit():
+        low = Image.open(f, formats=[image.format])
       low.tile = low_tiles
       low.load()
       values.join(image, low)

@@ -13,7 +13,7 @@ import re
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 _PNG = b'\x89PNG\r\n\x1a\n'
 _JPEG = b'\xff\xd8\xff'
@@ -63,7 +63,7 @@ def read(
 
 
 def _rebuild_png(data: bytes) -> bytes:
-  """Its critical chunks as they are, what says how it is turned, and no more.
+  """Its critical chunks as they are, which colors are meant, how it is turned.
 
   Transparency is as critical as the colors that it is of. Of an animation its
   still remains, which is what its first frame is.
@@ -81,12 +81,25 @@ def _rebuild_png(data: bytes) -> bytes:
       (pixels if pixels or kind == b'IDAT' else head).append(data[at:end])
     elif kind == b'eXIf':
       texts[kind] = _chunk(kind, body)
+    elif kind == b'iCCP' and _holds_profile(body):
+      if _chunk(kind, body) == data[at:end]:
+        texts[kind] = data[at:end]
     elif kind in (b'tEXt', b'zTXt', b'iTXt'):
       with contextlib.suppress(LookupError, zlib.error):
         key, chunk = _plain_text(kind, body)
         texts[key] = chunk
     at = end
   return b''.join([*head, *texts.values(), *pixels])
+
+
+def _holds_profile(body: bytes) -> bool:
+  """Whether Pillow would unpack what says which colors are meant."""
+  packed, unpack = body.partition(b'\0')[2][1:], zlib.decompressobj()
+  try:
+    unpack.decompress(packed, PngImagePlugin.MAX_TEXT_CHUNK)
+  except zlib.error:
+    return False
+  return unpack.eof
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
@@ -139,6 +152,19 @@ def _read_jpeg(
         f'it ends too soon: {rows.argmax()} of {first.height} rows are there'
       )
   return first
+
+
+def count_scans(data: bytes) -> int:
+  """How many scans a JPEG has, up to its end."""
+  count, at = 0, 2
+  while match := _MARKER.search(data, at):
+    marker, at = match[1][0], match.end()
+    if marker == _EOI:
+      break
+    if marker not in (_SOI, _TEM):
+      count += marker == _SOS
+      at += int.from_bytes(data[at : at + 2])
+  return count
 
 
 def _find_last_scan(data: bytes) -> int | None:

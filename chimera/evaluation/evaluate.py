@@ -141,7 +141,7 @@ class _Album:
 
   def add(self, part: slice, seen_BxHxWx3: jax.Array) -> None:
     """A batch, in [-1, 1], and which samples it is of."""
-    for i in {*self._shown} & {*range(part.start, part.stop)}:
+    for i in {i for i in self._shown if part.start <= i < part.stop}:
       picture = np.asarray(seen_BxHxWx3)[i - part.start]
       self._found[i] = images.to_uint8(picture)
 

@@ -210,6 +210,7 @@ def in_chunks(f: Callable[..., jax.Array]) -> Callable[..., np.ndarray]:
 
 @in_chunks
 @functools.partial(jax.jit, static_argnums=0)
+@jax.default_matmul_precision('highest')  # as what is exported
 def encode_images(
   model: optics.Optics, variables: Any, images_NxSxSx3: jax.Array
 ) -> jax.Array:
@@ -220,15 +221,19 @@ def encode_images(
 
 @in_chunks
 @functools.partial(jax.jit, static_argnums=0)
-def decode_paths(
-  model: optics.Optics, variables: Any, paths_NxHxWxC: jax.Array
+@jax.default_matmul_precision('highest')
+def _judge(
+  model: optics.Optics, variables: Any, images_NxSxSx3: jax.Array
 ) -> jax.Array:
-  """float32 images in [-1, 1] of path_params, a chunk at a time."""
-  return model.apply(variables, paths_NxHxWxC, method='decode')
+  """PSNR (N,) of what becomes of uint8 images, a chunk at a time."""
+  x = optics.to_float(images_NxSxSx3)
+  paths = model.apply(variables, x, method='encode')
+  return perceptual.psnr(model.apply(variables, paths, method='decode'), x)
 
 
 @in_chunks
 @jax.jit
+@jax.default_matmul_precision('highest')
 def gradients(images_NxSxSx3: jax.Array) -> jax.Array:
   """Mean gradient magnitude of each of uint8 images, a chunk at a time."""
   return optics.gradient_magnitude(optics.to_float(images_NxSxSx3))
@@ -239,11 +244,9 @@ def examine(
 ) -> dict[str, float]:
   """PSNR, and the rank correlation of mean radius and gradient magnitude."""
   paths = encode_images(model, variables, images_NxSxSx3, chunk)
-  seen = decode_paths(model, variables, paths, chunk)
-  pixels = optics.to_float(images_NxSxSx3)
-  psnr = perceptual.psnr(jnp.asarray(seen), pixels)
+  psnr_N = _judge(model, variables, images_NxSxSx3, chunk)
   return {
-    'psnr': float(jnp.mean(psnr)),
+    'psnr': float(np.mean(psnr_N)),
     'correlation': curriculum.radius_check(
       paths[..., 2].mean((1, 2)), gradients(images_NxSxSx3, chunk)
     ),

@@ -57,6 +57,11 @@ def tokenize(
   sources = {path.removeprefix(within): path for path in paths}
   home = pathlib.Path(out)
   is_whole = config.tokens.crop == 'whole'
+  if is_whole and any(config.tokens.size):
+    raise ValueError(
+      'With tokens.crop=whole a photograph keeps its size, got tokens.size='
+      f'{config.tokens.size}: leave out --config.tokens.size.'
+    )
   size = _size(config.tokens.size, loaded)
   grid = [n // loaded.side for n in size]
   request = {

@@ -307,6 +307,24 @@ def test_a_jpeg_of_the_same_scan_over_and_over_is_refused_at_once(tmp_path):
     images.load_photograph(tmp_path / 'a.jpg')
 
 
+def test_what_follows_a_large_jpeg_are_no_scans_of_it(tmp_path):
+  f = io.BytesIO()
+  Image.new('L', (4000, 4000)).save(f, 'JPEG')
+  (tmp_path / 'a.jpg').write_bytes(f.getvalue() + b'\xff\xda' * 10_000)
+  assert images.load_photograph(tmp_path / 'a.jpg').shape == (4000, 4000, 3)
+
+
+def test_pillow_s_limit_is_not_ours_and_stays_for_others(tmp_path, monkeypatch):
+  (tmp_path / 'a').mkdir()
+  Image.new('RGB', (40, 30)).save(tmp_path / 'a.png')
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10)
+  image = images.load_image(str(tmp_path / 'a.png'))
+  assert images.crop(image, (0, 0, 20, 20)).size == (20, 20)
+  assert Image.MAX_IMAGE_PIXELS == 10
+  with pytest.raises(Image.DecompressionBombError):
+    Image.open(tmp_path / 'a.png')
+
+
 def _exif(*more):
   """Bytes of EXIF that turn an image upside down, and say more."""
   entries = [struct.pack('<HHIHxx', 0x0112, 3, 1, 3), *more]

@@ -9,7 +9,7 @@ import tracemalloc
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 import pytest
 
 from chimera.data import images
@@ -192,6 +192,32 @@ def test_a_bomb_in_a_text_is_not_unpacked():
 )
 def test_a_broken_chunk_that_no_pixel_depends_on_is_passed_over(chunk):
   np.testing.assert_array_equal(_read(_png(chunk)), NOISE)
+
+
+def test_a_mended_png_has_the_colors_that_were_meant():
+  profile = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB'))
+  packed = b'Mine\0\0' + zlib.compress(_swapped(profile.tobytes()))
+  chunk = _chunk(b'iCCP', packed)
+  whole = _png(chunk)
+  meant = _read(whole)
+  assert np.abs(meant.astype(int) - NOISE).mean() > 10
+  for damaged in (
+    whole + b'\0',
+    whole[:-12],
+    _png(chunk, _chunk(b'tEXt', b'Comment\0x', 0)),
+  ):
+    np.testing.assert_array_equal(_read(damaged), meant)
+  # Of a profile that may be another nothing is believed.
+  wrong = _png(_chunk(b'iCCP', packed, 7))
+  np.testing.assert_array_equal(_read(wrong), NOISE)
+
+
+def _swapped(profile):
+  """sRGB whose red is green, by the tags of its table."""
+  red, green = profile.index(b'rXYZ'), profile.index(b'gXYZ')
+  data = bytearray(profile)
+  data[red : red + 4], data[green : green + 4] = b'gXYZ', b'rXYZ'
+  return bytes(data)
 
 
 def test_a_png_is_turned_by_exif_whose_checksum_is_wrong():

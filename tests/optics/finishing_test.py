@@ -37,7 +37,7 @@ def finished(given):
 
 
 def _error(variables, images, paths):
-  seen = training.decode_paths(_MODEL, variables, paths, 48)
+  seen = _MODEL.apply(variables, paths, method='decode')
   return np.mean((seen - (images / 127.5 - 1)) ** 2)
 
 

@@ -491,7 +491,7 @@ def test_whole_crops_too_few_for_a_lesson_are_refused_before_anything_learns(
 def test_loaded_optics_see_what_the_trained_ones_saw(workdir):
   model, variables = training.load_optics(workdir)
   data = stage_1.prepare(_config(), workdir)
-  pixels = training.decode_paths(model, variables, data.held_out_paths, 5)
+  pixels = model.apply(variables, data.held_out_paths, method='decode')
   meta = pathlib.Path(workdir, 'optics', 'optics.json').read_text()
   error = pixels - images.to_float(data.held_out_images)
   psnr = 10 * np.log10(4 / np.mean(error**2, axis=(1, 2, 3)))

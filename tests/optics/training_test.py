@@ -1,6 +1,7 @@
 """The optics learn to see, in noise, by a seed."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from chimera.data import images
@@ -25,7 +26,7 @@ def test_training_lowers_the_error():
       seed=0,
     )
     paths = training.encode_images(model, variables, pictures, 64)
-    seen = training.decode_paths(model, variables, paths, 64)
+    seen = model.apply(variables, paths, method='decode')
     errors.append(np.mean((seen - images.to_float(pictures)) ** 2))
   assert errors[1] < 0.4 * errors[0]
 
@@ -51,7 +52,7 @@ def test_optics_that_learned_in_noise_bear_the_errors_of_a_tokenizer():
     )
     wrong = poincare.denormalize(x + 0.2 * rng.normal(size=x.shape))
     seen, shown = (
-      training.decode_paths(model, variables, np.asarray(paths, np.float32), 64)
+      model.apply(variables, jnp.float32(paths), method='decode')
       for paths in (poincare.denormalize(x), wrong)
     )
     harm.append(np.mean((seen - shown) ** 2))
@@ -77,3 +78,17 @@ def test_the_same_seed_trains_the_same_optics():
   jax.tree.map(np.testing.assert_array_equal, a, b)
   kernels = [x['params']['look']['kernel'] for x in (a, c)]
   assert np.abs(kernels[0] - kernels[1]).max() > 1e-2
+
+
+def test_latents_are_computed_as_by_what_is_exported():
+  """On accelerators, too, whose products are rounded by default."""
+  model = optics.Optics(cell=4, width=8, radius='local')
+  images_NxSxSx3 = np.zeros((2, 16, 16, 3), np.uint8)
+  variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+  for lowered in (
+    training.encode_images.__wrapped__.lower(model, variables, images_NxSxSx3),
+    training.gradients.__wrapped__.lower(images_NxSxSx3),
+  ):
+    text = lowered.as_text()
+    assert 'precision HIGHEST' in text or 'convolution' not in text
+    assert 'precision DEFAULT' not in text

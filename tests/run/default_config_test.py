@@ -21,6 +21,20 @@ def test_it_takes_variants_as_the_flag_does(arg, tmp_path, monkeypatch):
   assert ours.to_json() == chimera_config.get_config(arg).to_json()
 
 
+def test_the_control_learns_at_its_rate_whatever_stands_beside_it():
+  rate = default_config.get_config('control').train.learning_rate
+  both = default_config.get_config('seed,control')
+  assert both.train.learning_rate == rate
+  # What is folded by a half takes steps twice as long.
+  seed = default_config.get_config('seed')
+  assert seed.train.learning_rate == 2 * rate
+
+
+def test_a_variant_is_named_once():
+  with pytest.raises(ValueError, match="must be named once, got 'seed,seed'"):
+    default_config.get_config('seed,seed')
+
+
 def test_a_mistaken_variant_is_named():
   with pytest.raises(ValueError, match="got 'smoky'"):
     default_config.get_config('smoky')

@@ -158,6 +158,9 @@ def test_a_centered_rectangle_has_any_size_that_is_asked_for(
   with pytest.raises(ValueError, match=r'multiples of 8.*got \(16, 20\)') as e:
     _tokenize(mine, tokenizer, tmp_path / 'out', config)
   assert '\n' not in str(e.value)
+  config.tokens.crop = 'whole'
+  with pytest.raises(ValueError, match=r'keeps its size, got .*\(16, 20\)'):
+    _tokenize(mine, tokenizer, tmp_path / 'whole', config)
 
 
 @pytest.mark.parametrize('crop', ['center', 'whole'])
