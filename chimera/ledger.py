@@ -20,15 +20,14 @@ batch, that is the best `control@SCALE` there is. `--picture=FILE.svg` draws it.
 
 import argparse
 import ast
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import itertools
 import json
 import math
 import os
 import pathlib
 import statistics
-import types
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging
 import ml_collections
@@ -37,6 +36,7 @@ import rich.console
 import rich.table
 from scipy import stats
 
+from chimera.benchmarks import conditions as conditions_lib
 from chimera.evaluation import metrics
 from chimera.run import config_json, default_config, preflight
 from chimera.system import cpus, disk, lock, memory, provenance
@@ -61,70 +61,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 RIVALS = ('adam', 'prodigy', 'dadapt_adamw', 'mechanize', 'schedule_free_adamw')
 METHODS |= {name: ('control', {}) for name in RIVALS}
 
-_NONE: Mapping[str, Any] = types.MappingProxyType({})
+TUNED, CONDITIONS = conditions_lib.TUNED, conditions_lib.CONDITIONS
 _LEAST_CYCLES = 100  # as many are an audition's
-
-
-class Condition(NamedTuple):
-  """What is wrong."""
-
-  times: Mapping[str, float] = _NONE  # the config's value, by key
-  put: Mapping[str, Any] = _NONE  # in its place, by key
-  data: Callable[[Any, int], Any] | None = None  # of stage 1's, by the seed
-  # Whether a `control` that is tuned to it is another one.
-  has_its_own: bool = False
-
-
-def rare(data: Any, seed: int) -> Any:
-  """Nine in ten samples of the easiest 40 %, with replacement."""
-  scores_N = data.paths_NxHxWxC[..., 2].mean((1, 2))
-  easy, hard = np.split(np.argsort(scores_N), [2 * len(scores_N) // 5])
-  rng, n = np.random.default_rng(seed), len(scores_N)
-  count = round(0.9 * n)
-  rows = [rng.choice(easy, count), rng.choice(hard, n - count)]
-  return _rows(data, np.sort(np.concatenate(rows)))
-
-
-def corrupted(data: Any, seed: int) -> Any:
-  """One sample in twenty is noise, and another one the same as others."""
-  from chimera.optics import poincare
-
-  paths, rng = np.array(data.paths_NxHxWxC), np.random.default_rng(seed)
-  n, order = len(paths) // 20, rng.permutation(len(paths))
-  noise, same = order[:n], order[n : 2 * n]
-  noise_X = rng.uniform(-1, 1, paths[noise].shape).astype(np.float32)
-  paths[noise] = poincare.denormalize(noise_X)
-  rows = np.arange(len(paths))
-  rows[same] = same[0]
-  return _rows(data._replace(paths_NxHxWxC=paths), rows)
-
-
-def _rows(data: Any, rows: np.ndarray) -> Any:
-  gradients_N = data.gradients_N
-  return data._replace(
-    paths_NxHxWxC=data.paths_NxHxWxC[rows],
-    crops=[data.crops[i] for i in rows],
-    gradients_N=None if gradients_N is None else gradients_N[rows],
-  )
-
-
-TUNED = 'tuned'
-CONDITIONS: dict[str, Condition] = {
-  TUNED: Condition(),
-  'rate/30': Condition({'train.learning_rate': 1 / 30}),
-  'rate/10': Condition({'train.learning_rate': 1 / 10}),
-  'rate/3': Condition({'train.learning_rate': 1 / 3}),
-  'rate*3': Condition({'train.learning_rate': 3}),
-  'rate*10': Condition({'train.learning_rate': 10}),
-  'rate*30': Condition({'train.learning_rate': 30}),
-  'adv*30': Condition({'loss.adv': 30}),
-  'vq*10': Condition({'loss.vq': 10}),
-  'vq/10': Condition({'loss.vq': 1 / 10}),
-  'cold': Condition(put={'train.warmup': 0}),
-  'batch2': Condition(put={'train.batch_size': 2}, has_its_own=True),
-  'rare': Condition(data=rare, has_its_own=True),
-  'corrupted': Condition(data=corrupted, has_its_own=True),
-}
 
 
 def create_config(
@@ -152,6 +90,15 @@ def create_config(
   variant, changes = METHODS[name]
   wrong = CONDITIONS[condition]
   config = default_config.get_config(variant)
+  ships = config_json.keys(default_config.get_config())
+  own = {k: v for k, v in config_json.keys(config).items() if v != ships[k]}
+  own |= {**changes, 'seed': seed}
+  for key in own.keys() & overrides.keys():
+    if overrides[key] != own[key]:
+      raise ValueError(
+        f'{method} would be another method with {key}={overrides[key]!r}, in '
+        f'which it is {own[key]!r}: fix --set, or --seeds.'
+      )
   config.basename = 'ledger'
   if unknown := [*(overrides.keys() - config_json.keys(config).keys())]:
     raise ValueError(f'There is no setting {unknown[0]}: fix --set.')
@@ -391,14 +338,21 @@ def main() -> None:
   parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
   parser.add_argument('--cycles', type=int, default=1000)
   parser.add_argument(
-    '--set', nargs='*', default=[], type=_change, metavar='KEY=VALUE'
+    *('--set',),
+    action='extend',
+    nargs='*',
+    default=[],
+    type=_change,
+    metavar='KEY=VALUE',
   )
   parser.add_argument('--picture', type=pathlib.Path, metavar='FILE.svg')
   args = parser.parse_args()
   if args.cycles <= _LEAST_CYCLES:
     parser.error(f'--cycles must be above {_LEAST_CYCLES}, got {args.cycles}.')
-  if (picture := args.picture) and args.table != 'robust':
-    parser.error('--picture is of `robust`, got the table of methods.')
+  picture = args.picture
+  for flag, given in ('--picture', picture), ('--conditions', args.conditions):
+    if given and args.table != 'robust':
+      parser.error(f'{flag} is of `robust`, got the table of methods.')
   if picture and (picture.is_dir() or not picture.parent.is_dir()):
     parser.error(f'--picture must be a file in a folder there is: {picture}.')
   conditions = [TUNED]

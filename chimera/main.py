@@ -27,6 +27,7 @@ from chimera.system import (
   cpus,
   disk,
   hosts,
+  meeting,
   memory,
   preemption,
   provenance,
@@ -200,7 +201,7 @@ def _main(argv: Sequence[str]) -> int:
     if isinstance(e, OSError) and e.errno == errno.ENOSPC:
       line += ': make room, then give the same command again.'
     sys.stderr.write(f'Error: {line}\n')
-    return hosts.ABSENT_CODE if isinstance(e, hosts.AbsentError) else 2
+    return meeting.ABSENT_CODE if isinstance(e, meeting.AbsentError) else 2
   except hosts.GoneError as e:
     if debug:
       raise
@@ -238,7 +239,7 @@ def _run_on_all(job: Job) -> int:
   hosts.end_with_the_guard()
   values = config_json.keys(job.config)
   values.pop('train.dashboard')
-  hosts.meet(
+  meeting.meet(
     job.place,
     {
       'code': provenance.commit(),

@@ -122,7 +122,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # noise. 0 = no such fence.
   c.school.fence = 1.5
   c.school.resident_mb = 2048  # whole training set on a device up to this size
-  c.school.rotating_samples = 8192  # else: samples of it resident at a time
+  # Else a device holds its clones' classes, all four of which are the whole
+  # set, and of everything so many samples a clone at a time.
+  c.school.rotating_samples = 8192
   c.school.rotate_every = 50  # cycles until others are; see train.log_every
 
   c.model = ml_collections.ConfigDict()

@@ -13,6 +13,7 @@ from chimera.optics import stage_1
 from chimera.run import config_json, finish
 from chimera.system import lock, provenance
 from tests import tiny
+from tests.benchmarks import conditions_test
 
 
 def _line(method, seed, l1):
@@ -126,31 +127,8 @@ def test_a_condition_sets_one_thing_wrong():
     assert wrong[key] == pytest.approx(value)
 
 
-@pytest.fixture
-def prepared():
-  """100 samples whose radius is their number."""
-  paths = np.zeros((100, 2, 2, 3), np.float32)
-  paths[..., 2] = np.arange(100)[:, None, None] / 100
-  paths[..., :2] = -paths[..., 2:]
-  return stage_1.Prepared(
-    paths, list(range(100)), np.arange(100), None, None, None
-  )
-
-
-def test_where_hard_samples_are_rare_nine_in_ten_are_easy(prepared):
-  found = ledger.rare(prepared, 0)
-  order = np.array(found.crops)
-  assert len(order) == 100
-  assert np.sum(order < 40) == 90
-  np.testing.assert_array_equal(found.gradients_N, order)
-  np.testing.assert_array_equal(found.paths_NxHxWxC, prepared[0][order])
-  assert ledger.rare(prepared, 1).crops != found.crops
-
-
-def test_what_is_spoilt_is_judged_in_natural_bins(
-  prepared, tmp_path, monkeypatch
-):
-  seen = []
+def test_what_is_spoilt_is_judged_in_natural_bins(tmp_path, monkeypatch):
+  seen, prepared = [], conditions_test.by_radius()
 
   def learn(config, workdir, data):
     seen.append(data)
@@ -169,28 +147,6 @@ def test_what_is_spoilt_is_judged_in_natural_bins(
   counts = np.bincount(tuned, minlength=10)
   assert counts.max() - counts.min() <= len(tuned) // 10
   assert not np.array_equal(placed(seen[1]._replace(judges_N=None)), tuned)
-
-
-def test_a_set_of_any_size_can_be_corrupted(prepared):
-  rows = list(range(39))
-  fewer = prepared._replace(
-    paths_NxHxWxC=prepared.paths_NxHxWxC[rows],
-    crops=rows,
-    gradients_N=prepared.gradients_N[rows],
-  )
-  found = ledger.corrupted(fewer, 0)
-  assert (len(found.crops), len(found.paths_NxHxWxC)) == (39, 39)
-
-
-def test_of_a_corrupted_set_one_in_ten_is_noise_or_a_copy(prepared):
-  found = ledger.corrupted(prepared, 0)
-  differ = np.any(found.paths_NxHxWxC != prepared.paths_NxHxWxC, axis=(1, 2, 3))
-  copies = np.array(found.crops) != np.arange(100)
-  assert (differ.sum(), copies.sum()) == (9, 4)  # the fifth is the original
-  assert not np.ptp(found.paths_NxHxWxC[copies], axis=0).any()
-  noise = found.paths_NxHxWxC[differ & ~copies]
-  assert (noise.shape[0], np.ptp(noise[..., 0]) > 5) == (5, True)
-  np.testing.assert_array_equal(prepared.crops, np.arange(100))
 
 
 def _of(condition, method, seed, l1):
@@ -249,6 +205,12 @@ def test_the_regret_is_above_the_tuned_control_of_the_seed():
     (['--set', 'data.crop'], "must be KEY=VALUE, got 'data.crop'"),
     (['--set', 'data.crop=half'], 'data.crop'),
     (['--seeds', '0', '-1'], 'seed'),
+    (['--conditions', 'rate/30'], '--conditions is of `robust`'),
+    (['--set', 'seed=5'], 'in which it is 0: fix --set, or --seeds'),
+    # Which would no longer be the control.
+    (['--set', 'loss.emphasis=0.3'], 'control would be another method'),
+    # Neither takes the other's place.
+    (['--set', 'a=1', '--set', 'data.crop=half'], 'no setting a: fix --set'),
   ],
 )
 def test_what_cannot_be_is_refused_before_any_run(

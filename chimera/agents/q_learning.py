@@ -220,12 +220,11 @@ def observe(
   baseline = jnp.where(is_first, reward, state.baseline)
   future = jnp.max(state.table_SxA[next_state])
   error = reward - baseline + discount * future - state.table_SxA[at]
-  surprise = jnp.where(is_first, error**2, state.surprise)
   learned = state._replace(
     table_SxA=state.table_SxA.at[at].add(rate * error),
     reward=reward,
     baseline=baseline + rate * (reward - baseline),
-    surprise=surprise + rate * (error**2 - surprise),
+    surprise=state.surprise + rate * (error**2 - state.surprise),
   )
   state = jax.tree.map(lambda a, b: jnp.where(judges, a, b), learned, state)
   return state._replace(

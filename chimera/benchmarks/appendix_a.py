@@ -180,11 +180,15 @@ def appendix_a(args: argparse.Namespace) -> None:
   import jax
 
   from chimera.benchmarks import programs
+  from chimera.clones import specialists
 
   config = default_config.get_config(args.variant)
   there = jax.devices()
   _say(f'{len(there)} x {there[0].device_kind}')
-  for devices in sorted({1, min(len(there), len(config.clone_names))}):
+  clones = len(config.clone_names)
+  fit = specialists.fitting_devices(clones, config.train.batch_size)
+  most = max(n for n in fit if n <= min(len(there), clones))
+  for devices in sorted({1, most}):
     racers = {
       'the compiled cycle': programs.Program(
         'default', args.variant, devices, 1

@@ -192,6 +192,8 @@ class Shards:
     it has been read while the devices were at work.
     """
     rotation = cycle // self._config.school.rotate_every
+    if not self._config.school.enabled:
+      enrolled_MxL = enrolled_MxL[:, :0]  # all is drawn from everything
     if self._enrolled is None or (enrolled_MxL != self._enrolled).any():
       shards = lessons.make_shards(
         self._paths,
@@ -203,6 +205,8 @@ class Shards:
       )
       if self.resident:
         return put_shared(shards[0], self._devices)
+      if self._enrolled is None:
+        self._warn_of_size(shards)
       self._shard = put(state_lib.stack(shards), self._devices)
       self._enrolled = np.array(enrolled_MxL)
     else:
@@ -214,6 +218,18 @@ class Shards:
     following = self._reader.submit(self._rotate, rotation + 1)
     self._next = {rotation + 1: following}
     return self._shard
+
+  def _warn_of_size(self, shards: list[lessons.Shard]) -> None:
+    """Where the parts that a device holds are more than the whole."""
+    count = min(len(shards), len(self._devices))
+    held = sum(x.samples_RxHxWxC.nbytes for x in shards) // count
+    if held > (whole := self._paths.nbytes):
+      logging.warning(
+        'The parts of the training set that a device holds, the classes of its '
+        'clones among them, take %d MB, all of it takes %d: raise '
+        '--config.school.resident_mb to that.',
+        *(-(-held >> 20), -(-whole >> 20)),
+      )
 
   def _rotate(self, rotation: int) -> list[lessons.Shard]:
     """Reads what that rotation changes."""

@@ -45,6 +45,8 @@ def inherit(
       '--config.init_from.'
     )
   names = ('step', 'rng', 'school', 'dropped', 'health')
+  if not config.pid.enabled:  # what it had added would stay
+    names += ('pid',)
   mine = {name: getattr(newborn, name) for name in names}
   return restored[1]['state'].replace(**mine)
 

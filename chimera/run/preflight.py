@@ -358,7 +358,9 @@ def _check_together(
     # What is learned after the last meld would be lost.
     rule = rules.multiple('meld.every', c.meld.every, c.train.cycles)
     together.append(('train.cycles', rule))
-  if c.q.enabled and c.q.history == 'own':
+  steps_are_own = c.meld.enabled and c.meld.optimizer_state != 'shared'
+  is_one = len(c.clone_names) == 1
+  if c.q.enabled and c.q.history == 'own' and steps_are_own and not is_one:
     # What an action did is told from its second cycle on.
     together.append(('q.every', rules.whole(2)))
   if images.is_path_params(c.data.source):

@@ -180,9 +180,25 @@ def smallest_lesson(samples: int, lessons: Iterable[Iterable[int]]) -> int:
 def place(
   scores_M: np.ndarray, bins: dict[int, np.ndarray], scores_N: np.ndarray
 ) -> np.ndarray:
-  """The bin_M that other samples, say held-out ones, would have gone to."""
-  floors = [scores_N[bins[k][0]] for k in range(1, BINS)]
-  return np.searchsorted(floors, scores_M, side='right')
+  """The bin_M that other samples, say held-out ones, would have gone to.
+
+  Those of one score that several bins hold go to these as the others did.
+  """
+  ends = np.cumsum([len(bins[k]) for k in range(BINS)])
+  sorted_N = np.sort(scores_N)
+  low_M, high_M = (
+    np.searchsorted(sorted_N, scores_M, side) for side in ('left', 'right')
+  )
+  _, group_M, counts = np.unique(
+    scores_M, return_inverse=True, return_counts=True
+  )
+  order_M = np.argsort(group_M, kind='stable')
+  turn_M = np.empty(len(scores_M))
+  turn_M[order_M] = np.concatenate([np.arange(n) for n in counts])
+  among_M = low_M + (turn_M + 0.5) / counts[group_M] * (high_M - low_M)
+  # Where there is no such score, with the one below.
+  rank_M = np.where(high_M > low_M, among_M, np.maximum(low_M - 1, 0))
+  return np.searchsorted(ends, rank_M.astype(int), side='right')
 
 
 def radius_check(scores_N: np.ndarray, gradients_N: np.ndarray) -> float:

@@ -248,3 +248,30 @@ def test_memory_that_another_program_has_is_explained_in_a_line(said):
 def test_other_errors_are_not_explained():
   assert engine.explain(jax.errors.JaxRuntimeError('INTERNAL: a bug')) is None
   assert engine.explain(RuntimeError('dictionary changed size')) is None
+
+
+def test_without_the_school_no_class_is_held():
+  config = tiny.get_config()
+  config.school.resident_mb = 0
+  config.school.rotating_samples = 5
+  _, paths = tiny.bins_and_paths()
+  enrolled = np.zeros((4, 12), np.int32)
+  rows = []
+  for config.school.enabled in (True, False):
+    shards = engine.Shards(config, paths, jax.devices()[:4])
+    rows.append(shards.deal(enrolled, 0).samples_RxHxWxC.shape[2])
+  assert rows == [5 + 12, 5]
+
+
+def test_parts_that_are_more_than_the_whole_are_told(warnings):
+  config = tiny.get_config()
+  config.school.resident_mb = 0
+  config.school.rotating_samples = 24
+  _, paths = tiny.bins_and_paths()
+  enrolled = np.zeros((4, 48), np.int32)
+  for devices in (4, 2, 1):  # of 120 samples each holds 72, 144, 288
+    shards = engine.Shards(config, paths, jax.devices()[:devices])
+    shards.deal(enrolled, 0)
+    assert len(warnings) == {4: 0, 2: 1, 1: 2}[devices]
+    shards.deal(enrolled[::-1], 0)  # once
+  assert 'raise --config.school.resident_mb' in warnings[0]

@@ -101,6 +101,10 @@ def test_from_a_workdir_critics_and_agents_go_on_bit_for_bit(elder, tmp_path):
   assert (np.abs(np.asarray(clones.pid.error_K)) > 0).any()
   for name in ('school', 'rng', 'step', 'dropped'):
     _assert_equal(getattr(clones, name), getattr(newborn, name))
+  # Without a PID what it had added to the weights is gone.
+  config.pid.enabled = False
+  _assert_equal(init_from.inherit(config, newborn).pid, newborn.pid)
+  config.pid.enabled = True
   assert clones.step.tolist() == [0] * 4
   samples = clones.school.varentropy_N.shape[1]
   assert samples < trained.school.varentropy_N.shape[1]

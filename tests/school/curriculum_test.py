@@ -127,6 +127,16 @@ def test_held_out_samples_are_placed_by_the_training_bins_edges():
   np.testing.assert_array_equal(placed, [0, 0, 1, 4, 8, 9, 9])
 
 
+def test_held_out_samples_of_one_score_go_to_its_bins_as_the_others_did():
+  # Of a hundred 35 are blank: all of three bins, and half of the fourth.
+  scores = np.maximum(np.arange(100, dtype=np.float32), 34)
+  placed = curriculum.place(
+    np.array([34.0, 35.0, 34.0, 34.0, 40.0, 34.0, 34.0]), _bins(), scores
+  )
+  # In the middles of five parts of 35: 3.5, 10.5, 17.5, 24.5, 31.5.
+  np.testing.assert_array_equal(placed, [0, 3, 1, 1, 4, 2, 3])
+
+
 def test_radius_check_is_the_rank_correlation_and_warns_below_a_half(caplog):
   scores = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
   # sum of squared rank differences 2: 1 - 6 * 2 / (5 * 24) = 0.9.
