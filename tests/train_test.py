@@ -328,6 +328,23 @@ def test_a_tokenizer_that_finds_no_room_is_an_error_and_made_up_for(
   assert train.train(config, str(tmp_path / 'w'), data) == {}
 
 
+def test_a_run_that_is_made_shorter_is_one_of_that_length(finished, tmp_path):
+  planned, config, data, figures = finished
+  workdir = tmp_path / 'w'
+  shutil.copytree(planned, workdir)
+  shorter = config.copy_and_resolve_references()
+  shorter.train.update(cycles=4, decay=0.0)
+  assert train.train(shorter, str(workdir), data)
+  page = (workdir / 'report.html').read_text()
+  assert '<p>4 cycles, 64 images seen' in page
+  assert 'Cycle 6' not in page
+  assert all(f'>{name}<' in page for name in config.clone_names)
+  assert train.train(shorter, str(workdir), data) == {}
+  # Nothing is lost by it.
+  assert train.train(config, str(workdir), data) == figures
+  assert '<p>6 cycles, 96 images' in (workdir / 'report.html').read_text()
+
+
 def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, tmp_path):
   workdir, config, data, _ = finished
   bins = train.prepare_curriculum(config, str(tmp_path), data)
