@@ -120,7 +120,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # In no class is a sample whose error, over the usual one of its cycle, is
   # beyond the third quartile by so many distances of the quartiles, as of
   # noise. 0 = no such fence.
-  c.school.fence = 1.5
+  c.school.fence = 2.0
   c.school.resident_mb = 2048  # whole training set on a device up to this size
   # Else a device holds its clones' classes, all four of which are the whole
   # set, and of everything so many samples a clone at a time.
