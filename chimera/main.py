@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   The exit code is 0; 1 where the doctor found something; 2 where the user can
   fix it; 128 + the signal that ended it: 130 (SIGINT), 143 (SIGTERM), 129
-  (SIGHUP); 134 where another host is gone.
+  (SIGHUP); 134 where another host is gone, 75 where one did not come.
   """
   with streams.spoken():
     return _main(sys.argv if argv is None else argv)

@@ -233,6 +233,23 @@ run_training() {
   [[ $dry_run ]] || say 'Training on the VM. Watch it: bash launch/tpu_vm.sh attach. Save it: bash launch/tpu_vm.sh fetch.'
 }
 
+# forget_steps FROM INTO: of the checkpoints in INTO those that FROM lacks, older
+# than its newest.
+forget_steps() {
+  local there step newest
+  (cd "$1" && find . -type d -name checkpoints -prune -print) | while read -r there; do
+    newest=0
+    for step in "$1/$there"/*; do
+      step=${step##*/}
+      [[ $step == *[!0-9]* ]] || ((step <= newest)) || newest=$step
+    done
+    for step in "$2/$there"/*; do
+      step=${step##*/}
+      [[ $step == *[!0-9]* ]] || ((step >= newest)) || [[ -e $1/$there/$step ]] || rm -rf "${2:?}/$there/$step"
+    done
+  done
+}
+
 fetch() {
   local into=${rest[0]:-runs/$name}
   make_stage
@@ -241,13 +258,11 @@ fetch() {
   remote+='; tar -cf chimera-fetch.tar -C chimera/runs . || [ $? -eq 1 ]'
   run "${node[@]}" ssh "$name" "${where[@]}" "--command=$remote"
   run "${node[@]}" scp "$name:chimera-fetch.tar" "$stage/" "${where[@]}"
-  # Beside what is there, until it is whole: then checkpoints that are gone from
-  # the VM go here, too.
+  # What the run on the VM has thrown away since goes here, too, once all is here.
   run mkdir -p "$stage/fetched" "$into"
   run tar -xf "$stage/chimera-fetch.tar" -C "$stage/fetched"
-  [[ $dry_run ]] || (cd "$stage/fetched" && find . -type d -name checkpoints -prune -print0) |
-    (cd "$into" && xargs -0 rm -rf)
   run cp -R -p "$stage/fetched/." "$into"
+  [[ $dry_run ]] || forget_steps "$stage/fetched" "$into"
   [[ $dry_run ]] || say "Fetched to $into. See it: bash launch/tensorboard.sh $into"
 }
 

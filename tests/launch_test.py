@@ -377,6 +377,11 @@ def test_fetch_brings_back_what_a_new_vm_goes_on_from(desk):
     steps = (fetched / 'chimera' / 'checkpoints').iterdir()
     assert [step.name for step in steps] == [there]
   assert (fetched / 'mine').exists()
+  # Trained on here.
+  (fetched / 'chimera' / 'checkpoints' / '9000').mkdir()
+  assert desk.run('fetch', ZONE).returncode == 0
+  steps = (fetched / 'chimera' / 'checkpoints').iterdir()
+  assert sorted(step.name for step in steps) == ['500', '9000']
 
   again = ('run', ZONE, '--resume=runs/chimera-tpu')
   ran = desk.run(*again)

@@ -335,12 +335,12 @@ def test_every_third_cycle_the_fence_is_that_of_what_was_seen(trajectory):
     school = clone(after.school, 0)
     fence = before.school.fence[0]
     if step and step % 3 == 0:
-      log = np.log(school.excess_N[school.seen_N >= 0], dtype=np.float64)
+      log = np.log(school.error_N[school.seen_N >= 0], dtype=np.float64)
       first, third = np.quantile(log, [0.25, 0.75])
       fence = np.exp(third + 2 * (third - first))
     assert school.fence == pytest.approx(fence, rel=1e-5)
     assert metrics['school/fence'][0] == school.fence
-    beyond = np.sum(school.excess_N > school.fence) if step >= 3 else 0
+    beyond = np.sum(school.error_N > school.fence) if step >= 3 else 0
     assert metrics['school/outliers'][0] == beyond
 
 

@@ -53,6 +53,7 @@ _PHOTOMETRIC = ExifTags.Base.PhotometricInterpretation
 _LARGE = 2**24  # pixels from which images are decoded one at a time
 _ALONE = threading.Lock()
 _LIMIT = threading.Lock()
+_unlimited: list[int | None] = []  # Pillow's limit, as often as it is lifted
 _TURNS = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
   3: Image.Transpose.ROTATE_180,
@@ -184,11 +185,14 @@ def _without_limit() -> Iterator[None]:
   Whoever imports this may count on it elsewhere.
   """
   with _LIMIT:
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-      yield
-    finally:
-      Image.MAX_IMAGE_PIXELS = before
+    _unlimited.append(_unlimited[0] if _unlimited else Image.MAX_IMAGE_PIXELS)
+    Image.MAX_IMAGE_PIXELS = None
+  try:
+    yield
+  finally:
+    with _LIMIT:
+      before = _unlimited.pop()
+      Image.MAX_IMAGE_PIXELS = None if _unlimited else before
 
 
 def resize(window: Image.Image, size: int | tuple[int, int]) -> np.ndarray:
@@ -331,6 +335,7 @@ def _formats() -> tuple[tuple[str, ...], frozenset[str]]:
   return formats, frozenset(k.lower() for k, name in known if name in formats)
 
 
+@_without_limit()
 def _load(f: BinaryIO) -> Image.Image:
   """Decodes a file, as it is stored.
 
@@ -341,8 +346,7 @@ def _load(f: BinaryIO) -> Image.Image:
   f.seek(0)
   start = f.read(16)
   try:
-    with _without_limit():
-      image = Image.open(f, formats=_formats()[0])
+    image = Image.open(f, formats=_formats()[0])
   except UnidentifiedImageError as e:
     raise ValueError(_unknown(start)) from e
   pixels = image.width * image.height
@@ -378,8 +382,7 @@ def _load(f: BinaryIO) -> Image.Image:
       values.check_planes(image)
     elif values.is_below_12_bits(image):
       f.seek(0)
-      with _without_limit():
-        low = Image.open(f, formats=[image.format])
+      low = Image.open(f, formats=[image.format])
       low.tile = low_tiles
       low.load()
       values.join(image, low)

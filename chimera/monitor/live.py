@@ -73,7 +73,10 @@ class Look:
     status = os.stat(os.path.join(self._workdir, history.NAME))
     stamp = status.st_mtime, status.st_size
     if stamp != self._stamp:
-      # What a longer run left behind it is no part of this one.
+      # It may have been made longer; or shorter, and what it left behind is no
+      # part of it.
+      with contextlib.suppress(OSError, ValueError):
+        self._config = config_json.tree(config_json.read(self._workdir))
       cycles = self._config['train']['cycles']
       self._rows, self._stamp = history.newest(self._workdir, cycles), stamp
 

@@ -84,7 +84,7 @@ class Subject(NamedTuple):
   crops: Sequence[crops_lib.Crop]  # which crop each of them is
   scores_N: np.ndarray  # their complexity
   bins: Mapping[int, np.ndarray]  # sample indices by bin, easy to hard
-  outliers: np.ndarray  # sample indices of whom no class has, by rising error
+  outliers: np.ndarray  # sample indices of whom no class has, by rising excess
 
 
 def write(

@@ -19,8 +19,8 @@ class Checkpointer:
 
   `config` and `curriculum`, digests of what the run is bound to; `best`, cycle
   and held-out path_l1 of the best evaluation so far; `is_evaluated`, False
-  where that of this cycle is still to come; `rows` of the last table, once the
-  last cycle is done; `rate`, how many times the config's learning rate is.
+  where that of this cycle is still to come; `rows` of the last table; `rate`,
+  how many times the config's learning rate is.
   """
 
   def __init__(

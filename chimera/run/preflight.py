@@ -349,6 +349,7 @@ def _check_together(
       (f'specialists.{k}.q.low', _at_most('its q.high =', block[k].q.high))
       for k in c.clone_names
     ),
+    *((f'specialists.{k}.pid.target.adv', rules.PART) for k in c.clone_names),
     *(
       (f'train.{k}', rules.multiple(dispatch, n, c.train[k]))
       for k in ('cycles', 'log_every', 'eval_every', 'checkpoint_every')
@@ -358,6 +359,8 @@ def _check_together(
     # What is learned after the last meld would be lost.
     rule = rules.multiple('meld.every', c.meld.every, c.train.cycles)
     together.append(('train.cycles', rule))
+  if c.q.enabled:
+    together.append(('q.actions', rules.WITH_NONE))
   steps_are_own = c.meld.enabled and c.meld.optimizer_state != 'shared'
   is_one = len(c.clone_names) == 1
   if c.q.enabled and c.q.history == 'own' and steps_are_own and not is_one:

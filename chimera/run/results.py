@@ -90,14 +90,14 @@ def outliers(host: state_lib.CloneState, data: stage_1.Prepared) -> np.ndarray:
   """
   school = jax.tree.map(lambda x: x[0], host.school)  # all clones' is the same
   found = lessons.outliers(school)
-  if len(found) > _MANY * len(school.excess_N):
+  if len(found) > _MANY * len(school.error_N):
     sources = dict.fromkeys(data.crops[i].source for i in found[::-1])
     shown = ', '.join(itertools.islice(sources, _NAMED))
     logging.warning(
       'Of %d samples %d are far beyond the others, with an error above %.3g '
       'times the usual one: no lesson had them but by chance. Noise, broken '
       'files, or too few of their kind? %s%s',
-      *(len(school.excess_N), len(found), school.fence, shown),
+      *(len(school.error_N), len(found), school.fence, shown),
       ', ...' if len(sources) > _NAMED else '',
     )
   return found

@@ -177,6 +177,9 @@ FILE = Rule(
 )
 _SEED = Rule('a whole number in [0, 2147483647]', whole(0).holds)
 _SHARE = _within('[0, 1]')
+PART = _within('(0, 1)')
+# Of actions one leaves all as it is.
+WITH_NONE = Rule('numbers with 1.0 among them', lambda v: 1 in v)
 # What float32 rounds to 1 leaves nothing to divide by.
 _DECAY = number('in [0, 1), to float32 too', lambda v: 0 <= v <= 1 - 2**-24)
 _BOUND = number(
@@ -264,8 +267,8 @@ RULES = {
   'pid.memory': at_least(1, 1e6),
   'q.enabled': _FLAG,
   'q.actions': Rule(
-    'a tuple of numbers from 1e-06 to 1e+06, of which one is 1.0',
-    lambda v: isinstance(v, tuple) and 1 in v and all(map(_TRIM.holds, v)),
+    'a tuple of numbers above 0, each from 1e-06 to 1e+06',
+    lambda v: isinstance(v, tuple) and v and all(map(_TRIM.holds, v)),
   ),
   'q.window': whole(2, 1 << 20),
   'q.every': whole(1),
@@ -327,7 +330,6 @@ OF_SPECIALIST = {
   'pid.integral': _GAIN,
   'pid.derivative': _GAIN,
   **{f'pid.target.{t}': _SPAN for t in terms.TERMS},
-  'pid.target.adv': _within('(0, 1)'),  # a share
   'q.low': _TRIM,
   'q.high': _TRIM,
 }

@@ -52,7 +52,7 @@ class SchoolState(NamedTuple):
   varentropy_N: jax.Array
   # likewise the mean absolute error of its reconstruction, over the median of
   # all lessons of that cycle
-  excess_N: jax.Array
+  error_N: jax.Array
   seen_N: jax.Array  # cycle in which both were tracked, -1 where never, int32
   # the excess beyond which a sample is an outlier, 0 at first for none, float32
   fence: jax.Array
@@ -96,7 +96,7 @@ def create_state(
     enrolled_L=np.resize(lesson.astype(np.int32), length),
     enrolled_count=np.asarray(len(lesson), np.int32),
     varentropy_N=np.zeros(samples, np.float32),
-    excess_N=np.zeros(samples, np.float32),
+    error_N=np.zeros(samples, np.float32),
     seen_N=np.full(samples, -1, np.int32),
     fence=np.zeros((), np.float32),
   )
@@ -219,12 +219,12 @@ def remember(
   )
   if spec.fence:
     # All clones remember the same.
-    excess_N, seen_N, fence = axes.in_common(
-      (state.excess_N, state.seen_N, state.fence)
+    error_N, seen_N, fence = axes.in_common(
+      (state.error_N, state.seen_N, state.fence)
     )
     fence = jax.lax.cond(
       (cycle > 0) & (cycle % spec.enrol_every == 0),
-      lambda: find_fence(excess_N, seen_N, distances=spec.fence),
+      lambda: find_fence(error_N, seen_N, distances=spec.fence),
       lambda: fence,
     )
     state = state._replace(fence=fence)
@@ -268,13 +268,13 @@ def record(
   excess_X = error_X / jnp.maximum(usual, _LEAST_ERROR)
   return state._replace(
     varentropy_N=state.varentropy_N.at[ids_X].set(varentropy_X, mode='drop'),
-    excess_N=state.excess_N.at[ids_X].set(excess_X, mode='drop'),
+    error_N=state.error_N.at[ids_X].set(excess_X, mode='drop'),
     seen_N=state.seen_N.at[ids_X].set(cycle, mode='drop'),
   )
 
 
 def find_fence(
-  excess_N: jax.Array, seen_N: jax.Array, *, distances: float
+  error_N: jax.Array, seen_N: jax.Array, *, distances: float
 ) -> jax.Array:
   """Tukey's fence of the excesses seen so far, of their logarithms.
 
@@ -282,7 +282,7 @@ def find_fence(
   in https://en.wikipedia.org/wiki/Outlier#Tukey's_fences. What is harder than
   most is learned and comes nearer; noise and broken files stay beyond.
   """
-  log_N = jnp.where(seen_N < 0, jnp.nan, jnp.log(excess_N))
+  log_N = jnp.where(seen_N < 0, jnp.nan, jnp.log(error_N))
   first, third = jnp.nanquantile(log_N, jnp.array([0.25, 0.75]))
   fence = jnp.exp(third + distances * (third - first))
   return jnp.where(jnp.isfinite(fence), fence, 0.0)
@@ -290,13 +290,13 @@ def find_fence(
 
 def is_outlier(state: SchoolState, ids: Any = slice(None)) -> jax.Array:
   """Whether each of those samples was last seen beyond the fence, bool."""
-  return (state.fence > 0) & (state.excess_N[ids] > state.fence)
+  return (state.fence > 0) & (state.error_N[ids] > state.fence)
 
 
 def outliers(state: SchoolState) -> np.ndarray:
   """Of one clone on the host: sample indices, by rising excess."""
   beyond = np.flatnonzero(is_outlier(state))
-  return beyond[np.argsort(state.excess_N[beyond], kind='stable')]
+  return beyond[np.argsort(state.error_N[beyond], kind='stable')]
 
 
 def re_enrol(

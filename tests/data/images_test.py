@@ -1,5 +1,6 @@
 """Images in: what people see, the colour range; and path_params let in."""
 
+import concurrent.futures
 import errno
 import fractions
 import io
@@ -315,11 +316,18 @@ def test_what_follows_a_large_jpeg_are_no_scans_of_it(tmp_path):
 
 
 def test_pillow_s_limit_is_not_ours_and_stays_for_others(tmp_path, monkeypatch):
-  (tmp_path / 'a').mkdir()
-  Image.new('RGB', (40, 30)).save(tmp_path / 'a.png')
+  # Of the latter two Pillow asks twice.
+  for name in ('a.png', 'a.tif', 'a.icns'):
+    Image.new('RGB', (64, 64)).save(tmp_path / name)
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10)
-  image = images.load_image(str(tmp_path / 'a.png'))
-  assert images.crop(image, (0, 0, 20, 20)).size == (20, 20)
+
+  def read(name):
+    image = images.load_image(str(tmp_path / name))
+    assert images.crop(image, (0, 0, 20, 20)).size == (20, 20)
+
+  names = ['a.png', 'a.tif', 'a.icns'] * 8
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    list(pool.map(read, names))
   assert Image.MAX_IMAGE_PIXELS == 10
   with pytest.raises(Image.DecompressionBombError):
     Image.open(tmp_path / 'a.png')

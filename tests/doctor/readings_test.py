@@ -130,6 +130,11 @@ def test_a_row_that_lacks_what_a_log_cycle_has_is_no_log_cycle(tmp_path):
     readings.read_run(workdir)
 
 
+def test_what_a_longer_run_left_behind_is_no_part_of_a_shorter_one(tmp_path):
+  run = readings.read_run(written.write(tmp_path, train__cycles=600))
+  assert (run.cycles, run.exams[-1].cycle) == (600, 500)
+
+
 def test_near_copies_are_those_that_stage_1_counted(tmp_path):
   workdir = written.write(tmp_path)
   data = written.varied()

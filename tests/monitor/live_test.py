@@ -79,6 +79,19 @@ def test_another_process_sees_what_a_run_writes(tmp_path):
   assert look(0.0).cycle == 200
 
 
+def test_a_run_is_as_long_as_its_config_says_now(tmp_path):
+  workdir = _workdir(tmp_path, seen.rows())
+  look = live.Look(workdir, seen.CONFIG)
+  for cycles, cycle in ((100, 100), (1000, 200)):
+    train = {**seen.CONFIG['train'], 'cycles': cycles}
+    (tmp_path / 'config.json').write_text(
+      json.dumps({**seen.CONFIG, 'train': train})
+    )
+    os.utime(tmp_path / history.NAME, (cycles, cycles))
+    snapshot = look(0.0)
+    assert (snapshot.cycle, snapshot.cycles) == (cycle, cycles)
+
+
 def test_what_a_run_is_doing_stands_above_with_its_time():
   look = live.Look('nowhere', seen.CONFIG, [])
   look.say('compiling', ' (52s last time)', since=100.0)

@@ -95,8 +95,8 @@ def test_the_default_has_64_pixels():
     ('specialists.adversarial.pid__proportional', -0.1, 'at least 0'),
     ('specialists.adversarial.pid.target__l1', 0.0, 'above 0'),
     ('specialists.adversarial.q__low', 1.6, 'at most its q.high = 1.5'),
-    ('q__actions', (), 'a tuple of numbers from'),
-    ('q__actions', (1.0, 0.0), 'a tuple of numbers from'),
+    ('q__actions', (), 'a tuple of numbers above 0'),
+    ('q__actions', (1.0, 0.0), 'a tuple of numbers above 0'),
     ('q__window', 1, 'at least 2'),
     ('q__epsilon_end', 0.5, 'at most q.epsilon = 0.3'),
     ('q__discount', 1.0, 'in [0, 1)'),
@@ -140,6 +140,20 @@ def test_a_value_that_breaks_its_rule_is_one_line_with_its_flag(
   assert repr(value) in message
   assert message.endswith(f'fix --config.{key.replace("__", ".")}.')
   assert '\n' not in message
+
+
+def test_one_of_the_actions_leaves_the_rate_as_it_is():
+  with pytest.raises(ValueError, match=r'q.actions must be .*1\.0 among them'):
+    preflight.check_config(_config(q__actions=(0.9, 1.1)))
+  preflight.check_config(_config(q__actions=(0.9, 1.1), q__enabled=False))
+
+
+def test_a_share_of_a_gradient_is_wanted_below_one():
+  key = 'specialists__adversarial__pid__target__adv'
+  for wrong in (1.0, 5.0):
+    with pytest.raises(ValueError, match=r'target\.adv must be in \(0, 1\)'):
+      preflight.check_config(_config(**{key: wrong}))
+  preflight.check_config(_config(**{key: 0.9}))
 
 
 def test_what_is_learned_after_the_last_meld_is_not_thrown_away():

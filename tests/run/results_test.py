@@ -110,7 +110,7 @@ def _schools(error, fence):
     enrolled_L=None,
     enrolled_count=None,
     varentropy_N=None,
-    excess_N=np.array([error] * 2, np.float32),
+    error_N=np.array([error] * 2, np.float32),
     seen_N=np.array([[0 if e else -1 for e in error]] * 2),
     fence=np.full(2, fence, np.float32),
   )

@@ -64,12 +64,7 @@ def test_every_key_has_its_rule_and_every_rule_its_key():
     ('emphasis.ssim', (0, 2), (-0.1, (1.0, 1.0))),
     ('q.window', (2, 10), (1, 0, 2.0, 10**9)),
     ('school.metric', ('mean_radius',), ('jpeg', '')),
-    (
-      'q.actions',
-      ((1.0,), (0.5, 1)),
-      ((), [1.0], (0.0, 1.0), (0.5, 2), (NAN,)),
-    ),
-    ('pid.target.adv', (0.02,), (0.0, 1.0, 5.0)),
+    ('q.actions', ((1.0,), (0.5, 2)), ((), [1.0], (0.0,), (NAN,))),
     ('bins', ((9,), (0, 5)), ((), (10,), (-1,), (1, 1), (True,), (1.0,), [1])),
     (
       'clone_names',

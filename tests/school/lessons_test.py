@@ -152,7 +152,7 @@ def _tracked(varentropy, seen, count=2) -> lessons.SchoolState:
     enrolled_L=jnp.arange(3, dtype=jnp.int32),
     enrolled_count=jnp.int32(count),
     varentropy_N=jnp.asarray(varentropy, jnp.float32),
-    excess_N=jnp.zeros(len(seen)),
+    error_N=jnp.zeros(len(seen)),
     seen_N=jnp.asarray(seen, jnp.int32),
     fence=jnp.float32(0),
   )
@@ -172,7 +172,7 @@ def test_record_tracks_what_was_seen_and_leaves_out_what_is_not_finite():
   )
   np.testing.assert_array_equal(state.varentropy_N, [0, 0, 2.5, 0.5, 1.5])
   # Over 0.5, the median of the three that are sound.
-  np.testing.assert_array_equal(state.excess_N, [0, 0, 3, 0.5, 1])
+  np.testing.assert_array_equal(state.error_N, [0, 0, 3, 0.5, 1])
   np.testing.assert_array_equal(state.seen_N, [-1, -1, 7, 7, 7])
 
 
@@ -190,7 +190,7 @@ def test_who_was_last_seen_early_is_no_outlier_for_it():
     state = record(state, ids, *seen, jnp.int32(cycle))
   assert 0 < np.sum(state.seen_N < 20) < 40
   state = state._replace(
-    fence=lessons.find_fence(state.excess_N, state.seen_N, distances=1.5)
+    fence=lessons.find_fence(state.error_N, state.seen_N, distances=1.5)
   )
   np.testing.assert_array_equal(lessons.outliers(state), [7])
 
@@ -198,9 +198,9 @@ def test_who_was_last_seen_early_is_no_outlier_for_it():
 def test_the_fence_is_that_of_tukey_over_what_was_seen():
   # Of 1, 2, 4, 8, 16 (logs 0 to 4, in base 2) the quartiles are 2 and 8:
   # 1.5 times two doublings beyond 8. The never seen one does not count.
-  excess_N = jnp.array([16.0, 1.0, 100.0, 4.0, 2.0, 8.0])
+  error_N = jnp.array([16.0, 1.0, 100.0, 4.0, 2.0, 8.0])
   seen_N = jnp.array([3, 0, -1, 1, 5, 2])
-  find = functools.partial(lessons.find_fence, excess_N, seen_N)
+  find = functools.partial(lessons.find_fence, error_N, seen_N)
   assert find(distances=1.5) == pytest.approx(64, rel=1e-5)
   assert find(distances=0.5) == pytest.approx(16, rel=1e-5)
 
@@ -208,12 +208,12 @@ def test_the_fence_is_that_of_tukey_over_what_was_seen():
 def test_before_anything_was_seen_there_is_no_fence():
   state = _tracked([0.0] * 5, [-1] * 5)
   assert not lessons.is_outlier(state).any()
-  assert lessons.find_fence(state.excess_N, state.seen_N, distances=1.5) == 0
+  assert lessons.find_fence(state.error_N, state.seen_N, distances=1.5) == 0
 
 
 def test_an_outlier_is_of_no_class_and_drawn_from_everything_alone():
   state = _state((9,))._replace(fence=jnp.float32(0.5))
-  state = state._replace(excess_N=state.excess_N.at[90:95].set(0.6))
+  state = state._replace(error_N=state.error_N.at[90:95].set(0.6))
   draw = jax.jit(
     lambda rng: lessons.draw_lesson(
       rng, state, _shard(100), batch_size=8, mix=0.0
@@ -231,7 +231,7 @@ def test_an_outlier_is_not_re_enrolled():
   # As below, but the first of them lies beyond the fence.
   state = _tracked([4.0, 1.5, 0.0, 1.1, 0.0], [0, 10, -1, 20, -1])
   state = state._replace(
-    excess_N=jnp.array([0.1, 0.1, 0.0, 0.3, 0.0]), fence=jnp.float32(0.2)
+    error_N=jnp.array([0.1, 0.1, 0.0, 0.3, 0.0]), fence=jnp.float32(0.2)
   )
   again = lessons.re_enrol(
     jax.random.key(0), state, jnp.int32(20), half_life=10.0, floor=0.0
@@ -270,7 +270,7 @@ def test_the_floor_enrols_its_share_by_lot_from_everything():
     enrolled_L=jnp.arange(count, dtype=jnp.int32),
     enrolled_count=jnp.int32(count),
     varentropy_N=jnp.linspace(2.0, 1.0, samples),
-    excess_N=jnp.zeros(samples),
+    error_N=jnp.zeros(samples),
     seen_N=jnp.zeros(samples, jnp.int32),
     fence=jnp.float32(0),
   )

@@ -53,8 +53,10 @@ def test_another_code_or_config_is_told_to_all(address):
 
 
 def test_hosts_meet_by_ipv6_too(address):
-  if not socket.has_dualstack_ipv6():
-    return
+  try:
+    socket.create_server(('::1', 0), family=socket.AF_INET6).close()
+  except OSError:
+    return  # there is none here
   port = address.partition(':')[2]
   assert _meet(f'[::1]:{port}', 2, {i: PAPERS for i in range(2)}) == {
     0: '',
