@@ -267,13 +267,11 @@ def appendix_a(config, spec, bins, paths, total_steps):
         clone['params'] = master_params
     clone_states = updated_clone_states
     # The librarian keeps every clone's record of every sample.
-    for j in range(4):
-      for row in rows:
-        curriculum[j] = remember(
-          curriculum[j],
-          *(row['ids'], row['varentropy_B'], row['error_B']),
-          step,
-        )
+    seen = [
+      np.concatenate([row[key] for row in rows])
+      for key in ('ids', 'varentropy_B', 'error_B')
+    ]
+    curriculum = [remember(school, *seen, step) for school in curriculum]
     log.append(rows)
   agents = pid_agents, q_agents, curriculum
   return clone_states, *agents, master_params, ema_params, log

@@ -10,7 +10,7 @@ import pytest
 
 from chimera import main
 from chimera.monitor import history
-from chimera.system import hosts
+from chimera.system import hosts, meeting
 from tests import written
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -590,7 +590,7 @@ def test_hosts_compare_every_key_but_the_dashboard(ran, monkeypatch):
   told = []
   monkeypatch.setattr(hosts, 'end_with_the_guard', lambda: None)
   monkeypatch.setattr(
-    hosts, 'meet', lambda place, papers: told.append(papers) or 1 / 0
+    meeting, 'meet', lambda place, papers: told.append(papers) or 1 / 0
   )
 
   def papers_of(change):
