@@ -338,7 +338,7 @@ def main() -> None:
   parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
   parser.add_argument('--cycles', type=int, default=1000)
   parser.add_argument(
-    *('--set',),
+    '--set',
     action='extend',
     nargs='*',
     default=[],

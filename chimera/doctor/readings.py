@@ -130,9 +130,7 @@ def read_run(workdir: str) -> Run:
       raise ValueError(f'A run has its {name}, got none in {workdir}: {what}.')
   settings = dict(sorted(config_json.read(workdir).items()))
   clones = tuple(settings['clone_names'])
-  # What a longer run left behind it is no part of this one.
-  cycles = settings['train.cycles']
-  rows = [row for row in history.scan(workdir) if row.cycle <= cycles]
+  rows = history.read(workdir, settings['train.cycles'])
   taught = [
     row
     for row in rows

@@ -124,9 +124,12 @@ def scan(workdir: str) -> Iterator[Row]:
     return
 
 
-def read(workdir: str) -> list[Row]:
-  """The same, in memory."""
-  return list(scan(workdir))
+def read(workdir: str, last: float = math.inf) -> list[Row]:
+  """The same, up to a cycle, in memory.
+
+  What a longer run left behind it is no part of one that was made shorter.
+  """
+  return [row for row in scan(workdir) if row.cycle <= last]
 
 
 def series(

@@ -108,10 +108,7 @@ def write(
   """
   workdir = pathlib.Path(workdir)
   figures, protocol = exam.read_figures(workdir)
-  # What a longer run left behind it is no part of this one.
-  seen = [
-    x for x in history.scan(str(workdir)) if x.cycle <= protocol['cycles']
-  ]
+  seen = history.read(str(workdir), protocol['cycles'])
   colors = curves.palette([*base])
   title = f'Chimera: {workdir.resolve().name}'
   as_json = html.escape(json.dumps(protocol, indent=2))
