@@ -272,7 +272,8 @@ def _run(command: str, job: Job) -> int:
     return 0
   if command in _OF_CHECKPOINTS:
     preflight.check_trained(job.workdir)
-  with preflight.claim_workdir(job.config, job.workdir):
+  binds = command not in _OF_CHECKPOINTS
+  with preflight.claim_workdir(job.config, job.workdir, binds):
     COMMANDS[command](job)
   return 0
 

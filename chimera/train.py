@@ -352,6 +352,8 @@ def save_report(
     )
   except report.FAILURES as e:
     logging.warning('No report.html of this run: %r.', e)
+    with contextlib.suppress(OSError):  # it would be of an earlier cycle
+      os.unlink(os.path.join(workdir, 'report.html'))
   else:
     logging.info('The report is %s.', path)
 

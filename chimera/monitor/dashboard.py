@@ -142,7 +142,7 @@ def render(
   lines = lines[: height - 1]
   lines += [[]] * (height - 1 - len(lines))
   lines.append(_progress(snapshot, width))
-  fitted = [_fit(line, width) for line in lines[-height:]]
+  fitted = [_fit(line, width) for line in lines[len(lines) - height :]]
   return SegmentLines(fitted, new_lines=True)
 
 

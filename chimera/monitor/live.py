@@ -27,6 +27,7 @@ from chimera.system import disk, preemption, progress, streams
 
 _TICK = 0.5  # seconds between two looks at the terminal's size
 _EVERY = 2  # of them, between two drawings
+_USUAL = (80, 24)  # columns and lines
 
 
 class Look:
@@ -200,7 +201,9 @@ class Live:
       stack.push(self._give_up)
       size, ticks = None, 0
       while not self._stop.is_set():
-        now_size = os.get_terminal_size(self._terminal.fileno())
+        now_size = tuple(os.get_terminal_size(self._terminal.fileno()))
+        if not all(now_size):  # nobody told the terminal how large it is
+          now_size = _USUAL
         if now_size != size or ticks % _EVERY == 0:
           self._draw(*now_size)
         size, ticks = now_size, ticks + 1

@@ -34,10 +34,11 @@ from chimera.system import disk
 # What may go wrong with a report and must not cost a finished run.
 FAILURES = (
   *(OSError, ValueError, TypeError, LookupError, ArithmeticError),
-  *(RuntimeError, ImportError),
+  *(RuntimeError, ImportError, MemoryError),
 )
 _SHEETS = 6  # at most, the last one among them
 _SAMPLES = 10  # of each bin
+_CODES = 4096  # at most, the most used
 _GRID = 6  # tokens a side of the constant grid that shows a code
 _STYLE = """
 :root { color-scheme: light; }
@@ -142,25 +143,27 @@ def codebook(
   tokenizer: models.Tokenizer,
   params: Any,
   eyes: evaluate.Eyes | None,
+  codes_X: np.ndarray,
   *,
   chunk: int,
 ) -> np.ndarray:
-  """patches_VxPxPx3, uint8: what a grid of nothing but a code decodes to.
+  """patches_XxPxPx3, uint8: what a grid of nothing but a code decodes to.
 
   Of each grid the innermost 2x2 tokens, away from the border.
   """
   decode = jax.jit(functools.partial(tokenizer.apply, method='detokenize'))
   patches = []
-  for start in range(0, tokenizer.codes, chunk):
+  size = min(chunk, len(codes_X))
+  for start in range(0, len(codes_X), chunk):
     # The last chunk is filled up, so that one shape is compiled.
-    ids_X = np.arange(start, start + min(chunk, tokenizer.codes))
-    ids_Xx1x1 = jnp.asarray(ids_X % tokenizer.codes, jnp.int32)[:, None, None]
+    ids_X = np.resize(codes_X[start : start + chunk], size)
+    ids_Xx1x1 = jnp.asarray(ids_X, jnp.int32)[:, None, None]
     tokens_Xxhxw = jnp.tile(ids_Xx1x1, (1, _GRID, _GRID))
     pixels = evaluate.draw(decode({'params': params}, tokens_Xxhxw), eyes)
     side = pixels.shape[1] // _GRID
     inner = slice((_GRID // 2 - 1) * side, (_GRID // 2 + 1) * side)
     patches.append(pixels[:, inner, inner])
-  return np.concatenate(patches)[: tokenizer.codes]
+  return np.concatenate(patches)[: len(codes_X)]
 
 
 def _section(title: str, parts: Iterable[str]) -> str:
@@ -246,18 +249,23 @@ def _sheets(workdir: pathlib.Path, cycles: int) -> Iterable[str]:
 
 
 def _codebook(subject: Subject, chunk: int) -> Iterable[str]:
-  patches = codebook(*subject[:3], chunk=chunk)
   order_V = np.argsort(-subject.counts_V, kind='stable')
   used = int(np.sum(subject.counts_V > 0))
+  patches = codebook(*subject[:3], order_V[:_CODES], chunk=chunk)
+  columns = 32 if len(patches) > 256 else 16
   yield (
     '<p>Each code decoded alone: what a grid of nothing but it becomes, its '
     'middle. The most used come first.</p>'
   )
-  for name, ids in (('used', order_V[:used]), ('unused', order_V[used:])):
-    if len(ids):
-      title = f'{len(ids)} codes {name} on the held-out samples'
-      columns = 32 if len(patches) > 256 else 16
-      picture = sheets.glue(patches[ids], columns=columns, gap=1)
+  for name, count, shown in (
+    ('used', used, patches[:used]),
+    ('unused', len(order_V) - used, patches[used:]),
+  ):
+    if len(shown):
+      title = f'{count} codes {name} on the held-out samples'
+      if len(shown) < count:
+        title += f', {len(shown)} of them here'
+      picture = sheets.glue(shown, columns=columns, gap=1)
       yield _captioned(_png(picture), title, 'pixels')
 
 

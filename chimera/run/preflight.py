@@ -301,12 +301,13 @@ def check_trained(workdir: str) -> None:
 
 @contextlib.contextmanager
 def claim_workdir(
-  config: ml_collections.ConfigDict, workdir: str
+  config: ml_collections.ConfigDict, workdir: str, binds: bool = True
 ) -> Iterator[None]:
   """Holds a workdir, which was checked, for a command by its config.json.
 
   Where the command ends before it has made anything, whatever ends it, the
-  workdir is left as it was found.
+  workdir is left as it was found. Where it does not bind, its flags are for
+  this once, and a config.json that is there stays.
   """
   path = pathlib.Path(workdir)
   claim = path / config_json.NAME
@@ -315,7 +316,8 @@ def claim_workdir(
     check_workdir(config, workdir)
     contents = _contents(path)
     before = claim.read_bytes() if claim.exists() else None
-    disk.write_json(claim, json.loads(config.to_json()))
+    if binds or before is None:
+      disk.write_json(claim, json.loads(config.to_json()))
     try:
       yield
     except (ValueError, OSError, KeyboardInterrupt, preemption.Stopped):

@@ -4,7 +4,7 @@ A process may be killed, and a disk be full, at any byte: what is read back
 later is the old file or the new one.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 import csv
 import hashlib
@@ -135,6 +135,20 @@ def write(path: str | os.PathLike, data: bytes) -> None:
     f.write(data)
 
 
+def write_all(files: Mapping[pathlib.Path, bytes]) -> None:
+  """`writing`, of several: all are on the disk before the first is replaced.
+
+  They are in the order of the mapping.
+  """
+  with contextlib.ExitStack() as stack:
+    # The last to be opened is the first to be replaced.
+    for path, data in reversed(files.items()):
+      f = stack.enter_context(writing(path))
+      f.write(data)
+      f.flush()
+      os.fsync(f.fileno())
+
+
 def write_csv(path: str | os.PathLike, rows: Iterable[Iterable[Any]]) -> None:
   """`writing`, of rows, for `csv.reader`; file names need not be UTF-8."""
   text = io.StringIO(newline='')
@@ -151,7 +165,11 @@ def write_csv(path: str | os.PathLike, rows: Iterable[Iterable[Any]]) -> None:
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
   """`writing`, of a value, for people to read, as UTF-8."""
-  write(path, json.dumps(value, indent=1).encode())
+  write(path, _as_json(value))
+
+
+def _as_json(value: Any) -> bytes:
+  return json.dumps(value, indent=1).encode()
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
@@ -182,8 +200,13 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 def write_sealed(path: str | os.PathLike, value: dict[str, Any]) -> None:
   """`write_json`, of a dictionary with its SHA-256 as one more, `seal`."""
+  write(path, sealed(value))
+
+
+def sealed(value: dict[str, Any]) -> bytes:
+  """What `write_sealed` writes."""
   value = json.loads(json.dumps(value))  # its keys as they will be read
-  write_json(path, {**value, 'seal': seal(value)})
+  return _as_json({**value, 'seal': seal(value)})
 
 
 def read_sealed(path: str | os.PathLike) -> dict[str, Any]:

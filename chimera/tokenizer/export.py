@@ -336,6 +336,8 @@ def save(
 ) -> None:
   """Writes the folder; tokenizer.json last, with the digests of the others.
 
+  Where there is no room for all, what was there still is.
+
   Args:
     folder: made where it is missing.
     parts: the tokenizer, host arrays.
@@ -344,8 +346,6 @@ def save(
   """
   home = pathlib.Path(folder)
   home.mkdir(parents=True, exist_ok=True)
-  side = _side(parts)
-  grid = [n // side for n in input_shape[:2]]
   quantizer, params = parts.tokenizer.quantizer, jax.device_get(parts.params)
   arrays = {'tokenizer': params}
   if parts.optics is not None:
@@ -360,7 +360,7 @@ def save(
     'sees': 'images' if parts.optics else 'path_params',
     'input_shape': list(input_shape),
     'image_size': input_shape[0],
-    'grid': grid,
+    'grid': [n // _side(parts) for n in input_shape[:2]],
     'color_range': COLOR_RANGE,
     'tokenizer': {
       **_fields(parts.tokenizer),
@@ -373,9 +373,8 @@ def save(
     'came_from': came_from,
     'files': {name: disk.digest(data) for name, data in files.items()},
   }
-  for name, data in files.items():
-    disk.write(home / name, data)
-  disk.write_sealed(home / META, meta)
+  files |= {META: disk.sealed(meta)}
+  disk.write_all({home / name: data for name, data in files.items()})
 
 
 def load(folder: str | os.PathLike) -> Tokenizer:
@@ -399,17 +398,19 @@ def load(folder: str | os.PathLike) -> Tokenizer:
       optics.Optics(**meta['optics']) if meta['optics'] else None,
       tree.get('optics'),
     )
-    return Tokenizer(parts, meta)
   except FileNotFoundError as e:
     raise ValueError(
       f'No tokenizer in {home}: name one with --tokenizer, or make one with '
       '`python -m chimera.main export`.'
     ) from e
+  except PermissionError as e:
+    raise ValueError(f'{home} cannot be read: {disk.reason(e)}.') from e
   except (safetensors.SafetensorError, *disk.BROKEN) as e:
     raise ValueError(
-      f'{home} is not a whole tokenizer ({e}): make it anew with `python -m '
-      'chimera.main export`.'
+      f'{home} is not a whole tokenizer ({disk.reason(e)}): make it anew with '
+      '`python -m chimera.main export`.'
     ) from e
+  return Tokenizer(parts, meta)
 
 
 def _side(parts: Parts) -> int:

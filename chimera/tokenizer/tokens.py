@@ -203,9 +203,15 @@ class _Work:
     changes = fingerprints.compare(then, now)
     rows = {s['file'] for s in done['sources']}
     if gone := [name for name in changes.gone if name in rows]:
+      seen = {s['file'] for s in (self._whole or done)['sources']}
       raise ValueError(
         f'{self._home} holds rows of images that are gone '
-        f'({fingerprints.several(gone)}): put them back, or give another --out.'
+        f'({fingerprints.several(gone)}): put them back, '
+        + (
+          'or give another --out.'
+          if seen.intersection(gone)
+          else f'or delete {store.PARTIAL} there, with all since {store.META}.'
+        )
       )
     for name in now.keys() - changes.changed:
       then[name] |= now[name]

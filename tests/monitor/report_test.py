@@ -195,14 +195,30 @@ def test_used_and_unused_codes_are_all_the_codes(page):
 
 def test_there_is_a_patch_for_each_code(subject):
   tokenizer, params = subject.tokenizer, subject.params
-  patches = report.codebook(tokenizer, params, None, chunk=4)
+  codes = np.arange(9, -1, -1)
+  patches = report.codebook(tokenizer, params, None, codes, chunk=4)
   # Two tokens a side, of two cells each.
   assert patches.shape == (10, 4, 4, 3)
   for code in (0, 9):
     tokens = jnp.full((1, 6, 6), code)
     x = tokenizer.apply({'params': params}, tokens, method='detokenize')
     expected = np.rint((np.asarray(x)[0, 4:8, 4:8] + 1) * 127.5)
-    np.testing.assert_allclose(patches[code], expected, atol=1)
+    np.testing.assert_allclose(patches[9 - code], expected, atol=1)
+
+
+def test_of_many_codes_the_most_used_are_drawn(tmp_path, subject, monkeypatch):
+  monkeypatch.setattr(report, '_CODES', 3)
+  counts = np.array([0, 5, 0, 0, 7, 0, 0, 0, 1, 2])
+  drawn = []
+  monkeypatch.setattr(
+    report,
+    'codebook',
+    lambda *a, **_: drawn.append(a[3]) or np.zeros((3, 4, 4, 3), np.uint8),
+  )
+  page = ''.join(report._codebook(subject._replace(counts_V=counts), 4))
+  assert drawn[0].tolist() == [4, 1, 9]
+  assert '4 codes used on the held-out samples, 3 of them here' in page
+  assert 'unused' not in page
 
 
 def test_what_is_missing_raises_what_training_catches(tmp_path, subject):

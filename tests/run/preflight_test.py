@@ -738,6 +738,18 @@ def test_a_command_that_fails_before_it_made_anything_leaves_no_trace(tmp_path):
   assert _snapshot(workdir) == before
 
 
+def test_a_flag_of_a_command_that_does_not_bind_is_for_this_once(tmp_path):
+  _trained(tmp_path, _config(seed=3))
+  before = _snapshot(tmp_path)
+  once = _config(seed=3, export__weights='ema')
+  with preflight.claim_workdir(once, str(tmp_path), binds=False):
+    pass
+  assert _snapshot(tmp_path) == before
+  config = _config()
+  preflight.adopt(config, str(tmp_path), [])
+  assert (config.seed, config.export.weights) == (3, 'master')
+
+
 def test_what_a_command_made_before_it_failed_keeps_its_config(tmp_path):
   _claim(chimera_config.get_config(), tmp_path)
   config = _config(seed=3)

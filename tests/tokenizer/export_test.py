@@ -1,9 +1,11 @@
 """The exported tokenizer: one language in trainer, export and artefact."""
 
 import copy
+import errno
 import functools
 import json
 import multiprocessing
+import os
 import pickle
 import re
 import shutil
@@ -276,6 +278,51 @@ def test_a_flipped_bit_anywhere_is_noticed(tmp_path, name):
     export.load(folder)
   path.write_bytes(whole)
   export.load(folder)
+
+
+@pytest.mark.parametrize('room', range(len(export.ARTEFACTS) + 2))
+def test_a_disk_that_fills_up_leaves_the_tokenizer_that_was_there(
+  tmp_path, monkeypatch, room
+):
+  folder = tiny.save_tokenizer(tmp_path / 'tokenizer')
+  before = {p: p.read_bytes() for p in folder.iterdir()}
+  written = []
+
+  def fsync(fd):
+    if len(written) == room:
+      raise OSError(errno.ENOSPC, 'No space left on device')
+    written.append(fd)
+
+  monkeypatch.setattr(os, 'fsync', fsync)
+  with pytest.raises(OSError, match='No space left'):
+    export.save(
+      folder, tiny.parts(seed=1), input_shape=(16, 16, 3), came_from={}
+    )
+  assert {p: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_what_the_device_raises_is_not_blamed_on_the_files(
+  tmp_path, monkeypatch
+):
+  folder = tiny.save_tokenizer(tmp_path / 'tokenizer')
+
+  def asarray(_):
+    raise RuntimeError('RESOURCE_EXHAUSTED: out of memory')
+
+  monkeypatch.setattr(export.jnp, 'asarray', asarray)
+  with pytest.raises(RuntimeError, match='RESOURCE_EXHAUSTED'):
+    export.load(folder)
+
+
+def test_what_may_not_be_read_is_said_to_be_that(tmp_path, monkeypatch):
+  folder = tiny.save_tokenizer(tmp_path / 'tokenizer')
+
+  def read_sealed(path):
+    raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+
+  monkeypatch.setattr(export.disk, 'read_sealed', read_sealed)
+  with pytest.raises(ValueError, match=r'cannot be read: .*Permission denied'):
+    export.load(folder)
 
 
 def _means_the_same(data, whole):

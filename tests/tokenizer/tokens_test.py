@@ -539,6 +539,40 @@ def test_what_would_move_rows_is_refused_by_name_and_leaves_all_as_it_is(
     _is_right(out, mine, tokenizer, NAMES)
 
 
+def test_rows_that_nobody_has_seen_yet_go_with_their_journal(
+  mine, tokenizer, config, tmp_path, monkeypatch
+):
+  out = tmp_path / 'out'
+  config.tokens.crop = 'whole'
+  _tokenize(mine, tokenizer, out, config)
+  before = _files(out)
+  for name in ('x.png', 'y.png', 'z.png'):
+    _paint(mine / name, 3, 23, 37)
+  with monkeypatch.context() as m:
+    write, shards = disk.write, []
+
+    def die(path, data):
+      if pathlib.Path(path).suffix == '.npy':
+        shards.append(path)
+      if len(shards) == 2:
+        raise KeyboardInterrupt
+      write(path, data)
+
+    m.setattr(disk, 'write', die)
+    with pytest.raises(KeyboardInterrupt):
+      _tokenize(mine, tokenizer, out, config)
+  journal = disk.read_sealed(out / store.PARTIAL)
+  assert journal['sources'][-1]['file'] >= 'x.png'
+  for name in ('x.png', 'y.png', 'z.png'):
+    (mine / name).unlink()
+  complaint = r'gone \(x\.png.*or delete tokens\.partial\.json there'
+  with pytest.raises(ValueError, match=complaint):
+    tokens.tokenize(str(mine), str(tokenizer), str(out), config)
+  (out / store.PARTIAL).unlink()
+  _tokenize(mine, tokenizer, out, config)
+  assert _files(out) == before
+
+
 def test_what_only_looks_changed_is_not_made_anew(
   mine, tokenizer, config, tmp_path, monkeypatch, said
 ):
