@@ -384,7 +384,15 @@ def main() -> None:
     with lock.hold(args.home, '--home'):
       lines = list(run(args.home, *asked, overrides, conditions))
   except (OSError, ValueError) as e:
-    parser.error(str(e))
+    parser.error(str(e).replace('--workdir', '--home'))
+  except RuntimeError as e:
+    from chimera.run import engine
+
+    if (line := engine.explain(e)) is None:
+      raise
+    parser.error(line)
+  except KeyboardInterrupt:
+    parser.exit(130, 'Interrupted: the same command goes on from here.\n')
   console = rich.console.Console()
   console.width = max(console.width, 150)
   if args.table == 'robust':

@@ -365,10 +365,10 @@ def remember_step(
     for g in (learned.gradient_P, learned.mean_gradient_P)
   )
   # The other clones' gradient alone: the step was fitted to its own samples.
-  promised = mean + learned.odds * (mean - own)
+  promised = spec.meld.outer_step * (mean + learned.odds * (mean - own))
   return axes.where(
     learned.stays & jnp.isfinite(promised),
-    q_learning.OwnStep(learned.own_step_P, promised),
+    q_learning.OwnStep(spec.meld.outer_step * learned.own_step_P, promised),
     q_learning.OwnStep(jnp.zeros_like(learned.own_step_P), jnp.float32(0.0)),
   )
 

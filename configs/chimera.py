@@ -64,7 +64,7 @@ def _specialist(
   # clones' mean of it; of adv its share of the gradient at the reconstruction.
   c.pid.target = {**_TARGET, **target}
   c.q = ml_collections.ConfigDict()
-  c.q.low = low  # least trim of the learning rate
+  c.q.low = low  # least trim of the learning rate, once it has decided
   c.q.high = high  # greatest
   return c
 
@@ -112,7 +112,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.school = ml_collections.ConfigDict()
   c.school.enabled = True  # False: every lesson is uniform over everything
   c.school.metric = 'mean_radius'  # or 'total_variation'
-  c.school.mix = 0.5  # share of a lesson drawn from the whole training set
+  c.school.mix = (
+    0.5  # part of a lesson, in whole samples, drawn from everything
+  )
   c.school.enrol_from = 300  # cycle of the first re-enrolment; 0 = never
   c.school.enrol_every = 100  # cycles between two re-enrolments, or fences
   c.school.half_life = 500.0  # cycles in which a tracked varentropy halves
@@ -251,7 +253,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.q.actions = (0.8, 0.95, 1.0, 1.05, 1.2)  # multipliers of the learning rate
   c.q.window = 10  # cycles of loss history
   c.q.every = 10  # cycles an action is held
-  c.q.history = 'own'  # loss history of the clone's 'own' steps, or the 'total'
+  # Loss history of the clone's 'own' steps, or the 'total', which it is also
+  # where no step is a clone's own: of one clone, or of moments in common.
+  c.q.history = 'own'
   c.q.rate = 0.2  # of learning of the table
   c.q.discount = 0.9
   # Usual errors of a value by which one must be greater than that of leaving

@@ -251,14 +251,15 @@ def appendix_a(config, spec, bins, paths, total_steps):
       )
       master_params = spec.tokenizer.quantizer.renormalize(master_params)
       dead_V = unused_V >= spec.meld.revive_after
-      master_params = spec.tokenizer.quantizer.revive(
+      master_params, _ = spec.tokenizer.quantizer.revive(
         master_params,
         jnp.asarray(dead_V),
         jnp.concatenate([r['z'].reshape(-1, r['z'].shape[-1]) for r in rows]),
         cycle_key,
       )
       unused_V = np.where(dead_V, 0, unused_V)
-      decay = min(spec.meld.ema, (1 + step) / (10 + step))
+      melds = step // config.meld.every
+      decay = min(spec.meld.ema, (1 + melds) / (10 + melds))
       ema_params = jax.tree.map(
         lambda e, m, d=decay: d * e + (1 - d) * m, ema_params, master_params
       )

@@ -224,6 +224,28 @@ def test_what_cannot_be_is_refused_before_any_run(
   assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+  ('error', 'code', 'said'),
+  [
+    (KeyboardInterrupt(), 130, 'the same command goes on from here'),
+    (RuntimeError('RESOURCE_EXHAUSTED: full'), 2, 'memory of a device is full'),
+    (ValueError('give another --workdir.'), 2, 'give another --home.'),
+  ],
+)
+def test_what_ends_it_is_one_line(
+  error, code, said, tmp_path, monkeypatch, capsys
+):
+  def run(*_):
+    raise error
+
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr('sys.argv', ['ledger'])
+  monkeypatch.setattr(ledger, 'run', run)
+  with pytest.raises(SystemExit, match=str(code)):
+    ledger.main()
+  assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_two_ledgers_of_one_home_are_refused(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr('sys.argv', ['ledger', '--home', 'home'])

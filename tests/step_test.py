@@ -3,6 +3,8 @@
 The programs are compiled without XLA's optimizations, in a quarter of the time.
 """
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from chimera.benchmarks import plain
 from chimera.clones import losses
 from chimera.clones import specialists as specialists_lib
 from chimera.clones import state as state_lib
+from chimera.meld import average
 from chimera.optics import poincare
 from chimera.run import engine
 from tests import tiny
@@ -240,6 +243,25 @@ def test_a_q_agent_is_told_what_its_clone_s_step_did_to_the_loss(four):
     effects /= np.prod(effects) ** 0.25
     expected = trajectory[step][0].own_loss * effects if step > 4 else 1.0
     np.testing.assert_allclose(after.own_loss, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(('every', 'part'), [(1, 0.4), (3, 1.0)])
+def test_a_step_counts_by_how_far_the_master_follows_it(every, part):
+  meld = average.Spec(True, every, 0.5, 0.8, 0.0, 0.99, 0)
+  spec = types.SimpleNamespace(
+    q=types.SimpleNamespace(history='own'), meld=meld
+  )
+  learned = types.SimpleNamespace(
+    gradient_P=jnp.array([1.0, 2.0]),
+    mean_gradient_P=jnp.array([3.0, 1.0]),
+    own_step_P=jnp.array([-0.1, 0.2]),
+    odds=1 / 3,
+    stays=jnp.array(True),
+  )
+  got = step_lib.remember_step(learned, spec)
+  np.testing.assert_allclose(got.displacement_P, [-0.1 * part, 0.2 * part])
+  # The mean's product is -.1, its own .3: -.1 + (-.1 - .3) / 3.
+  np.testing.assert_allclose(got.promised, part * (-0.7 / 3), rtol=1e-6)
 
 
 def test_the_agents_share_the_rate_out(trajectory):
@@ -474,6 +496,10 @@ def test_the_rate_is_the_schedule_without_q_and_every_fourth_cycle_melds(
     if step % 4 == 3:
       assert alike(state.generator.params)
       assert_melded(state, metrics['specialist'], np.ones(4))
+      decay = {3: 1 / 10, 7: 2 / 11}[step]  # after no meld, and one
+      was, new = before.master.ema, state.master.params
+      ema = jax.tree.map(lambda e, m, d=decay: d * e + (1 - d) * m, was, new)
+      assert_close(state.master.ema, ema, 1e-6)
     else:
       assert not alike(state.generator.params)
       assert_close(state.generator.params, metrics['specialist'], 0)

@@ -102,8 +102,9 @@ def test_a_run_starts_as_its_audition_ends_and_keeps_the_rate_it_found(
   train.train(config, str(tmp_path), data)
   assert 'Warm-up: 20 cycles, as of an audition (train.warmup: 2).' in said
   assert (
-    'A warm-up of 20 of 4 cycles leaves 0 to the decay: lower '
-    '--config.train.warmup or raise --config.train.cycles.'
+    'A warm-up of 20 of 4 cycles leaves 0 to the decay: raise '
+    '--config.train.cycles, or lower --config.train.warmup where no audition '
+    'set it.'
   ) in warnings
   bins = train.prepare_curriculum(config, str(tmp_path), data)
   spec, born = train.newborn(config, data, bins)

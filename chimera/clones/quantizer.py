@@ -100,17 +100,17 @@ class VQ(nn.Module):
   @nn.nowrap
   def revive(
     self, params: Any, dead_V: jax.Array, z_XxD: jax.Array, rng: jax.Array
-  ) -> Any:
-    """Moves dead codes onto encodings drawn at random.
+  ) -> tuple[Any, jax.Array]:
+    """Moves dead codes onto encodings drawn at random; also says which, bool.
 
-    Called with the encodings of all clones and one shared key, so that code j
-    means one thing to all four (Dhariwal et al., Jukebox, 2020, section 3,
-    https://arxiv.org/abs/2005.00341).
+    One whose draw is not finite stays. Called with the encodings of all clones
+    and one shared key, so that code j means one thing to all four (Dhariwal et
+    al., Jukebox, 2020, section 3, https://arxiv.org/abs/2005.00341).
     """
     picks_VxD = z_XxD[jax.random.randint(rng, dead_V.shape, 0, len(z_XxD))]
-    dead_VxD = dead_V[:, None] & jnp.isfinite(picks_VxD)
-    codebook_VxD = jnp.where(dead_VxD, picks_VxD, params['codebook'])
-    return {**params, 'codebook': codebook_VxD}
+    moved_V = dead_V & jnp.isfinite(picks_VxD).all(-1)
+    codebook_VxD = jnp.where(moved_V[:, None], picks_VxD, params['codebook'])
+    return {**params, 'codebook': codebook_VxD}, moved_V
 
   @nn.nowrap
   def language(self, params: Any) -> bytes:
@@ -175,9 +175,9 @@ class FSQ(nn.Module):
   @nn.nowrap
   def revive(
     self, params: Any, dead_V: jax.Array, z_XxD: jax.Array, rng: jax.Array
-  ) -> Any:
+  ) -> tuple[Any, jax.Array]:
     """As they are: levels do not move."""
-    return params
+    return params, jnp.zeros_like(dead_V)
 
   @nn.nowrap
   def language(self, params: Any) -> bytes:

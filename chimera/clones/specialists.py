@@ -134,7 +134,8 @@ def fitting_devices(clones: int, batch_size: int) -> list[int]:
   Of the latter each has as large a part of its clone's batch.
   """
   shared = [n for n in range(1, clones) if clones % n == 0]
-  parts = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+  less = [n for n in range(1, math.isqrt(batch_size) + 1) if not batch_size % n]
+  parts = sorted({*less, *(batch_size // n for n in less)})
   return shared + [clones * n for n in parts]
 
 

@@ -34,6 +34,15 @@ class Spec:
   revive_after: int
 
   @property
+  def outer_step(self) -> float:
+    """How much of the way to the clones' mean the master goes.
+
+    Where melds are some cycles apart, a clone goes all of it at first.
+    """
+    part = (1 - self.alpha) * self.outer_learning_rate
+    return part if self.every == 1 else 1.0
+
+  @property
   def outer(self) -> optax.GradientTransformation:
     """The outer optimizer; its gradient is master - target.
 
@@ -91,9 +100,9 @@ def fold(master: Tree, mean_params: Tree, alpha: float) -> Tree:
   )
 
 
-def smooth(ema: Tree, master: Tree, decay: float, step: jax.Array) -> Tree:
-  """The evaluation-only EMA, its decay rising as (1 + t) / (10 + t)."""
-  decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+def smooth(ema: Tree, master: Tree, decay: float, melds: jax.Array) -> Tree:
+  """The evaluation-only EMA, its decay (1 + t) / (10 + t) after t melds."""
+  decay = jnp.minimum(decay, (1.0 + melds) / (10.0 + melds))
   return jax.tree.map(
     lambda e, m: (e + (1 - decay) * (m - e)).astype(m.dtype), ema, master
   )
@@ -135,7 +144,7 @@ def synthesize(
   melded = Master(
     params=params,
     outer=outer,
-    ema=smooth(master.ema, params, spec.ema, step),
+    ema=smooth(master.ema, params, spec.ema, step // spec.every),
     unused_V=tended_V,
   )
   return axes.where(is_meld, melded, master.replace(unused_V=unused_V))

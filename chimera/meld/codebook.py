@@ -31,8 +31,8 @@ def tend(
   if not revive_after:
     return params, unused_V
   dead_V = unused_V >= revive_after
-  params = quantizer.revive(params, dead_V, axes.gather(z_XxD), rng)
-  return params, jnp.where(dead_V, 0, unused_V)
+  params, moved_V = quantizer.revive(params, dead_V, axes.gather(z_XxD), rng)
+  return params, jnp.where(moved_V, 0, unused_V)
 
 
 def perplexity(counts_V: jax.Array) -> jax.Array:

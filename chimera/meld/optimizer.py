@@ -72,7 +72,8 @@ class Schedule:
       return ''
     return (
       f'A warm-up of {self.warmup} of {self.cycles} cycles leaves {left} to '
-      'the decay: lower --config.train.warmup or raise --config.train.cycles.'
+      'the decay: raise --config.train.cycles, or lower --config.train.warmup '
+      'where no audition set it.'
     )
 
   def __call__(self, step: jax.Array) -> jax.Array:

@@ -28,11 +28,16 @@ class Spec:
   loss_bound: float
   update_bound: float
   sick_cycles: int
+  every: int  # cycles from meld to meld
 
   @property
   def bounds(self) -> tuple[float, ...]:
-    """Of a clone's loss, its networks' two gradients, and its step."""
-    return (self.loss_bound, *[self.update_bound] * 3)
+    """Of a clone's loss, its networks' two gradients, and its path.
+
+    That one is of up to `every` steps, where another clone's may be of one.
+    """
+    once, path = self.update_bound, self.update_bound * self.every
+    return (self.loss_bound, once, once, path)
 
 
 class Health(NamedTuple):

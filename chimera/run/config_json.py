@@ -54,15 +54,27 @@ def make_floats(config: ml_collections.ConfigDict) -> None:
   1 and 1.0 are one setting, but not in config.json or in a digest.
   """
   shipped = keys(default_config.get_config())
-  changes = {
-    key: float(value)
-    for key, value in keys(config).items()
-    if type(value) is int
-    and abs(value) < 2**53
-    and (type(shipped.get(key)) is float or key.startswith('specialists.'))
-  }
+  changes = {}
+  for key, value in keys(config).items():
+    usual = shipped.get(key)
+    if type(usual) is float or (
+      key.startswith('specialists.') and type(value) is int
+    ):
+      changes[key] = _float(value)
+    elif _is_of_floats(usual) and isinstance(value, (tuple, list)):
+      changes[key] = type(value)(map(_float, value))
   with config.ignore_type():
     config.update_from_flattened_dict(changes)
+
+
+def _float(value: Any) -> Any:
+  """A whole number as a float, if one holds it."""
+  is_whole = type(value) is int and abs(value) < 2**53
+  return float(value) if is_whole else value
+
+
+def _is_of_floats(value: Any) -> bool:
+  return isinstance(value, tuple) and {*map(type, value)} == {float}
 
 
 def tree(flat: Mapping[str, Any]) -> dict[str, Any]:

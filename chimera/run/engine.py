@@ -176,6 +176,10 @@ class Shards:
     devices: list[jax.Device],
   ):
     self._config = config
+    # No rotation between two dispatches is left out.
+    self._every = max(
+      config.school.rotate_every, config.train.cycles_per_dispatch
+    )
     self._paths = paths_NxHxWxC
     self._devices = devices
     self.resident = paths_NxHxWxC.nbytes <= config.school.resident_mb << 20
@@ -191,7 +195,7 @@ class Shards:
     Where the same are enrolled as before, only what rotates is put there, and
     it has been read while the devices were at work.
     """
-    rotation = cycle // self._config.school.rotate_every
+    rotation = cycle // self._every
     if not self._config.school.enabled:
       enrolled_MxL = enrolled_MxL[:, :0]  # all is drawn from everything
     if self._enrolled is None or (enrolled_MxL != self._enrolled).any():
@@ -253,7 +257,7 @@ class Shards:
     before = cycle - cycles
     last = range(c.enrol_from, cycle, c.enrol_every)[-1:]
     enrols = c.enabled and c.enrol_from and any(e >= before for e in last)
-    return bool(enrols or cycle // c.rotate_every != before // c.rotate_every)
+    return bool(enrols or cycle // self._every != before // self._every)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

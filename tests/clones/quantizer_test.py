@@ -144,9 +144,11 @@ def test_fsq_has_no_codebook_to_average_or_revive():
   params = {'decoder': {'w': jnp.ones(2)}}
   assert FSQ.renormalize(params) is params
   dead_V = jnp.ones(20, bool)
-  assert (
-    FSQ.revive(params, dead_V, jnp.ones((3, 2)), jax.random.key(0)) is params
+  kept, moved_V = FSQ.revive(
+    params, dead_V, jnp.ones((3, 2)), jax.random.key(0)
   )
+  assert kept is params
+  assert not moved_V.any()
 
 
 def test_a_language_is_of_the_codebook_or_of_all_that_was_learned():
@@ -179,7 +181,10 @@ def test_only_dead_codes_move_and_onto_encodings():
     jnp.asarray(np.random.default_rng(0).normal(size=(9, 3)))
   )
   dead_V = jnp.array([False, True, False, True])
-  params = VQ.revive({'codebook': book}, dead_V, z_XxD, jax.random.key(2))
+  params, moved_V = VQ.revive(
+    {'codebook': book}, dead_V, z_XxD, jax.random.key(2)
+  )
+  np.testing.assert_array_equal(moved_V, dead_V)
   np.testing.assert_array_equal(params['codebook'][::2], book[::2])
   for code in np.asarray(params['codebook'][1::2]):
     assert np.any(np.all(code == np.asarray(z_XxD), axis=-1))
@@ -192,7 +197,7 @@ def test_the_same_key_revives_the_same_codes_everywhere():
   )
   dead_V = jnp.array([True, True, False, True])
   one, two = (
-    VQ.revive({'codebook': book}, dead_V, z_XxD, jax.random.key(5))
+    VQ.revive({'codebook': book}, dead_V, z_XxD, jax.random.key(5))[0]
     for _ in range(2)
   )
   np.testing.assert_array_equal(one['codebook'], two['codebook'])
@@ -202,10 +207,11 @@ def test_the_same_key_revives_the_same_codes_everywhere():
 def test_no_code_is_revived_onto_what_is_not_finite(poison):
   book = jnp.eye(4, 3)
   z_XxD = jnp.full((5, 3), poison)
-  params = VQ.revive(
+  params, moved_V = VQ.revive(
     {'codebook': book}, jnp.ones(4, bool), z_XxD, jax.random.key(0)
   )
   np.testing.assert_array_equal(params['codebook'], book)
+  assert not moved_V.any()
 
 
 def test_codes_follow_their_encodings_and_nothing_else():

@@ -197,3 +197,10 @@ def test_the_shares_of_a_gradient_are_bounded_by_targets_and_limit():
   for variant in ('control', 'seed'):
     off = chimera_config.get_config(variant)
     np.testing.assert_array_equal(bounds(off), [free] * 4)
+
+
+def test_devices_for_a_huge_batch_are_found_at_once():
+  # 2^10 5^9 has (10 + 1) (9 + 1) divisors.
+  fit = specialists.fitting_devices(1, 2_000_000_000)
+  assert len(fit) == 110
+  assert (fit[:4], fit[-1]) == ([1, 2, 4, 5], 2_000_000_000)

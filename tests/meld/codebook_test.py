@@ -9,13 +9,17 @@ from chimera.system import axes
 
 
 class Quantizer:
-  """Doubles a codebook to renormalize it; moves dead codes to the last z."""
+  """Doubles a codebook to renormalize it; moves dead codes to the last z.
+
+  But for code 3.
+  """
 
   def renormalize(self, params):
     return 2 * params
 
   def revive(self, params, dead_V, z_XxD, rng):
-    return jnp.where(dead_V[:, None], z_XxD[-1], params)
+    moved_V = dead_V & (jnp.arange(len(dead_V)) != 3)
+    return jnp.where(moved_V[:, None], z_XxD[-1], params), moved_V
 
 
 def tend(unused_V, revive_after):
@@ -23,7 +27,7 @@ def tend(unused_V, revive_after):
 
   def one(z_XxD):
     return codebook.tend(
-      jnp.ones((3, 2)),
+      jnp.ones((len(unused_V), 2)),
       jnp.array(unused_V),
       z_XxD,
       jax.random.key(0),
@@ -40,6 +44,11 @@ def test_a_dead_code_goes_to_an_encoding_of_any_clone_and_counts_anew():
   for i in range(2):
     np.testing.assert_array_equal(params[0, i], [[2, 2], [2, 2], [7, 8]])
     np.testing.assert_array_equal(unused_V[0, i], [0, 4, 0])
+
+
+def test_a_dead_code_that_stayed_is_dead_in_the_next_cycle_too():
+  _, unused_V = tend([0, 4, 5, 6], revive_after=5)
+  np.testing.assert_array_equal(unused_V, [[[0, 4, 0, 6]] * 2])
 
 
 def test_without_revival_only_the_norm_is_kept():

@@ -5,6 +5,7 @@ the state, gradients by the one clone's weight of the adversarial term, which
 its base-weighted loss leaves out.
 """
 
+import dataclasses
 import itertools
 
 import jax
@@ -337,6 +338,17 @@ def test_the_median_itself_is_held_against_the_usual_one():
   assert judged(leap, (1.0, 1.0), (0.0, 100.0))[0] == [True] * 4  # no bound
 
 
+def test_a_path_may_be_as_many_steps_longer_as_a_round_has():
+  spec = quarantine.Spec(10.0, 100.0, 3, every=500)
+  assert spec.bounds == (10, 100, 100, 50_000)
+  # One that began anew, beside one of 151 steps.
+  paths_MxS = jnp.array([[1.0], [151.0]])
+  for every, expected in ((1, [True, False]), (500, [True, True])):
+    bounds = dataclasses.replace(spec, every=every).bounds[-1:]
+    healthy_M, _ = quarantine.judge(paths_MxS, jnp.array([150.0]), bounds)
+    np.testing.assert_array_equal(healthy_M, expected)
+
+
 def test_without_bounds_what_is_finite_is_healthy():
   sizes = [[1, 1], [1e15, 1], [INF, 1], [1, NAN]]
   assert judged(sizes, bounds_S=(0.0, 0.0))[0] == [True, True, False, False]
@@ -352,7 +364,7 @@ def test_sick_cycles_count_in_a_row_until_they_call():
       health,
       jnp.arange(4) < healthy,
       jnp.full(1, float(healthy)),
-      quarantine.Spec(0.0, 0.0, 3),
+      quarantine.Spec(0.0, 0.0, 3, every=1),
     )
     counts.append((int(health.sick), float(health.baseline_S[0])))
   assert counts == [

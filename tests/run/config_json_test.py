@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 import pytest
 
 from chimera import main
-from chimera.run import config_json, rules
+from chimera.run import config_json, default_config, rules
+from chimera.system import provenance
 from configs import chimera as chimera_config
 from tests import sweep, written
 
@@ -37,6 +38,17 @@ def test_what_train_wrote_is_read_as_it_was(tmp_path):
   assert read == config_json.keys(TREE)
   assert config_json.tree(read) == TREE
   assert config_json.tree({}) == {}
+
+
+def test_a_number_in_a_list_may_be_spelled_as_a_whole_one():
+  digests = set()
+  for actions in ((0.8, 1, 1.2), (0.8, 1.0, 1.2), [0.8, 1, 1.2]):
+    config = default_config.get_config()
+    with config.ignore_type():
+      config.q.actions = actions
+    config_json.make_floats(config)
+    digests.add(provenance.digest(json.loads(config.to_json())))
+  assert len(digests) == 1
 
 
 def test_blocks_that_no_clone_has_and_keys_of_nobody_do_not_matter(tmp_path):

@@ -43,6 +43,27 @@ def test_shards_are_dealt_at_rotations_and_enrolments():
   assert [c for c in range(1, 13) if shards.are_due(c, 1)] == [6, 12]
 
 
+def test_each_rotation_has_a_dispatch(monkeypatch):
+  config = tiny.get_config()
+  config.school.resident_mb = 0
+  config.school.rotate_every = 2
+  config.train.cycles_per_dispatch = 6
+  _, paths = tiny.bins_and_paths()
+  rotations = []
+  make_shards = lessons.make_shards
+
+  def count(*args, rotation, **how):
+    rotations.append(rotation)
+    return make_shards(*args, rotation=rotation, **how)
+
+  monkeypatch.setattr(lessons, 'make_shards', count)
+  for cycle in (0, 6, 12):
+    shards = engine.Shards(config, paths, jax.devices()[:1])
+    shards.deal(np.zeros((4, 12), np.int32), cycle)
+    assert shards.are_due(cycle + 6, 6)
+  assert rotations == [0, 1, 2]
+
+
 @pytest.mark.parametrize('devices', [1, 2, 4])
 def test_what_rotates_alone_is_put_and_was_read_ahead(devices, monkeypatch):
   config = tiny.get_config()
