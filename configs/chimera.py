@@ -432,7 +432,7 @@ def _seed(c):
 
 
 def _control(c):
-  """Same images seen, same mean loss."""
+  """As many images a cycle, same mean loss."""
   c.loss.emphasis = 0.0
   c.school.enabled = False
   c.pid.enabled = False

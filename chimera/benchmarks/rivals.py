@@ -5,9 +5,9 @@ Prodigy (Mishchenko and Defazio, 2023, https://arxiv.org/abs/2306.06101),
 D-Adaptation (Defazio and Mishchenko, 2023, https://arxiv.org/abs/2301.07733),
 Mechanic (Cutkosky et al., 2023, https://arxiv.org/abs/2306.00144), and
 Schedule-Free (Defazio et al., 2024, https://arxiv.org/abs/2405.15682), which is
-told a rate. They have the run's schedule, scaled to a peak of 1, and its decay
-rates of the moments. Unlike `:control` the plain learner revives no codes:
-`adam`, its own optimizer, says what that costs.
+told a rate and the warm-up. The others have the run's schedule, scaled to a
+peak of 1. All have its decay rates of the moments. Unlike `:control` the plain
+learner revives no codes: `adam`, its own optimizer, says what that costs.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,8 @@
 """A dry run: what a training would take, before anything is trained.
 
 The compiled step is the run's own, and runs a few cycles on path_params of one
-random sample: its cost does not depend on what it sees. Nothing is written.
+random sample: its cost does not depend on what it sees. Nothing is written, but
+what stage 1 noted of its files.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -7,7 +7,7 @@ The workdir's `optics/` holds what was learned and what was seen:
   crops.csv           each training sample's crop and gradient magnitude
   held_out.npz        held-out path_params, and their crops as uint8
   sources.json        fingerprints of the files that all this was made of
-  digests.json        SHA-256 of all of these and of latents.npy
+  digests.json        SHA-256 of all but sources.json, and of latents.npy
 
 and, until all is whole, planned.jsonl, crops.bin and crops.jsonl, from which
 whoever was killed goes on.
