@@ -112,9 +112,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.school = ml_collections.ConfigDict()
   c.school.enabled = True  # False: every lesson is uniform over everything
   c.school.metric = 'mean_radius'  # or 'total_variation'
-  c.school.mix = (
-    0.5  # part of a lesson, in whole samples, drawn from everything
-  )
+  c.school.mix = 0.5  # part of a lesson drawn from everything, in whole samples
   c.school.enrol_from = 300  # cycle of the first re-enrolment; 0 = never
   c.school.enrol_every = 100  # cycles between two re-enrolments, or fences
   c.school.half_life = 500.0  # cycles in which a tracked varentropy halves
