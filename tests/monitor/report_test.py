@@ -206,7 +206,7 @@ def test_there_is_a_patch_for_each_code(subject):
     np.testing.assert_allclose(patches[9 - code], expected, atol=1)
 
 
-def test_of_many_codes_the_most_used_are_drawn(tmp_path, subject, monkeypatch):
+def test_of_many_codes_the_most_used_are_drawn(subject, monkeypatch):
   monkeypatch.setattr(report, '_CODES', 3)
   counts = np.array([0, 5, 0, 0, 7, 0, 0, 0, 1, 2])
   drawn = []

@@ -43,20 +43,25 @@ def test_shards_are_dealt_at_rotations_and_enrolments():
   assert [c for c in range(1, 13) if shards.are_due(c, 1)] == [6, 12]
 
 
+def _rotations(monkeypatch, function):
+  """Those that a function of lessons is asked for, as they come."""
+  asked = []
+
+  def note(*args, rotation, **how):
+    asked.append(rotation)
+    return function(*args, rotation=rotation, **how)
+
+  monkeypatch.setattr(lessons, function.__name__, note)
+  return asked
+
+
 def test_each_rotation_has_a_dispatch(monkeypatch):
   config = tiny.get_config()
   config.school.resident_mb = 0
   config.school.rotate_every = 2
   config.train.cycles_per_dispatch = 6
   _, paths = tiny.bins_and_paths()
-  rotations = []
-  make_shards = lessons.make_shards
-
-  def count(*args, rotation, **how):
-    rotations.append(rotation)
-    return make_shards(*args, rotation=rotation, **how)
-
-  monkeypatch.setattr(lessons, 'make_shards', count)
+  rotations = _rotations(monkeypatch, lessons.make_shards)
   for cycle in (0, 6, 12):
     shards = engine.Shards(config, paths, jax.devices()[:1])
     shards.deal(np.zeros((4, 12), np.int32), cycle)
@@ -73,14 +78,7 @@ def test_what_rotates_alone_is_put_and_was_read_ahead(devices, monkeypatch):
   _, paths = tiny.bins_and_paths()
   enrolled = np.random.default_rng(0).integers(0, 120, (4, 12), np.int32)
   others = enrolled[::-1].copy()
-  read = []
-  rotate = lessons.rotate
-
-  def count(*args, rotation, **how):
-    read.append(rotation)
-    return rotate(*args, rotation=rotation, **how)
-
-  monkeypatch.setattr(lessons, 'rotate', count)
+  read = _rotations(monkeypatch, lessons.rotate)
   there = jax.devices()[:devices]
   shards = engine.Shards(config, paths, there)
   # On and on, back (after a rollback), and to others.
