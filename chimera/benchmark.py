@@ -50,6 +50,12 @@ COMMANDS = {
 }
 
 
+def _whole(text: str) -> int:
+  if (number := int(text)) < 1:
+    raise argparse.ArgumentTypeError(f'must be 1 or more, got {number}')
+  return number
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(prog='python -m chimera.benchmark')
   commands = parser.add_subparsers(dest='command', required=True)
@@ -57,7 +63,8 @@ def main() -> None:
     command = commands.add_parser(run.__name__)
     command.set_defaults(run=run)
     for name, value in {'rounds': 5, **flags}.items():
-      command.add_argument(f'--{name}', type=type(value), default=value)
+      kind = _whole if isinstance(value, int) else str
+      command.add_argument(f'--{name}', type=kind, default=value)
   args = parser.parse_args()
   memory.keep_freed()  # as a training does
   try:

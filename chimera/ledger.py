@@ -14,8 +14,9 @@ report on another.
 
 holds methods against CONDITIONS, in which something is set wrong or the data
 are spoilt, and prints their regret: by how much the held-out L1 of a method in
-a condition is above that of the tuned `control`. In data of its own, or another
-batch, that is the best `control@SCALE` there is. `--picture=FILE.svg` draws it.
+a condition is above that of the tuned `control`, a seed at a time, at its best
+SCALE. In data of its own, or another batch, that is the best control there.
+`--picture=FILE.svg` draws it.
 """
 
 import argparse

@@ -38,7 +38,7 @@ def dashboard(args: argparse.Namespace) -> None:
 
   def train() -> float:
     seconds = 0.0
-    for _ in range(args.dispatches // 10):
+    for _ in range(max(1, args.dispatches // 10)):
       seconds += program.run(10)
       clones = dict.fromkeys(config.clone_names, clone)
       rows.append(history.Row(len(rows), time.time(), clones, {}))
@@ -73,8 +73,10 @@ def terminal(width: int, height: int) -> Iterator[None]:
   threading.Thread(target=read, daemon=True).start()
   for fd in plain:
     os.dup2(theirs, fd)
-  yield
-  for fd, old in plain.items():
-    os.dup2(old, fd)
-    os.close(old)
-  os.close(theirs)
+  try:
+    yield
+  finally:
+    for fd, old in plain.items():
+      os.dup2(old, fd)
+      os.close(old)
+    os.close(theirs)

@@ -44,9 +44,16 @@ def step(args: argparse.Namespace) -> None:
   clones = len(config.clone_names)
   devices = jax.devices()
   _say(f'{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}')
-  for n in specialists.fitting_devices(clones, config.train.batch_size):
-    if n <= len(devices) and args.devices in ('', str(n)):
-      _race(args, n)
+  fitting = specialists.fitting_devices(clones, config.train.batch_size)
+  there = [n for n in fitting if n <= len(devices)]
+  chosen = [n for n in there if args.devices in ('', str(n))]
+  if not chosen:
+    raise ValueError(
+      f'--devices must be one of {", ".join(map(str, there))}, got '
+      f'{args.devices}.'
+    )
+  for n in chosen:
+    _race(args, n)
 
 
 def _race(args: argparse.Namespace, devices: int) -> None:

@@ -15,6 +15,7 @@ import threading
 from typing import NamedTuple
 import zipfile
 
+from chimera.data import skipped
 from chimera.system import disk
 
 SUFFIXES = ('.zip', '.tar')
@@ -151,4 +152,7 @@ def _index(path: str, size: int, modified: int) -> _Directory:
         is_link = member.islnk() or member.issym()
         kind = 'sparse file' if member.issparse() else 'no file'
         others['link' if is_link else kind] += 1
+    file.fileobj.seek(file.offset)  # where another one would begin
+    if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+      skipped.say_once(f'{path} has no end: it may have been cut.')
   return _Directory(None, places, others)

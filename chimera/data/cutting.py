@@ -174,9 +174,9 @@ def _cut_into(
         report(done, '')
 
 
-def forget(path: str | os.PathLike) -> None:
-  """Takes away what `keep` has written."""
-  for file in (pathlib.Path(path), _notes(path)):
+def forget(path: str | os.PathLike, *others: pathlib.Path) -> None:
+  """Takes away what `keep` has written, and other files."""
+  for file in (pathlib.Path(path), _notes(path), *others):
     if file.exists():  # else a file system that is not to be written complains
       file.unlink()
 

@@ -37,7 +37,6 @@ _MOST_PLANES = 8  # of a TIFF; Pillow reads six
 # Pixels times scans of a JPEG: a scan of a few bytes takes as long as any.
 _MOST_SCANNED = 2**32
 _SCAN = 10  # bytes of the least one's header
-_JPEG = ('JPEG', 'MPO')  # Pillow's names
 # How files begin that are images, whatever they are called.
 _IMAGE = re.compile(
   rb'\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP'
@@ -134,7 +133,7 @@ def decode_image(f: BinaryIO) -> Image.Image:
     image = _load(f)
   except disk.BROKEN as e:
     error = e
-  if error or _lacks_end(f, image):
+  if error or mending.is_suspect(f, image):
     f.seek(0)
     data = f.read(archives.MAX_BYTES + 1)
     with contextlib.suppress(LookupError):
@@ -210,7 +209,9 @@ def read_image(path: AnyPath, size: int | None = None) -> np.ndarray:
   if size is not None and not (isinstance(size, SupportsIndex) and size > 0):
     raise ValueError(f'size must be a whole number above 0, got {size!r}.')
   photograph = load_photograph(path)
-  return photograph if size is None else center(photograph, int(size))
+  if size is not None:
+    photograph = center(photograph, int(size))
+  return photograph.copy()  # Pillow's own is not to be written to
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
@@ -366,7 +367,8 @@ def _load(f: BinaryIO) -> Image.Image:
       )
     if covered > _MOST_PLANES * pixels:
       raise ValueError(f'it holds {covered} values for {pixels} pixels')
-  if image.format in _JPEG and size // _SCAN * pixels > _MOST_SCANNED:
+  is_jpeg = image.format in mending.JPEG_FORMATS
+  if is_jpeg and size // _SCAN * pixels > _MOST_SCANNED:
     f.seek(0)
     scans = mending.count_scans(f.read(archives.MAX_BYTES))
     if scans * pixels > _MOST_SCANNED:
@@ -376,6 +378,7 @@ def _load(f: BinaryIO) -> Image.Image:
   quiet = streams.muffled() if is_tiff else contextlib.nullcontext()
   with _ALONE if pixels > _LARGE else contextlib.nullcontext(), quiet:
     values.take_planes(image)
+    values.take_order(image)
     low_tiles = values.low_tiles(image)
     image.load()
     if not low_tiles:
@@ -387,19 +390,6 @@ def _load(f: BinaryIO) -> Image.Image:
       low.load()
       values.join(image, low)
   return image
-
-
-def _lacks_end(f: BinaryIO, image: Image.Image) -> bool:
-  """Whether pixels may lack that Pillow has not missed.
-
-  It takes what a cut JPEG or PNG was filled up with, often zeros, for its
-  pixels.
-  """
-  f.seek(-8, os.SEEK_END)
-  end = f.read(8)
-  if image.format == 'PNG':
-    return end != b'IEND\xaeB`\x82'
-  return image.format in _JPEG and end[-2:] != b'\xff\xd9'
 
 
 def _is_negative(image: Image.Image) -> bool:

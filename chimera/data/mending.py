@@ -9,12 +9,17 @@ PNG: https://www.w3.org/TR/png-3/#5Chunk-layout. JPEG: ITU-T T.81, annex B.
 
 from collections.abc import Callable
 import contextlib
+import os
 import re
+from typing import BinaryIO
 import zlib
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from chimera.data import archives
+
+JPEG_FORMATS = ('JPEG', 'MPO')  # Pillow's names
 _PNG = b'\x89PNG\r\n\x1a\n'
 _JPEG = b'\xff\xd8\xff'
 _CHECKED = (b'IHDR', b'PLTE', b'tRNS', b'IDAT')
@@ -28,6 +33,8 @@ _TEXT = 2**23  # bytes of each of them, unpacked
 _MARKER = re.compile(rb'\xff([\x01-\xcf\xd8-\xfe])')
 _RESTART = re.compile(rb'\xff([\xd0-\xd7])')
 _SOI, _EOI, _SOS, _TEM = 0xD8, 0xD9, 0xDA, 0x01
+_END = bytes((0xFF, _EOI))
+_IEND = b'IEND\xaeB`\x82'
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BEYOND = 256  # bytes of bits that stand for those which may be lacking
 
@@ -60,6 +67,41 @@ def read(
   if data.startswith(_JPEG):
     return _read_jpeg(data, load)
   return None
+
+
+def is_suspect(f: BinaryIO, image: Image.Image) -> bool:
+  """Whether pixels may lack that Pillow has not missed in a file.
+
+  It takes what a cut JPEG or PNG was filled up with, often zeros, for its
+  pixels; and an end may have been put behind what is lacking.
+  """
+  if image.format not in ('PNG', *JPEG_FORMATS):
+    return False
+  f.seek(-len(_IEND), os.SEEK_END)
+  end = f.read()
+  f.seek(0)
+  if image.format == 'PNG':
+    return end != _IEND or _is_damaged(f.read(archives.MAX_BYTES))
+  if not end.endswith(_END):
+    return True
+  if 'progressive' in image.info:
+    last = _find_last_scan(f.read(archives.MAX_BYTES).removesuffix(_END))
+    return last == -1
+  # As libjpeg draws what is not there; 127 is that of inverted CMYK.
+  corner = np.asarray(image)[-2:, -2:]
+  return corner.min() == corner.max() and corner.max() in (127, 128)
+
+
+def _is_damaged(data: bytes) -> bool:
+  """Whether a PNG is not as it was written, where a pixel depends on it."""
+  at = len(_PNG)
+  while kind := data[at + 4 : at + 8]:
+    end = at + 12 + int.from_bytes(data[at : at + 4])
+    body = memoryview(data)[at + 4 : end - 4]
+    if kind in _CHECKED and zlib.crc32(body).to_bytes(4) != data[end - 4 : end]:
+      return True
+    at = end
+  return False
 
 
 def _rebuild_png(data: bytes) -> bytes:
@@ -125,13 +167,15 @@ def _plain_text(kind: bytes, body: bytes) -> tuple[bytes, bytes]:
 def _read_jpeg(
   data: bytes, load: Callable[[bytes], Image.Image]
 ) -> Image.Image | None:
-  """One that lacks its end marker, and nothing that a pixel depends on.
+  """One that lacks its end marker or not, and nothing that a pixel depends on.
 
   The decoder reads ahead, so it alone does not tell. But where no bit is
   lacking, it does not matter which bits follow.
   """
-  # A cut file may have been filled up; and half of the marker may be there.
-  data = data.rstrip(b'\0\xff')
+  if data.endswith(_END):
+    data = data.removesuffix(_END)
+  else:  # it may have been filled up, and half of the marker may be there
+    data = data.rstrip(b'\0\xff')
   last = _find_last_scan(data)
   if last is None:
     return None
@@ -140,11 +184,11 @@ def _read_jpeg(
   numbers = _RESTART.findall(data, last)
   restart = (numbers[-1][0] + 1) % 8 if numbers else 0
   restart = bytes((0xFF, 0xD0 + restart))
-  first = load(data + bytes((0xFF, _EOI)))
+  first = load(data + _END)
   for bits in (b'\0', b'\x55', b'\xb6\x4d', b'\xfe'):
     bits *= _BEYOND
     # Between two restarts, what follows is not read as pixels.
-    other = load(data + bits + restart + bits + bytes((0xFF, _EOI)))
+    other = load(data + bits + restart + bits + _END)
     differs = np.asarray(first) != np.asarray(other)
     rows = differs.reshape(first.height, -1).any(1)
     if rows.any():

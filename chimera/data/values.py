@@ -98,6 +98,25 @@ def take_planes(image: Image.Image) -> None:
   ]
 
 
+def take_order(image: Image.Image) -> None:
+  """Has a compressed TIFF, not loaded yet, read in the order of this machine.
+
+  libtiff gives it so; Pillow turns floats and signed numbers once more.
+  """
+  if image.format != 'TIFF':
+    return
+  tiles = []
+  for tile in image.tile:
+    if tile.codec_name == 'libtiff':
+      name, *others = tile.args
+      mode, _, bits = name.partition(';')
+      if mode in ('F', 'I'):
+        name = f'{mode};{bits.replace("B", "N")}'.rstrip(';')
+      tile = tile._replace(args=(name, *others))
+    tiles.append(tile)
+  image.tile = tiles
+
+
 def low_tiles(image: Image.Image) -> list | None:
   """What has a 16-bit RGB file, not loaded yet, decoded to its low bytes.
 

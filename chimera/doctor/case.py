@@ -39,11 +39,18 @@ class Case(NamedTuple):
     return float(np.median(chosen)) if len(chosen) else math.nan
 
   def usual(self, name: str) -> tuple[float, float]:
-    """Of the reference's data, or its curve late: the least and greatest."""
+    """Of the reference's data, or its curve: the least and greatest.
+
+    Of the curve those of the cycles that are late in this run; where it is
+    longer, or not yet at its first ones, the nearest.
+    """
     if name in self.reference.figures:
       return self.reference.figures[name]
     band = self.reference.bands[name]
-    late = band.cycles > LATE * band.cycles[-1]
+    end = min(self.run.cycles, band.cycles[-1])
+    late = (band.cycles > LATE * end) & (band.cycles <= end)
+    if not late.any():
+      late = band.cycles == band.cycles[np.argmin(abs(band.cycles - end))]
     return float(np.median(band.low[late])), float(np.median(band.high[late]))
 
   def shown(self, name: str, form: str = '.2g') -> str:

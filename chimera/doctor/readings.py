@@ -155,7 +155,7 @@ def figures(run: Run) -> dict[str, float]:
   gradient: its median magnitude. correlation: Spearman's, of it with
   complexity. spread: of complexity, from the 10th to the 90th percentile over
   the median. flat: share of the samples that show nothing. identical: share
-  that another one equals. photographs: how many are trained on. copies: near
+  that are copies of others. photographs: how many are trained on. copies: near
   copies as a share of the files, held-out ones too. lesson: samples in the
   smallest lesson. repeats: times that one of its samples is drawn from it in
   the whole run. outliers: share that the School found beyond all others, when
@@ -209,7 +209,9 @@ def figures(run: Run) -> dict[str, float]:
 
 
 def identical(paths_NxHxWxC: np.ndarray, scores_N: np.ndarray) -> float:
-  """Share of the samples that equal another one; of very many, as some tell.
+  """Share of the samples that are copies; of very many, as some tell.
+
+  Of equal ones the first is none.
 
   Equal samples have equal scores: by these, whole groups are looked into.
   """

@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import platform
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,7 +41,8 @@ class Reference(NamedTuple):
 
   made: dict[str, Any]  # of what, by whom and when
   settings: dict[str, Any]  # of the runs, flat, but for what may differ
-  figures: dict[str, tuple[float, float]]  # of the data: least, greatest
+  figures: dict[str, tuple[float, float]]  # of the data: least, greatest;
+  # and `rate`, the learning rate, found
   bands: dict[str, Band]  # of the curves, by the name of the quantity
 
 
@@ -60,7 +62,7 @@ def make(workdirs: Sequence[str]) -> dict[str, Any]:
 
   Raises:
     ValueError: there is no run, one is not finished or without its data, or
-      their configs differ in more than the seed.
+      their configs, or the cycles of their rows, differ.
   """
   runs = [readings.read_run(workdir) for workdir in workdirs]
   settings, known = runs[0].settings, []
@@ -75,14 +77,22 @@ def make(workdirs: Sequence[str]) -> dict[str, Any]:
         f'Reference runs must differ in their seeds alone, got {other[0]} in '
         f'{run.workdir}.'
       )
-    known.append(readings.figures(run))
-    if not known[-1]:
+    figures = readings.figures(run)
+    if not figures:
       raise ValueError(
         f'A reference run must have its data, got none in {run.workdir}.'
       )
+    known.append(figures | {'rate': run.rate})
   bands = {}
   all_curves = [readings.curves(run) for run in runs]
   for name, first in all_curves[0].items():
+    for run, found in zip(runs, all_curves):
+      if not np.array_equal(found[name].cycles, first.cycles):
+        raise ValueError(
+          'Reference runs must log and evaluate at the same cycles, got '
+          f'others in {run.workdir}: train it again, without train.log_every '
+          'and train.eval_every.'
+        )
     values = np.stack([found[name].values for found in all_curves])
     bands[name] = {
       'cycles': first.cycles.tolist(),
@@ -103,11 +113,11 @@ def make(workdirs: Sequence[str]) -> dict[str, Any]:
     'machine': f'{platform.machine()}, {os.cpu_count()} cores',
     'command': 'python -m chimera.doctor.reference RUN RUN RUN',
   }
-  figures = {
+  ranges = {
     k: _rounded((min(x[k] for x in known), max(x[k] for x in known)))
     for k in known[0]
   }
-  return {'made': made, 'settings': common, 'figures': figures, 'bands': bands}
+  return {'made': made, 'settings': common, 'figures': ranges, 'bands': bands}
 
 
 def _rounded(values: Iterable[float]) -> list[float]:
@@ -134,7 +144,11 @@ def main() -> None:
   parser = argparse.ArgumentParser(prog='python -m chimera.doctor.reference')
   parser.add_argument('runs', nargs='+', help='workdirs of finished runs')
   blocks = []
-  for name, block in make(parser.parse_args().runs).items():
+  try:
+    body = make(parser.parse_args().runs)
+  except (OSError, ValueError) as e:
+    sys.exit(f'Error: {e}')
+  for name, block in body.items():
     lines = ',\n'.join(f'  "{k}": {json.dumps(v)}' for k, v in block.items())
     blocks.append(f' "{name}": {{\n{lines}\n }}')
   PATH.write_text('{\n' + ',\n'.join(blocks) + '\n}\n', encoding='utf-8')

@@ -70,8 +70,8 @@ def _data(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   elif figures['identical'] > 0.05:
     yield case_lib.Finding(
       COPIES,
-      f'{figures["identical"]:.0%} of the training samples equal another one '
-      f'exactly; in the reference {case.shown("identical", ".1%")} do.',
+      f'{figures["identical"]:.0%} of the training samples are exact copies of '
+      f'others; in the reference {case.shown("identical", ".1%")} are.',
       'They are learned by heart.',
       'take the copies out of --config.data.source; where the photographs are '
       'hardly larger than a crop, lower --config.data.train_count.',
@@ -138,13 +138,15 @@ def _school(case: case_lib.Case) -> Iterator[case_lib.Finding]:
 
 def _loss(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   """Whether it is finite, falls, and stays down."""
-  s, known = case.run.settings, case.reference.settings
+  s = case.run.settings
   base = case.curves['base_loss'].values
   base = base[np.isfinite(base)]
   dropped = _most(case.run.of_master('meld/dropped'))
   signs = []
   if not np.isfinite(case.run.of_clones('loss/base')).all():
     signs.append('the loss of a clone is not a number')
+  if not np.isfinite(case.curves['held_out_l1'].values[-1:]).all():
+    signs.append('the last held-out L1 is not a number')
   if dropped > case.run.cycles / 500:  # a few are what the quarantine is for
     signs.append(f'a clone was sick and left out {dropped:.0f} time(s)')
   fallen, late = case.late('fallen'), case.late('base_loss')
@@ -157,16 +159,16 @@ def _loss(case: case_lib.Case) -> Iterator[case_lib.Finding]:
       signs.append(f'the loss rose from {least:.3g} to {late:.3g}')
   if not signs:
     return
-  rate, usual = case.run.rate, known['train.learning_rate']
+  rate, (lowest, highest) = case.run.rate, case.usual('rate')
   name, why = LOSS, 'What does not come down is not learned.'
   key = '--config.train.learning_rate'
   if case.run.is_auditioned:  # else it would be found again
     key = f'--config.train.audition=False {key}'
-  if rate >= _WRONG_RATE * usual:
+  if rate >= _WRONG_RATE * highest:
     name = RATE
     why = 'Steps that are too long leap over what they should descend into.'
-    turn = f'{key}={usual:g}, in another --workdir.'
-  elif rate <= usual / _WRONG_RATE and not dropped > 0:
+    turn = f'{key}={highest:g}, in another --workdir.'
+  elif rate <= lowest / _WRONG_RATE and not dropped > 0:
     turn = f'{key}={rate * 4:.2g}, or more --config.train.cycles.'
   else:
     turn = (
@@ -177,7 +179,7 @@ def _loss(case: case_lib.Case) -> Iterator[case_lib.Finding]:
     name,
     f'{_sentence(signs)}; the reference comes down to '
     f'{case.shown("fallen", ".0%")}, and leaves out none. The learning rate is '
-    f'{rate:.2g}, the reference learns at {usual:g}.',
+    f'{rate:.2g}, the reference learns at {case.shown("rate")}.',
     why,
     turn,
   )
@@ -365,15 +367,14 @@ def _critic(case: case_lib.Case) -> Iterator[case_lib.Finding]:
 
 def _held_out(case: case_lib.Case) -> Iterator[case_lib.Finding]:
   """Whether held-out samples come out as training ones do."""
-  at, gap = case.curves['gap']
-  held_out = case.curves['held_out_l1'].values
-  if not case.long or not len(at):
+  held_out, gap = (case.curves[k].values for k in ('held_out_l1', 'gap'))
+  known = np.isfinite(held_out)
+  if not case.long or not known.any():
     return
-  signs, least, last = [], held_out.min(), held_out[-1]
-  if gap[-1] > 1.75:
-    signs.append(
-      f'held-out samples have {gap[-1]:.2f} times the L1 of training ones'
-    )
+  least, last, times = held_out[known].min(), held_out[known][-1], gap[-1]
+  signs = []
+  if times > 1.75:
+    signs.append(f'held-out samples have {times:.2f} times the training L1')
   if last > 1.15 * least:
     signs.append(f'the held-out L1 rose from {least:.3g} to {last:.3g}')
   if signs:

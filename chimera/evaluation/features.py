@@ -26,6 +26,7 @@ def distance(a_BxHxWxC: jax.Array, b_BxHxWxC: jax.Array) -> jax.Array:
   """
 
   def unit(x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.float32)  # the squares of halves overflow
     return x / (jnp.sqrt(jnp.square(x).sum(-1, keepdims=True)) + _LEAST)
 
   apart = jnp.square(unit(a_BxHxWxC) - unit(b_BxHxWxC)).sum(-1)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 import functools
 from typing import NamedTuple
 
+import numpy as np
+
 HIGHER, LOWER = 'higher', 'lower'
 HELD_OUT = 'eval/'  # begins the tags of held-out figures
 TERM = '/{term}'  # ends the tags of what there is one of for each loss term
@@ -75,7 +77,8 @@ class Metric(NamedTuple):
 
   @property
   def worst_of(self) -> Callable[..., float]:
-    return min if self.better == HIGHER else max
+    """Of an array; what is no number is the worst."""
+    return np.min if self.better == HIGHER else np.max
 
   def bin(self, b: int) -> 'Metric':
     """The figure over the samples of bin b alone."""

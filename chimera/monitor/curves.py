@@ -112,8 +112,12 @@ def draw(
 def draw_audition(held: audition.Audition) -> tuple[str, bytes]:
   """What each learning rate came to, and the one that was found."""
   heard = np.array(held.losses, float)
-  edges = np.nanmin(heard), np.nanmax(heard)
-  found = f'the rate of the run, {held.found:.2g}: higher, for it is longer'
+  finite = heard[np.isfinite(heard)]
+  if len(finite):
+    found = f'the rate of the run, {held.found:.2g}: higher, for it is longer'
+  else:
+    found = f'the rate of the run, {held.found:.2g}, as given: none learned'
+  edges = min(finite, default=0.0), max(finite, default=1.0)
   curves = [
     (held.rates, heard, MASTER),
     ([held.found] * 2, edges, '#D55E00', '--', found),

@@ -366,7 +366,7 @@ def _below(
 
 def _progress(snapshot: snapshot_lib.Snapshot, width: int) -> Line:
   done = min(1.0, snapshot.cycle / snapshot.cycles)
-  text = f' {snapshot.cycle} of {snapshot.cycles}  {100 * done:.0f} %'
+  text = f' {snapshot.cycle} of {snapshot.cycles}  {int(100 * done)} %'
   if snapshot.left is not None and done < 1:
     text += f'  {progress.format_seconds(snapshot.left)} left'
   room = max(0, width - len(text) - 2)

@@ -100,8 +100,7 @@ def prepare(
       f.flush()
       digests = {k: disk.digest(p) for k, p in files.items() if p.exists()}
       disk.write_sealed(home / _DIGESTS, digests)
-  (home / _PLANNED).unlink(missing_ok=True)
-  cutting.forget(home / _CROPS)
+  cutting.forget(home / _CROPS, home / _PLANNED)
   _tell_of_changes(home)
   crops, gradients_N = crops_lib.read_manifest(home / 'crops.csv')
   with np.load(home / 'held_out.npz', allow_pickle=False) as held_out:

@@ -3,6 +3,8 @@
 import argparse
 import re
 
+import pytest
+
 from chimera.benchmarks import step
 from chimera.run import default_config
 from tests import tiny
@@ -39,3 +41,11 @@ def test_it_prints_what_a_cycle_costs_beside_a_plain_learner(
   rows = re.findall(cost, capsys.readouterr().out)
   assert [name for name, _ in rows] == ['plain', 'control']
   assert float(rows[0][1]) == 1
+
+
+def test_devices_that_are_not_there_are_refused(monkeypatch):
+  monkeypatch.setattr(default_config, 'get_config', tiny.get_config)
+  with pytest.raises(
+    ValueError, match=r'--devices must be one of 1, .*got 3\.'
+  ):
+    step.step(argparse.Namespace(variant='', devices='3'))

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import pathlib
 import struct
 import tarfile
 import zipfile
@@ -174,3 +175,13 @@ def test_only_a_file_is_an_archive(tmp_path):
   os.mkfifo(tmp_path / 'b.zip')
   with pytest.raises(ValueError, match='not a file'):
     archives.members(str(tmp_path / 'b.zip'))
+
+
+def test_a_tar_that_was_cut_between_two_files_is_said(tmp_path, warnings):
+  path = _tar(tmp_path / 'a.tar', a_png=b'a' * 700, b_png=b'b' * 700)
+  assert archives.members(path) == ['a.png', 'b.png']
+  assert not warnings
+  cut = tmp_path / 'cut.tar'
+  cut.write_bytes(pathlib.Path(path).read_bytes()[: 512 + 1024])
+  assert archives.members(cut) == ['a.png']
+  assert warnings == [f'{cut} has no end: it may have been cut.']

@@ -276,6 +276,27 @@ def test_channels_of_16_bits_one_behind_the_other(
       images.load_photograph(path)
 
 
+@pytest.mark.parametrize('compression', ['zlib', None])
+@pytest.mark.parametrize('byteorder', ['<', '>'])
+@pytest.mark.parametrize('dtype', ['f4', 'u2', 'i4'])
+def test_gray_of_any_order_is_read(tmp_path, dtype, byteorder, compression):
+  values = np.arange(0, 16 * 16, dtype=dtype).reshape(16, 16)
+  path = tmp_path / 'a.tif'
+  how = dict(photometric='minisblack', compression=compression)
+  tifffile.imwrite(path, values, byteorder=byteorder, **how)
+  expected = np.repeat(values[..., None], 3, -1)
+  np.testing.assert_array_equal(images.load_photograph(path), expected)
+
+
+def test_what_was_read_may_be_written_to(tmp_path):
+  path = tmp_path / 'a.png'
+  Image.new('RGB', (4, 6)).save(path)
+  for size in (None, 4):
+    image = images.read_image(path, size)
+    image[...] = 7
+    assert image.min() == 7
+
+
 def test_channels_of_16_bits_and_alpha_behind_are_refused(tmp_path):
   path = tmp_path / 'a.tif'
   how = {'photometric': 'rgb', 'planarconfig': 'separate'}

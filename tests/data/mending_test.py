@@ -109,6 +109,46 @@ def test_a_cut_png_that_was_filled_up_lacks_as_much():
     _refused(whole[:cut] + bytes(len(whole) - cut))
 
 
+@pytest.mark.parametrize(
+  'options', [o for o in JPEGS if 'progressive' not in o], ids=str
+)
+def test_an_end_behind_what_a_jpeg_lacks_is_none(options):
+  whole = _save(NOISE, 'JPEG', **options)
+  begins = whole.index(b'\xff\xda')
+  for share in (0.3, 0.5, 0.8):
+    cut = whole[: begins + int(share * (len(whole) - begins))]
+    assert 'rows are there' in _refused(cut + b'\xff\xd9')
+
+
+def test_an_end_behind_the_scans_that_are_there_is_none():
+  whole = _save(NOISE, 'JPEG', quality=90, progressive=True)
+  scans = [m.start() for m in re.finditer(rb'\xff\xda', whole)]
+  for end in scans[1:]:
+    said = _refused(whole[:end] + b'\xff\xd9')
+    assert said == 'it ends too soon: not all of its scans are there'
+
+
+@pytest.mark.parametrize('options', JPEGS, ids=str)
+def test_what_is_as_gray_as_lacking_pixels_is_read(options):
+  gray = np.full_like(NOISE, 128)
+  whole = _save(gray, 'JPEG', **options)
+  expected = np.asarray(Image.open(io.BytesIO(whole)).convert('RGB'))
+  np.testing.assert_array_equal(_read(whole), expected)
+
+
+def test_a_png_of_wrong_bytes_is_refused_though_it_ends():
+  whole = _save(SMOOTH.repeat(6, 0), 'PNG')
+  begins = whole.index(b'IDAT') + 4
+  for place in range(begins + 9, len(whole) - 64, 99):
+    wrong = whole[:place] + bytes(32) + whole[place + 32 :]
+    if wrong != whole:
+      _refused(wrong)
+  # What no pixel depends on may be wrong.
+  text = b'\0\0\0\3tEXtk\0v\0\0\0\0'
+  more = whole[: begins - 8] + text + whole[begins - 8 :]
+  np.testing.assert_array_equal(_read(more), _read(whole))
+
+
 def test_what_follows_a_jpeg_is_not_its_matter():
   whole = _save(NOISE, 'JPEG')
   for more in (b'\0', b'garbage' * 999, whole, whole[:-2], b'\xff\xd8\xff'):

@@ -9,9 +9,9 @@ from chimera.doctor import case, readings, reference
 _FIGURES = {'near': (0.101, 0.149), 'apart': (0.101, 0.151)}
 
 
-def _case(values):
+def _case(values, at=100):
   cycles = np.arange(10, 101, 10)
-  run = readings.Run('', {}, (), [_Row(100)], [], ())
+  run = readings.Run('', {}, (), [_Row(at)], [], ())
   band = reference.Band(cycles, cycles / 10, cycles / 20, cycles / 10)
   return case.Case(
     run,
@@ -38,6 +38,13 @@ def test_the_reference_shows_its_least_and_greatest_late():
   found = _case([0] * 10)
   assert found.usual('x') == (4.5, 9.0)
   assert found.shown('x', '.1f') == '4.5 to 9.0'
+
+
+def test_a_run_that_goes_on_is_held_against_the_same_cycles():
+  # 40 and 50 of the ten are late at 52; a longer run has the reference's end.
+  assert _case([0] * 10, at=52).usual('x') == (2.25, 4.5)
+  assert _case([0] * 10, at=3).usual('x') == (0.5, 1.0)
+  assert _case([0] * 10, at=5000).usual('x') == (4.5, 9.0)
 
 
 def test_figures_of_the_data_that_read_alike_are_one():

@@ -1,12 +1,15 @@
 """What can be wrong with a run: each fault is named, and nothing else is."""
 
+import json
 import math
+import pathlib
 import re
 
 import numpy as np
 import pytest
 
 from chimera.doctor import doctor, reference, symptoms
+from chimera.monitor import history
 from tests import written
 
 
@@ -62,17 +65,24 @@ FAULTS = {
       'train__audition': False,
     },
     symptoms.RATE,
-    '--config.train.learning_rate=0.008',
+    # What the three reference runs found.
+    'the reference learns at 0.0024 to 0.0047. --config.train.learning_rate='
+    '0.0047,',
   ),
   'a high rate that was found': (
     {'clone': lambda i, name: {**_rising(i, name), 'agent/lr': 0.8}},
     symptoms.RATE,
-    '--config.train.audition=False --config.train.learning_rate=0.008',
+    '--config.train.audition=False --config.train.learning_rate=0.0047,',
   ),
   'no number': (
     {'clone': lambda i, name: {'loss/base': math.nan} if i > 17 else {}},
     symptoms.LOSS,
     'not a number',
+  ),
+  'no number on held-out images': (
+    {'held_out': (0.1, math.nan)},
+    symptoms.LOSS,
+    'the last held-out L1 is not a number',
   ),
   'a clone left out': (
     {'master': lambda i: {'meld/dropped': float(i // 5)}},
@@ -122,7 +132,11 @@ FAULTS = {
     symptoms.CRITIC,
     '60% of a clone',
   ),
-  'a gap': ({'held_out': (0.25, 0.2)}, symptoms.OVERFIT, '2.00 times the L1'),
+  'a gap': (
+    {'held_out': (0.25, 0.2)},
+    symptoms.OVERFIT,
+    '2.00 times the training L1',
+  ),
   'a gap that opens': (
     {'held_out': (0.1, 0.15)},
     symptoms.OVERFIT,
@@ -322,3 +336,15 @@ def test_only_where_a_rate_was_found_is_the_audition_to_be_left_out(tmp_path):
     run = written.write(tmp_path / name, **rising, **settings)
     turns = [x.turn for x in doctor.diagnose(run).findings]
     assert ['audition=False' in turn for turn in turns] == [is_told]
+
+
+def test_an_evaluation_that_is_no_number_hides_no_other(tmp_path):
+  workdir = written.write(tmp_path, held_out=(0.08, 0.12))
+  path = pathlib.Path(workdir, history.NAME)
+  lines = path.read_text().splitlines(keepends=True)
+  row = history.Row(250, 0.0, {}, {'eval/path_l1': math.nan, 'eval/psnr': 22.0})
+  lines.insert(5, f'{json.dumps(row._asdict())}\n')
+  path.write_text(''.join(lines))
+  (found,) = doctor.diagnose(workdir).findings
+  assert found.name == symptoms.OVERFIT
+  assert 'rose from 0.08 to 0.12' in found.seen

@@ -73,3 +73,10 @@ def test_what_makes_no_maps_of_these_images_is_refused_in_one_line(
       'eval.features must be a jax.export of (n, 8, 8, 3) float32 to one or '
     )
     assert '\n' not in str(e.value)
+
+
+def test_long_maps_of_halves_are_no_nearer():
+  rng = np.random.default_rng(0)
+  a, b = (jnp.array(rng.normal(size=(1, 2, 2, 4)) * 300) for _ in range(2))
+  halves = features.distance(a.astype(jnp.float16), b.astype(jnp.float16))
+  np.testing.assert_allclose(halves, features.distance(a, b), rtol=1e-3)

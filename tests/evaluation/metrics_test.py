@@ -79,6 +79,7 @@ def test_every_figure_says_which_way_is_better():
       values = (*map(float, measure(x)), *map(float, measure(worse)))
       assert metric.best_of(values) in values[:2], metric
       assert metric.worst_of(values) in values[2:], metric
+      assert np.isnan(metric.worst_of([*values, np.nan, 0.0])), metric
 
 
 def test_a_head_breaks_where_it_may():

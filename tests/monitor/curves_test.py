@@ -177,6 +177,12 @@ def test_a_rate_whose_loss_is_not_finite_leaves_a_gap():
   assert points(svg, curves.MASTER) == 3
 
 
+def test_an_audition_in_which_nobody_learned_says_so():
+  held = audition.Audition([1e-3, 1e-2], [None, None], 3e-2)
+  _, svg = curves.draw_audition(held)
+  assert 'the rate of the run, 0.03, as given: none learned' in texts(svg)
+
+
 @pytest.mark.parametrize('most', [2.4e-5, 3.1e-4, 1.2e-3, 0.9, 24.5, 99999.0])
 @pytest.mark.parametrize('least', [0.0, -1.0])
 def test_no_number_is_cut_off_or_lies_in_another_panel(
