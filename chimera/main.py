@@ -359,7 +359,9 @@ def parse(argv: Sequence[str]) -> tuple[str, Job]:
   place = None
   if command == 'train' and not values['dry-run'].value:
     place = hosts.find(values.coordinator, values.hosts, values.host)
-  elif values.coordinator not in ('', 'auto'):
+  elif (
+    values.coordinator not in ('', 'auto') or values.hosts or values.host >= 0
+  ):
     raise ValueError(
       f'Several hosts train; {"--dry-run" if command == "train" else command} '
       'is of one: leave out --coordinator, --hosts and --host.'

@@ -261,6 +261,8 @@ def test_two_command_lines_in_one_process_do_not_mix(ran):
     (('evaluate', '--out=x'), '--out is of export, reconstruct, tokenize, d'),
     (('export', '--tokenizer=x'), '--tokenizer is of reconstruct, tokenize'),
     (('--hosts=abc',), 'Error: flag --hosts=abc: '),
+    (('evaluate', '--hosts=2', '--host=1'), 'hosts train; evaluate is of one'),
+    (('evaluate', '--host=0'), 'leave out --coordinator, --hosts and --host.'),
     (('--config.init_from=/nope',), 'an exported tokenizer or a workdir'),
     (('--config=nope.py',), 'No such config file: nope.py'),
     (('--config=',), 'No such config file: . Fix --config: without a file'),

@@ -60,7 +60,8 @@ def test_every_platform_and_python_has_all_that_is_required(index):
   for (platform, python), (found, complaint) in answers.items():
     assert found, f'{platform}, Python {python}: {complaint}'
     names = {line.partition('==')[0] for line in found.splitlines()}
-    assert {'jax', 'jaxlib', 'flax', 'orbax-checkpoint', 'uv'} <= names
+    needed = {'jax', 'jaxlib', 'flax', 'orbax-checkpoint', 'flatbuffers', 'uv'}
+    assert needed <= names, (platform, python)
     flow = {PLATFORMS[platform]} if python != '3.14' else set()
     assert {'tensorflow', 'tensorflow-cpu'} & names == flow, (platform, python)
 

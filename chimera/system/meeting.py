@@ -91,7 +91,9 @@ def _judge(
       try:
         its = json.loads(guest.makefile('rb').readline())
         number, papers = its['number'], its['papers']
-      except (OSError, ValueError, LookupError, TypeError):
+        if type(number) is not int or not isinstance(papers, dict):
+          continue
+      except (OSError, ValueError, LookupError, TypeError, RecursionError):
         continue  # somebody else's knock
       if number in there or number not in range(place.count):
         second = guest

@@ -10,8 +10,8 @@
   images = tokenizer.decode(tokens)  # -> (B, H, W, 3) float32 in [-1, 1]
   picture = tokenizer.reconstruct(picture)  # uint8 of any size, and back
 
-H and W are any multiples of a token's side. The artefacts run where nothing but
-jax is installed, on CPU, CUDA and TPU, for any batch and any such size
+H and W are any multiples of a token's side. The artefacts need jax and
+flatbuffers alone, and run on CPU, CUDA and TPU, for any batch and any such size
 (https://docs.jax.dev/en/latest/export/export.html):
 
   f = jax.export.deserialize(open('encode.stablehlo', 'rb').read())

@@ -4,8 +4,9 @@ A row stays where it is: people have labels by row. The same command over other
 photographs tokenizes those that changed anew, in place, and appends those that
 are new; what would move rows is refused.
 
-The work is streamed, a shard at a time: `tokens.partial.json` says after each
-what is done, and the same command goes on from there. A shard that others read
+The work is streamed, a shard at a time: `tokens.partial.json` says what is
+done, and the same command goes on from there. It is written after a shard, but
+as seldom as keeps it to a twentieth of the time. A shard that others read
 is not written over: what takes its place has a name of its own,
 tokens-00000-0123abcd.npy, until tokens.json leads there.
 """
@@ -19,6 +20,7 @@ import math
 import os
 import pathlib
 import re
+import time
 from typing import Any
 
 from absl import logging
@@ -34,6 +36,7 @@ from chimera.tokenizer import tiles as tiles_lib
 FORMAT = 2  # 1 has no fingerprints; `store.load` reads it
 _SHARD = re.compile(r'tokens-\d{5,}(-[0-9a-f]{8})?\.npy')
 _AHEAD = 32  # photographs cut before they are needed
+_SELDOM = 20  # times as long as writing the journal took, until it is again
 _ANEW = 1024  # photographs whose tokens wait for their place in the shards
 
 
@@ -184,6 +187,7 @@ class _Work:
     }
     self._changed: list[dict[str, Any]] = []  # of done['sources']
     self._todo: list[str] = []  # names
+    self._due = 0.0  # when the journal is written again
 
   def take_stock(self) -> None:
     """Holds what is done against the photographs.
@@ -269,7 +273,7 @@ class _Work:
           self._parts[k][at_n[is_here_n] - first] = tokens_nxhxw[is_here_n]
           self._done['shards'][k] = self._write(k, self._parts[k])
         first += len(part)
-      disk.write_sealed(self._home / store.PARTIAL, self._done)
+      self._note()
 
   def _pictures_anew(
     self, changed: list[dict[str, Any]]
@@ -309,7 +313,14 @@ class _Work:
         part = part.astype(done['dtype'])
         done['shards'].append(self._write(len(done['shards']), part))
         done['count'] += len(part)
-        disk.write_sealed(self._home / store.PARTIAL, done)
+        self._note()
+
+  def _note(self) -> None:
+    """Writes the journal, which has an entry a photograph, if it is due."""
+    now = time.monotonic()
+    if now >= self._due:
+      disk.write_sealed(self._home / store.PARTIAL, self._done)
+      self._due = now + _SELDOM * (time.monotonic() - now)
 
   def _encode(
     self, pictures: Iterator[np.ndarray], batch_size: int

@@ -128,7 +128,15 @@ def test_a_stranger_at_the_door_is_not_counted(address):
   host, port = address.split(':')
 
   def stranger():
-    for said in (b'GET / HTTP/1.1\n', b'[1, 2]\n', b'{"number": 1}\n', b''):
+    for said in (
+      b'GET / HTTP/1.1\n',
+      b'[1, 2]\n',
+      b'{"number": 1}\n',
+      b'{"number": [], "papers": {}}\n',
+      b'{"number": 1, "papers": 2}\n',
+      b'[' * 50_000 + b'\n',
+      b'',
+    ):
       while True:
         try:
           with socket.create_connection((host, int(port))) as s:

@@ -179,6 +179,7 @@ def test_what_was_interrupted_goes_on_to_the_same_tokens(
     write(path, data)
 
   monkeypatch.setattr(disk, 'write', die)
+  monkeypatch.setattr(tokens, '_SELDOM', 0)
   # The journal at first and after each shard, the shards, skipped.csv,
   # tokens.json.
   for stop in range(1 + 2 * len(meta['shards']) + 2):
@@ -225,6 +226,28 @@ sys.exit(main.main(['chimera', 'tokenize', {str(folder)!r},
   assert journal['count'] == 2
   assert run('none', tmp_path / 'b') == 0
   np.testing.assert_array_equal(store.load(tmp_path / 'b')[0], whole)
+
+
+def test_a_journal_that_takes_long_is_written_seldom(
+  folder, tokenizer, config, tmp_path, monkeypatch
+):
+  whole, _ = _tokenize(folder, tokenizer, tmp_path / 'whole', config)
+  config.tokens.shard = 2
+  monkeypatch.setattr(tokens, '_SELDOM', 1e9)
+  written, write = [], disk.write_sealed
+  monkeypatch.setattr(
+    disk, 'write_sealed', lambda p, x: written.append(p.name) or write(p, x)
+  )
+  out = tmp_path / 'seldom'
+  with monkeypatch.context() as m:
+    _kill_at(m, 'tokens-00002.npy')
+    with pytest.raises(KeyboardInterrupt):
+      _tokenize(folder, tokenizer, out, config)
+  # Before the first shard, and after it.
+  assert written == [store.PARTIAL] * 2
+  assert disk.read_sealed(out / store.PARTIAL)['count'] == 2
+  again, _ = _tokenize(folder, tokenizer, out, config)
+  np.testing.assert_array_equal(again, whole)
 
 
 def test_a_finished_folder_is_left_as_it_is(
@@ -461,6 +484,7 @@ def _begun(mine, tokenizer, config, out, monkeypatch):
   """Two shards of 28 tokens, as a kill leaves them."""
   config.tokens.crop = 'whole'
   with monkeypatch.context() as m:
+    m.setattr(tokens, '_SELDOM', 0)
     _kill_at(m, 'tokens-00002.npy')
     with pytest.raises(KeyboardInterrupt):
       _tokenize(mine, tokenizer, out, config)
