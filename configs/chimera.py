@@ -313,7 +313,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.eval.features = ''  # for a perceptual distance; likewise
 
   c.export = ml_collections.ConfigDict()
-  c.export.weights = 'master'  # or 'ema', the evaluation-only average
+  c.export.weights = 'master'  # or 'ema', the average over cycles
 
   c.tokens = ml_collections.ConfigDict()  # what tokenize makes of a photograph
   c.tokens.crop = 'center'  # a rectangle of it, resized; or 'whole', as it is
