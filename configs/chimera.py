@@ -122,8 +122,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # noise. 0 = no such fence.
   c.school.fence = 2.0
   c.school.resident_mb = 2048  # whole training set on a device up to this size
-  # Else a device holds its clones' classes, all four of which are the whole
-  # set, and of everything so many samples a clone at a time.
+  # Else a device holds, for each of its clones, as many samples as the largest
+  # class has, and so many of everything at a time.
   c.school.rotating_samples = 8192
   c.school.rotate_every = 50  # cycles until others are; see train.log_every
 

@@ -346,6 +346,10 @@ def test_a_run_that_is_made_shorter_is_one_of_that_length(finished, tmp_path):
   assert 'Cycle 6' not in page
   assert all(f'>{name}<' in page for name in config.clone_names)
   assert train.train(shorter, str(workdir), data) == {}
+  bins = train.prepare_curriculum(config, str(workdir), data)
+  _, target = train.newborn(config, data, bins)
+  done, *_ = checkpoint.restore(shorter, str(workdir), target, bins)
+  assert done == 4  # which `evaluate` and `export` take too
   # Nothing is lost by it.
   assert train.train(config, str(workdir), data) == figures
   assert '<p>6 cycles, 96 images' in (workdir / 'report.html').read_text()

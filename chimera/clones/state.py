@@ -139,7 +139,7 @@ def create_spec(config: ml_collections.ConfigDict) -> StepSpec:
     pid=_made(pid_lib.Spec, c.pid),
     q=q,
     meld=meld,
-    quarantine=_made(quarantine.Spec, c.meld),
+    quarantine=_made(quarantine.Spec, {**c.meld, 'every': meld.every}),
     schedule=schedule,
     generator_optimizer=optimizer_lib.Spec(
       c.train.adam_b1, c.train.adam_b2, optimizer_state

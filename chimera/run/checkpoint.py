@@ -137,11 +137,13 @@ def restore(
   born: state_lib.CloneState,
   bins: dict[int, np.ndarray],
 ) -> tuple[int, state_lib.CloneState, Any]:
-  """The newest whole one there is, of a run of whatever length.
+  """The newest whole one up to `train.cycles`, of a run of whatever length.
 
   `Checkpointer.restore`; that there is none is a ValueError too.
   """
-  steps = steps_lib.Steps(_folder(workdir), keep=config.train.keep)
+  steps = steps_lib.Steps(
+    _folder(workdir), keep=config.train.keep, most=config.train.cycles
+  )
   restored = Checkpointer(config, workdir, bins, steps).restore(born)
   if restored is None:
     raise ValueError(

@@ -33,7 +33,8 @@ def put(tree: Any, devices: Sequence[jax.Device]) -> Any:
   """
 
   def lay(x: np.ndarray, n: int) -> np.ndarray:
-    x = np.repeat(x, max(1, n // len(x)), axis=0)
+    if n > len(x):
+      x = np.repeat(x, n // len(x), axis=0)
     return x.reshape(n, len(x) // n, *x.shape[1:])
 
   return _put(tree, devices, lay)
@@ -115,6 +116,7 @@ class Engine:
   def place(self, host: state_lib.CloneState, done: int) -> None:
     """Puts the clones on the devices, with the shards of their cycle."""
     self._tell('place', host, done)
+    self.state = self._shard = None  # no device holds the new beside the old
     self._shard = self._shards.deal(host.school.enrolled_L, done)
     self.state = put(host, self._devices)
 
@@ -163,6 +165,7 @@ class Engine:
     if self._shards.are_due(done, self.cycles):
       self._tell('deal_if_due', done)
       enrolled = self._fetch(self.state.school.enrolled_L)
+      self._shard = None
       self._shard = self._shards.deal(enrolled, done)
 
 
@@ -195,6 +198,8 @@ class Shards:
     Where the same are enrolled as before, only what rotates is put there, and
     it has been read while the devices were at work.
     """
+    if self.resident and self._shard is not None:
+      return self._shard  # which is the whole set
     rotation = cycle // self._every
     if not self._config.school.enabled:
       enrolled_MxL = enrolled_MxL[:, :0]  # all is drawn from everything
@@ -207,8 +212,10 @@ class Shards:
         rotation=rotation,
         seed=self._config.seed,
       )
+      self._shard = None
       if self.resident:
-        return put_shared(shards[0], self._devices)
+        self._shard = put_shared(shards[0], self._devices)
+        return self._shard
       if self._enrolled is None:
         self._warn_of_size(shards)
       self._shard = put(state_lib.stack(shards), self._devices)

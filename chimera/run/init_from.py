@@ -37,8 +37,13 @@ def inherit(
     layout = state_lib.create_spec(config).generator_layout
     return from_tokenizer(newborn, layout, folder)
   # Of any length: it is the elder's.
-  there = steps.Steps(os.path.join(folder, 'checkpoints'), config.train.keep)
-  restored = there.restore(checkpoint.saved(school_of(newborn, folder)))
+  target = checkpoint.saved(school_of(newborn, folder))
+  there = steps.Steps(
+    os.path.join(folder, 'checkpoints'),
+    config.train.keep,
+    most=config_json.read(folder)['train.cycles'],
+  )
+  restored = there.restore(target)
   if restored is None:
     raise ValueError(
       f'There must be a trained tokenizer, got none in {folder}: fix '

@@ -46,18 +46,24 @@ class Steps:
   """The steps in one folder, `{directory}/{step}/`; one writer at a time."""
 
   def __init__(
-    self, directory: str | os.PathLike, keep: int, plan: Plan | None = None
+    self,
+    directory: str | os.PathLike,
+    keep: int,
+    plan: Plan | None = None,
+    most: int = sys.maxsize,
   ):
     """Opens, and does not yet make, the folder.
 
     A save leaves the `keep` newest committed steps there, beside the best and
     the newest of the plan's `stable` cycles. Steps that were saved by another
     plan, beyond the cycles that both have in common, are undone: they do not
-    count, and the next one that is committed clears them away.
+    count, and the next one that is committed clears them away. Nor do those
+    beyond `most` cycles: they are left of a run that was made shorter.
     """
     self._directory = pathlib.Path(os.path.abspath(directory))
     self._keep = keep
     self._plan = plan
+    self._most = most
     self._broken: set[int] = set()  # committed, but found not whole
     # Of several hosts the first one alone writes: nobody is waited for.
     alone = ocp.options.MultiprocessingOptions(active_processes={0})
@@ -74,8 +80,9 @@ class Steps:
     return self._in_force()
 
   def _in_force(self) -> list[int]:
-    """The committed steps that are not undone."""
-    return [s for s in self._committed() if not self._is_undone(s)]
+    """The committed steps that count."""
+    there = [s for s in self._committed() if s <= self._most]
+    return [s for s in there if not self._is_undone(s)]
 
   def _is_undone(self, step: int) -> bool:
     try:

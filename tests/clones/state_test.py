@@ -187,3 +187,8 @@ def test_the_switches_reach_the_constants():
   np.testing.assert_allclose(
     letter.schedule.learning_rate, 2 * spec().schedule.learning_rate
   )
+
+
+def test_the_quarantine_expects_the_steps_that_the_meld_has():
+  assert spec(meld__every=10).quarantine.every == 10
+  assert spec('control', meld__every=10).quarantine.every == 1

@@ -294,3 +294,32 @@ def test_parts_that_are_more_than_the_whole_are_told(warnings):
     assert len(warnings) == {4: 0, 2: 1, 1: 2}[devices]
     shards.deal(enrolled[::-1], 0)  # once
   assert 'raise --config.school.resident_mb' in warnings[0]
+
+
+def test_no_device_holds_what_was_dealt_before_beside_what_is_dealt_now(
+  monkeypatch,
+):
+  config = tiny.get_config()
+  config.school.resident_mb = 0
+  _, paths = tiny.bins_and_paths()
+  shards = engine.Shards(config, paths, jax.devices()[:1])
+  held, put = [], engine.put
+
+  def see(tree, devices):
+    held.append(shards._shard)
+    return put(tree, devices)
+
+  monkeypatch.setattr(engine, 'put', see)
+  for enrolled in (0, 1):
+    shards.deal(np.full((4, 12), enrolled, np.int32), 0)
+  assert held == [None, None]
+
+
+def test_a_set_that_is_resident_is_put_there_once():
+  config = tiny.get_config()
+  _, paths = tiny.bins_and_paths()
+  shards = engine.Shards(config, paths, jax.devices()[:1])
+  assert shards.resident
+  first = shards.deal(np.zeros((4, 12), np.int32), 0)
+  assert shards.deal(np.ones((4, 12), np.int32), 250) is first
+  np.testing.assert_array_equal(first.samples_RxHxWxC[0], paths)

@@ -150,6 +150,14 @@ def test_a_longer_run_goes_on_from_before_the_decay(tmp_path):
   assert _saved_by(tmp_path, (90, 90)).latest() == 40
 
 
+def test_of_a_run_that_was_made_shorter_the_rest_does_not_count(tmp_path):
+  _saved_by(tmp_path, (40, 30), 30, 35, 40, keep=3)
+  for most, newest in ((40, 40), (39, 35), (30, 30)):
+    assert (
+      steps_lib.Steps(tmp_path, 3, most=most).restore(_state())[0] == newest
+    )
+
+
 def test_what_is_undone_goes_with_the_next_one(tmp_path):
   _saved_by(tmp_path, (40, 30), 30, 40)
   longer = _saved_by(tmp_path, (80, 60))
