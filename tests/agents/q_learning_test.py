@@ -92,6 +92,11 @@ def test_the_reward_is_of_the_newest_losses_only():
     reward = _observe(state, 1.0, over=over).reward
     still = float(q_learning.reward_of(jnp.float32(0.0)))
     assert (reward == pytest.approx(still)) == (slope == 0)
+  # Exactly four: 1, 1, 1, 1, after a 3; and -.3 a cycle of mean 1.25.
+  for newest, expected in (([3, 1, 1, 1], -0.1), ([3, 2, 1, 1], 10.0)):
+    history = jnp.array([9, 8, 7, 6, 5, 4, *newest], jnp.float32)
+    after = _observe(state._replace(history_W=history), 1.0, over=4)
+    assert after.reward == pytest.approx(expected)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -259,6 +264,14 @@ def test_actions_accumulate_and_stay_between_the_bounds():
     for lr_scale in expected:
       state = _act(state)
       np.testing.assert_allclose(state.lr_scale, lr_scale, rtol=1e-6)
+    # What a bound stopped is not to be made up for.
+    np.testing.assert_allclose(state.settled, expected[-1], rtol=1e-6)
+    back = jnp.zeros((12, 5)).at[:, 4 - action].set(1.0)
+    state = _act(state._replace(table_SxA=back))
+    multiplier = {4: 0.8, 0: 1.2}[action]
+    np.testing.assert_allclose(
+      state.lr_scale, expected[-1] * multiplier, rtol=1e-6
+    )
 
 
 def test_bounds_of_one_switch_the_agent_off():
@@ -445,14 +458,17 @@ def test_a_move_is_worth_more_than_the_usual_error(caution, surprise, lr_scale):
 # What it learns, by hand.
 
 
-def test_held_action_is_valued_by_reward_above_the_usual_and_what_follows():
+@pytest.mark.parametrize('decisions', [2, 7])
+def test_held_action_is_valued_by_reward_above_the_usual_and_what_follows(
+  decisions,
+):
   # Slope -0.01 of mean 1 over [1.015 .. 0.985]: rapid, r = 2, s' = 4.
   table = jnp.zeros((12, 5)).at[6, 3].set(0.4).at[4, 1].set(1.0)
   state = _q(
     table_SxA=table,
     history_W=jnp.array([5.0, 1.015, 1.005, 0.995]),
     action=jnp.int32(3),
-    decisions=jnp.int32(7),
+    decisions=jnp.int32(decisions),
     baseline=jnp.float32(0.5),
     surprise=jnp.float32(1.0),
   )

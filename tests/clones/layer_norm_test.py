@@ -35,6 +35,12 @@ def test_by_hand():
   np.testing.assert_allclose(y, [[-1.0, 5.0]], atol=1e-5)
 
 
+def test_a_millionth_is_added_to_the_variance_below_the_root():
+  x = jnp.array([[1e-3, -1e-3]])  # a variance of 1e-6, so by sqrt(2e-6)
+  y = layer_norm.layer_norm(x, jnp.ones(2), jnp.zeros(2))
+  np.testing.assert_allclose(y, [[0.5**0.5, -(0.5**0.5)]], rtol=1e-5)
+
+
 def test_is_flaxs_and_so_are_its_parameters():
   x, scale_C, bias_C, _ = _parts()
   born = layer_norm.LayerNorm().init(jax.random.key(0), x)

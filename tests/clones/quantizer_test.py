@@ -203,6 +203,16 @@ def test_the_same_key_revives_the_same_codes_everywhere():
   np.testing.assert_array_equal(one['codebook'], two['codebook'])
 
 
+def test_each_dead_code_is_drawn_for_itself_from_all_encodings():
+  z_9xD = jnp.eye(9)
+  dead_V = jnp.ones(9000, bool)
+  params, _ = VQ.revive(
+    {'codebook': jnp.zeros((9000, 9))}, dead_V, z_9xD, jax.random.key(0)
+  )
+  # Binomial: 9000 draws of one in nine, whose deviation is 30.
+  np.testing.assert_allclose(params['codebook'].sum(0), 1000, atol=150)
+
+
 @pytest.mark.parametrize('poison', [np.nan, np.inf])
 def test_no_code_is_revived_onto_what_is_not_finite(poison):
   book = jnp.eye(4, 3)

@@ -307,6 +307,18 @@ def test_row_0_holds_the_photographs_from_easy_to_hard(seen):
   np.testing.assert_array_equal(
     tiles[4], evaluate.error_map(tiles[0], tiles[2])
   )
+  x = poincare.normalize(held_out.paths_NxHxWxC)
+  x_hat, *_ = jax.jit(tokenizer.apply)({'params': params}, x)
+  for row, paths in ((1, x), (2, x_hat)):
+    expected = evaluate.draw(paths, eyes)[[1, 4, 3, 6, 0, 2, 5]]
+    apart = tiles[row, :, ::8, ::8].astype(int) - expected
+    assert np.abs(apart).max() <= 1, row
+
+
+def test_a_sheet_of_few_columns_goes_from_the_easiest_to_the_hardest():
+  held_out = evaluate.HeldOut(np.zeros((30, 1)), None, np.arange(30) // 3)
+  shown = evaluate.columns(held_out, 4)
+  assert held_out.bins_N[shown].tolist() == [0, 3, 6, 9]
 
 
 def test_the_error_map_is_four_times_the_mean_distance_of_the_channels():

@@ -4,10 +4,13 @@ import errno
 import json
 import os
 
+import jax
 import numpy as np
 import pytest
 
-from chimera.evaluation import exam, sheets
+from chimera.clones import state as state_lib
+from chimera.evaluation import evaluate, exam, sheets
+from chimera.meld import average
 from tests import tiny
 
 
@@ -91,3 +94,30 @@ def test_a_preview_that_cannot_be_written_is_a_warning(
   assert line.startswith('The preview could not be written, the run goes')
   assert '0000042.png' in line
   assert os.listdir(tmp_path / 'previews') == []
+
+
+def test_master_and_average_are_examined_each_by_its_own_weights():
+  config = tiny.get_config()
+  spec = state_lib.create_spec(config)
+  _, paths = tiny.bins_and_paths()
+  held_out = evaluate.HeldOut(paths[:10], None, np.arange(10))
+  one, other = (
+    np.asarray(
+      spec.generator_layout.vector(
+        jax.jit(spec.tokenizer.init)(jax.random.key(i), paths[:1])['params']
+      )
+    )[None]
+    for i in (0, 1)
+  )
+
+  def figures(params, ema):
+    master = average.Master(params=params, outer=None, ema=ema, unused_V=None)
+    specialists = np.repeat(one, len(config.clone_names), 0)
+    return exam.examine(
+      config, spec, held_out, None, master, specialists
+    ).figures
+
+  there, swapped = figures(one, other), figures(other, one)
+  assert there['master'] == swapped['ema'] == there['perceptual']
+  assert there['ema'] == swapped['master']
+  assert there['ema']['path_l1'] != there['master']['path_l1']

@@ -54,6 +54,27 @@ def test_gradient_magnitude_of_a_ramp_is_its_slope():
   )
 
 
+def test_luminance_is_that_of_bt_601():
+  ramp = 0.1 * jnp.arange(8.0)[None, None, :, None] * jnp.eye(3)[:, None, None]
+  ramp = jnp.broadcast_to(ramp, (3, 8, 8, 3))  # of red, of green, of blue
+  np.testing.assert_allclose(
+    optics.gradient_magnitude(ramp), [0.0299, 0.0587, 0.0114], rtol=1e-4
+  )
+
+
+def test_the_local_radius_and_the_carrier_in_numbers():
+  """Another one would give what is exported already other tokens."""
+  ramps = jnp.array([0.0, 0.14, 0.42])[:, None, None, None]
+  ramps = ramps * jnp.arange(48.0)[None, None, :, None]
+  ramps = jnp.broadcast_to(ramps, (3, 48, 48, 3))
+  # The border, where a ramp is mirrored, is ten cells of four pixels from it.
+  inner = optics.local_radius(ramps, 4)[:, 5:7, 5:7]
+  for share, expected in zip(inner, (0.1, 0.3, 0.4)):
+    np.testing.assert_allclose(share, expected, rtol=1e-4)
+  carrier = optics._carrier(jnp.zeros((1, 2, 3)))
+  np.testing.assert_array_equal(carrier, [[[1, -1, 1], [-1, 1, -1]]])
+
+
 def test_mean_radius_by_hand():
   # A ramp of slope HALF lies in the middle between LOW and HIGH.
   ramp = optics.HALF * jnp.arange(8.0)[None, None, :, None]

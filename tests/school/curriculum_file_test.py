@@ -124,6 +124,26 @@ def test_a_curriculum_of_other_latents_is_stale(tmp_path):
     _refused(path, 'other latents', **of(changed))
 
 
+def test_the_digest_sees_every_score_the_shape_and_bytes_all_over(monkeypatch):
+  latents = _latents(100)
+
+  def of(latents):
+    scores = curriculum.score(latents, metric='mean_radius')
+    return curriculum.digest(latents, scores)
+
+  moved = latents.copy()
+  moved[57, 1, 2, 0] += 1  # no score is another
+  assert of(moved) != of(latents)
+  monkeypatch.setattr(curriculum, '_DIGESTED', 10)
+  darker = latents.copy()
+  darker[57, ..., 2] *= 0.5  # beside the tenth ones, whose bytes are seen
+  assert of(darker) != of(latents)
+  square, wide = (
+    np.zeros((12, h, w, 3), np.float32) for h, w in [(4, 4), (2, 8)]
+  )
+  assert of(square) != of(wide)
+
+
 @pytest.mark.parametrize('name', ['c.pkl', 'c.json'])
 def test_every_flip_and_every_cut_is_noticed(tmp_path, name):
   path = tmp_path / 'c.pkl'

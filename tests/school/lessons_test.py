@@ -79,6 +79,19 @@ def test_mix_draws_its_share_of_a_lesson_from_everything():
   assert np.all(np.abs(counts - 40) < 5 * 6.3)
 
 
+def test_half_of_three_samples_are_two():
+  state = _state((9,))
+  draw = jax.jit(
+    lambda rng: lessons.draw_lesson(
+      rng, state, _shard(100), batch_size=3, mix=0.5
+    )[0]
+  )
+  ids = jax.vmap(draw)(jax.random.split(jax.random.key(0), 50))
+  of_class = (ids >= 90).mean(0)
+  assert of_class[2] == 1
+  assert of_class[:2].max() < 0.4  # of one in ten
+
+
 def test_the_enrolled_are_drawn_evenly_although_they_are_padded():
   bins = {**_bins(), 9: np.array([90, 91, 92])}
   state = lessons.create_state(bins, (9,), samples=100, length=5)
