@@ -3,8 +3,8 @@
 Design document, section 6. Re-cloning every step makes
 `master = alpha * master + (1 - alpha) * mean` an outer step of size 1 - alpha:
 `alpha` is an inverse step size, not smoothing, and 0.999 trains a thousand
-times slower. Smoothing is `Master.ema`, for evaluation only, which is never fed
-back.
+times slower. Smoothing is `Master.ema`, an average over cycles that is never
+fed back.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ class Master(flax.struct.PyTreeNode):
 
   params: Any  # the melded generator
   outer: Any  # state of the outer optimizer
-  ema: Any  # the evaluation-only average of params, never fed back
+  ema: Any  # the average of params over cycles, never fed back
   unused_V: jax.Array  # cycles since any clone used each code, int32
 
 
@@ -101,7 +101,7 @@ def fold(master: Tree, mean_params: Tree, alpha: float) -> Tree:
 
 
 def smooth(ema: Tree, master: Tree, decay: float, melds: jax.Array) -> Tree:
-  """The evaluation-only EMA, its decay (1 + t) / (10 + t) after t melds."""
+  """The EMA of the master, its decay (1 + t) / (10 + t) after t melds."""
   decay = jnp.minimum(decay, (1.0 + melds) / (10.0 + melds))
   return jax.tree.map(
     lambda e, m: (e + (1 - decay) * (m - e)).astype(m.dtype), ema, master

@@ -205,8 +205,8 @@ def _summary(
     ],
   )
   yield (
-    '<p>The master is the tokenizer. The ema is its average over cycles, for '
-    'evaluation only. Each clone is shown by its own weights, as they were '
+    '<p>The master is the tokenizer. The ema is its average over cycles, which '
+    'is not learned from. Each clone is shown by its own weights, as they were '
     'before the last meld; the lower the learning rate has come down by then, '
     'the nearer to the master. Pixel figures compare the photograph and its '
     'reconstruction at 8 bits. rfd-random is a Frechet distance over the '
