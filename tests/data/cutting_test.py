@@ -1,6 +1,8 @@
 """Crops: cut, each photograph decoded once, and kept in a file."""
 
+import errno
 import os
+import pathlib
 import shutil
 
 import numpy as np
@@ -253,3 +255,15 @@ def test_crops_that_are_gone_from_the_file_are_an_error(folder, tmp_path):
   os.truncate(tmp_path / 'crops.bin', 100)
   with pytest.raises(OSError, match=r'Crops are gone from it.*crops\.bin'):
     kept.read(range(40))
+
+
+def test_what_is_not_there_is_not_taken_away(tmp_path, monkeypatch):
+  def refuse(self, missing_ok=False):
+    raise OSError(errno.EROFS, 'Read-only file system')
+
+  (tmp_path / 'planned').write_text('')
+  cutting.forget(tmp_path / 'crops', tmp_path / 'planned')
+  assert not [*tmp_path.iterdir()]
+  # Linux refuses on such a disk even where there is nothing.
+  monkeypatch.setattr(pathlib.Path, 'unlink', refuse)
+  cutting.forget(tmp_path / 'crops', tmp_path / 'planned')

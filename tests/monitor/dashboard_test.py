@@ -1,6 +1,7 @@
 """The dashboard: what it says, and that it fits."""
 
 import math
+import types
 
 import pytest
 import rich.cells
@@ -171,3 +172,13 @@ def test_a_sparkline_goes_from_the_least_to_the_greatest():
   assert dashboard.sparkline([-1, 0, 1, 5], 4, reach=1) == '▁▅██'
   assert dashboard.sparkline([], 5) == ''
   assert dashboard.sparkline([1], 0) == ''
+
+
+def test_a_run_is_not_over_before_its_last_cycle():
+  for cycle, expected in (
+    (996, '996 of 1000  99 %'),
+    (1000, '1000 of 1000  100 %'),
+  ):
+    at = types.SimpleNamespace(cycle=cycle, cycles=1000, left=12.0)
+    text = ''.join(segment.text for segment in dashboard._progress(at, 80))
+    assert expected in text
