@@ -7,7 +7,7 @@ no pixel depends on. Whether a JPEG lacks pixels is found out, not assumed.
 PNG: https://www.w3.org/TR/png-3/#5Chunk-layout. JPEG: ITU-T T.81, annex B.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import os
 import re
@@ -95,14 +95,10 @@ def is_suspect(f: BinaryIO, image: Image.Image) -> bool:
 
 def _is_damaged(data: bytes) -> bool:
   """Whether a PNG is not as it was written, where a pixel depends on it."""
-  at = len(_PNG)
-  while kind := data[at + 4 : at + 8]:
-    end = at + 12 + int.from_bytes(data[at : at + 4])
-    body = memoryview(data)[at + 4 : end - 4]
-    if kind in _CHECKED and zlib.crc32(body).to_bytes(4) != data[end - 4 : end]:
-      return True
-    at = end
-  return False
+  return any(
+    kind in _CHECKED and chunk != _chunk(kind, body)
+    for kind, body, chunk in _chunks(data)
+  )
 
 
 def _rebuild_png(data: bytes) -> bytes:
@@ -111,27 +107,23 @@ def _rebuild_png(data: bytes) -> bytes:
   Transparency is as critical as the colors that it is of. Of an animation its
   still remains, which is what its first frame is.
   """
-  head, pixels, texts, at = [_PNG], [], {}, len(_PNG)
-  while kind := data[at + 4 : at + 8]:
-    size = int.from_bytes(data[at : at + 4])
-    end = at + 12 + size
-    body = data[at + 8 : end - 4]
+  head, pixels, texts = [_PNG], [], {}
+  for kind, body, chunk in _chunks(data):
     if not kind[0] & 0x20 or kind == b'tRNS':
       # Pillow compares no checksum of pixels. But this file is damaged.
-      is_whole = end <= len(data) and kind in _CHECKED
-      if is_whole and _chunk(kind, body) != data[at:end]:
+      is_whole = len(chunk) == 12 + int.from_bytes(chunk[:4])
+      if is_whole and kind in _CHECKED and _chunk(kind, body) != chunk:
         raise ValueError(f'the checksum of its {kind.decode()} is wrong')
-      (pixels if pixels or kind == b'IDAT' else head).append(data[at:end])
+      (pixels if pixels or kind == b'IDAT' else head).append(chunk)
     elif kind == b'eXIf':
       texts[kind] = _chunk(kind, body)
     elif kind == b'iCCP' and _holds_profile(body):
-      if _chunk(kind, body) == data[at:end]:
-        texts[kind] = data[at:end]
+      if _chunk(kind, body) == chunk:
+        texts[kind] = chunk
     elif kind in (b'tEXt', b'zTXt', b'iTXt'):
       with contextlib.suppress(LookupError, zlib.error):
-        key, chunk = _plain_text(kind, body)
-        texts[key] = chunk
-    at = end
+        key, plain = _plain_text(kind, body)
+        texts[key] = plain
   return b''.join([*head, *texts.values(), *pixels])
 
 
@@ -143,6 +135,15 @@ def _holds_profile(body: bytes) -> bool:
   except zlib.error:
     return False
   return unpack.eof
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+  """(kind, body, all of it) of each chunk of a PNG; the last may be cut."""
+  at = len(_PNG)
+  while kind := data[at + 4 : at + 8]:
+    end = at + 12 + int.from_bytes(data[at : at + 4])
+    yield kind, data[at + 8 : end - 4], data[at:end]
+    at = end
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

@@ -120,7 +120,7 @@ def evaluate(
         if np.any(here_N := held_out.bins_N == b)
       }
       figures |= of_bins
-      worst = metric.worst_of(np.array(list(of_bins.values())))
+      worst = metric.worst_of([*of_bins.values()])
       figures[metric.worst_bin().name] = float(worst)
   p = counts_V[counts_V > 0] / counts_V.sum()
   figures['perplexity'] = math.exp(-np.sum(p * np.log(p)))

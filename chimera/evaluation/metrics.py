@@ -77,7 +77,7 @@ class Metric(NamedTuple):
 
   @property
   def worst_of(self) -> Callable[..., float]:
-    """Of an array; what is no number is the worst."""
+    """Of a list; what is no number is the worst."""
     return np.min if self.better == HIGHER else np.max
 
   def bin(self, b: int) -> 'Metric':

@@ -65,14 +65,19 @@ def test_without_mix_200_cycles_of_lessons_come_from_the_enrolled(lesson):
   )
 
 
-def test_mix_draws_its_share_of_a_lesson_from_everything():
+def _drawn_with_mix(mix: float, batch_size: int, cycles: int) -> np.ndarray:
+  """Ids (cycles, batch_size) of lessons of the class of 90 to 99."""
   state = _state((9,))
   draw = jax.jit(
     lambda rng: lessons.draw_lesson(
-      rng, state, _shard(100), batch_size=8, mix=0.25
+      rng, state, _shard(100), batch_size=batch_size, mix=mix
     )[0]
   )
-  ids = jax.vmap(draw)(jax.random.split(jax.random.key(0), 2000))
+  return jax.vmap(draw)(jax.random.split(jax.random.key(0), cycles))
+
+
+def test_mix_draws_its_share_of_a_lesson_from_everything():
+  ids = _drawn_with_mix(0.25, 8, 2000)
   assert np.min(ids[:, 2:]) == 90
   counts = np.bincount(np.ravel(ids[:, :2]), minlength=100)
   # 4,000 draws of 100 samples: 40 each, standard deviation 6.3.
@@ -80,14 +85,7 @@ def test_mix_draws_its_share_of_a_lesson_from_everything():
 
 
 def test_half_of_three_samples_are_two():
-  state = _state((9,))
-  draw = jax.jit(
-    lambda rng: lessons.draw_lesson(
-      rng, state, _shard(100), batch_size=3, mix=0.5
-    )[0]
-  )
-  ids = jax.vmap(draw)(jax.random.split(jax.random.key(0), 50))
-  of_class = (ids >= 90).mean(0)
+  of_class = (_drawn_with_mix(0.5, 3, 50) >= 90).mean(0)
   assert of_class[2] == 1
   assert of_class[:2].max() < 0.4  # of one in ten
 
